@@ -1,0 +1,1 @@
+"""Mixtures that come with the library: each module registers what it defines when it is imported."""
