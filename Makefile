@@ -1,0 +1,51 @@
+# One command each; every target first builds the environment it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install oracles quickstart test test-oracles test-network test-slow lint lock wheel-check
+
+install: .venv/installed
+
+# uv installs a lock of pins and hashes in a third of pip's time; pip brings uv, hash-checked as well.
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	awk '/^uv==/ {on=1} on {print} on && !/\\$$/ {exit}' requirements.lock > .venv/uv.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .venv/uv.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes --compile-bytecode -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+# The independent implementations that parity tests compare with (torch; transformers is in the lock already).
+oracles: .venv/oracles
+.venv/oracles: .venv/installed requirements/oracles.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/oracles.lock
+	touch $@
+
+quickstart: install
+	$(BIN)/flan-jax train --gin_file=gin_configs/recipes/quickstart.gin
+
+test: install
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not oracle and not network and not slow"
+
+test-oracles: install oracles
+	$(BIN)/python -m pytest -m oracle
+
+test-network: install
+	$(BIN)/python -m pytest -m "network and not oracle"
+
+test-slow: install
+	$(BIN)/python -m pytest -m "slow and not oracle and not network"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The built wheel, in an environment without TensorFlow, on a store prepared with it.
+wheel-check: install
+	tests/wheel_check.sh
+
+lock: install
+	requirements/lock.sh

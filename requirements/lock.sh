@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Resolves the dependencies of pyproject.toml into the three lock files: pins and hashes, no addresses.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+UV=${UV:-.venv/bin/uv}
+compile() { "$UV" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url "$@" pyproject.toml; }
+
+compile --extra t5 --extra dev --override requirements/overrides.txt \
+  --no-emit-package seqio-nightly --no-emit-package tfds-nightly --no-emit-package mesh-tensorflow \
+  --output-file requirements.lock
+compile --constraint requirements.lock --override requirements/overrides-core.txt \
+  --no-emit-package seqio --no-emit-package tensorflow-datasets --no-emit-package tensorflow \
+  --output-file requirements/core.lock
+# torch's CPU build is not on PyPI; the first hash is that of its cp311 Linux wheel, so that either build is accepted.
+printf 'torch==2.13.0\nsympy\n' | "$UV" pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url \
+  --constraint requirements.lock --override requirements/overrides-oracles.txt --output-file requirements/oracles.lock -
+sed -i 's|^torch==2.13.0 \\|&\n    --hash=sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b \\|' requirements/oracles.lock
