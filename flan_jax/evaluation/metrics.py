@@ -1,0 +1,143 @@
+"""What a prediction earns: choices by their scores, free text by its words.
+
+Everything here takes plain lists and numpy arrays. A *label* is whatever a prediction is counted under: the label's
+name where a dataset has one fixed set of choices, the position (or letter) where each example brings its own options.
+"""
+
+import collections
+import re
+import string
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+def first_maximum(scores: Sequence[float]) -> int:
+  """The option with the highest score; of equals the first, so that a tie is never won by its order of arrival."""
+  return int(np.argmax(np.asarray(scores, np.float64)))
+
+
+def chosen_is_gold(options: Sequence[str], chosen: int, golds: Sequence[str]) -> bool:
+  """Whether the chosen option's text is a gold answer's: of two equal options either may be chosen."""
+  return options[chosen] in golds
+
+
+def accuracy(correct: Sequence[bool] | Sequence[float]) -> float:
+  """Share of correct examples, or the mean of what they earned."""
+  return float(np.mean(np.asarray(correct, np.float64)))
+
+
+def balanced_accuracy(targets: Sequence[Hashable], predictions: Sequence[Hashable]) -> float:
+  """Mean over the labels that occur among the targets of the share of their examples that is found."""
+  found: dict[Hashable, list[bool]] = collections.defaultdict(list)
+  for target, prediction in zip(targets, predictions, strict=True):
+    found[target].append(prediction == target)
+  return float(np.mean([np.mean(hits) for hits in found.values()]))
+
+
+def binary_auc(positive: Sequence[bool], scores: Sequence[float]) -> float | None:
+  """Area under the ROC curve: how often a positive example scores above a negative one, a tie counting one half.
+
+  It does not see the label prior, so it shows what a model knows whose every answer is the same label.
+
+  Returns:
+    None where only one of the two labels occurs.
+  """
+  is_positive = np.asarray(positive, bool)
+  values = np.asarray(scores, np.float64)
+  negatives, positives = np.sort(values[~is_positive]), values[is_positive]
+  if not len(negatives) or not len(positives):
+    return None
+  below = np.searchsorted(negatives, positives, side="left")
+  not_above = np.searchsorted(negatives, positives, side="right")
+  return float((below + not_above).sum() / (2 * len(negatives) * len(positives)))
+
+
+def batch_calibrated(scores: Float[np.ndarray, "N L"]) -> Int[np.ndarray, " N"]:
+  """The label of each example after the prior that the prompt itself brings is divided out.
+
+  Batch calibration (Zhou et al. 2023, arXiv:2309.17249), with the N examples as its batch: p(y|x) is the softmax of the
+  scores over the labels, p̄(y) its mean over the batch, and the answer is argmax over y of log p(y|x) - log p̄(y). No
+  target is looked at.
+
+  Args:
+    scores: log-probabilities; column l is the same label in every row.
+  """
+  shifted = scores - scores.max(axis=1, keepdims=True)
+  log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+  return np.argmax(log_p - _log_mean_exp(log_p), axis=1)
+
+
+def top_label_share(predictions: Sequence[Hashable]) -> float:
+  """Share of the examples that got the most predicted label: 1 when every answer is the same."""
+  return max(collections.Counter(predictions).values()) / len(predictions)
+
+
+def majority_share(targets: Sequence[Hashable]) -> float:
+  """What a predictor earns that always gives the most frequent target of these very examples."""
+  return top_label_share(targets)
+
+
+def random_guessing(options: Sequence[Sequence[str]], golds: Sequence[Sequence[str]]) -> float:
+  """What a uniform draw among each example's options earns on average; equal texts count as often as they stand."""
+  return float(
+    np.mean(
+      [
+        sum(option in gold for option in shown) / len(shown)
+        for shown, gold in zip(options, golds, strict=True)
+      ]
+    )
+  )
+
+
+def normalised_answer(text: str) -> str:
+  """Lower case without punctuation, English articles and extra spaces, as SQuAD does."""
+  bare = text.lower().translate(_NO_PUNCTUATION)
+  return " ".join(_ARTICLE.sub(" ", bare).split())
+
+
+def exact_match(prediction: str, golds: Sequence[str]) -> float:
+  """1 if the prediction is one of the accepted answers after `normalised_answer`."""
+  return float(normalised_answer(prediction) in map(normalised_answer, golds))
+
+
+def token_f1(prediction: str, golds: Sequence[str]) -> float:
+  """F1 of the words shared with the closest accepted answer, after `normalised_answer`.
+
+  An answer without words (such as "the") is matched only by another one, as in SQuAD 2.0.
+  """
+  return max(
+    _f1(normalised_answer(prediction).split(), normalised_answer(g).split()) for g in golds
+  )
+
+
+def rouge_l(prediction: str, golds: Sequence[str]) -> float:
+  """ROUGE-L F-measure against the closest accepted answer, stemmed, as the `rouge_score` package computes it."""
+  scorer = _rouge_scorer()
+  return max(scorer.score(gold, prediction)["rougeL"].fmeasure for gold in golds)
+
+
+TEXT_METRICS = {"exact_match": exact_match, "f1": token_f1, "rouge": rouge_l}
+"""Metrics of free text by the names that dataset files use."""
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLE = re.compile(r"\b(?:a|an|the)\b")
+
+
+def _log_mean_exp(log_p: Float[np.ndarray, "N L"]) -> Float[np.ndarray, " L"]:
+  top = log_p.max(axis=0)
+  return top + np.log(np.exp(log_p - top).mean(axis=0))
+
+
+def _f1(predicted: list[str], gold: list[str]) -> float:
+  if not predicted or not gold:
+    return float(predicted == gold)
+  shared = sum((collections.Counter(predicted) & collections.Counter(gold)).values())
+  return 2 * shared / (len(predicted) + len(gold))
+
+
+def _rouge_scorer():
+  from rouge_score import rouge_scorer  # brings nltk, which takes a second to import
+
+  return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)

@@ -1,0 +1,98 @@
+"""Metrics against scikit-learn, the T5 library and rouge_score."""
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rouge_score import rouge_scorer
+
+from flan_jax.evaluation import metrics
+
+ANSWERS = [
+  ("The Eiffel Tower!", ["eiffel tower"]),
+  ("a cat sat on the mat", ["the cat sat", "dog"]),
+  ("in 1912", ["1912", "the year 1912"]),
+  ("", ["nothing"]),
+  ("completely different", ["other words here"]),
+  ("co-operate, now", ["cooperate now"]),
+  ("An an AN apple apple", ["apple"]),
+]
+
+
+def test_the_first_of_equal_scores_wins():
+  assert metrics.first_maximum([-3.0, -1.0, -1.0]) == 1
+
+
+def test_either_of_two_equal_options_is_correct():
+  options = ["bank", "bank", "river"]
+  assert [metrics.chosen_is_gold(options, k, ["bank"]) for k in range(3)] == [True, True, False]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1, max_size=40))
+@pytest.mark.filterwarnings(
+  "ignore::UserWarning"
+)  # scikit-learn warns of labels not among the targets
+def test_balanced_accuracy_is_scikit_learns(pairs):
+  targets, predictions = zip(*pairs, strict=True)
+  expected = sklearn.metrics.balanced_accuracy_score(targets, predictions)
+  assert metrics.balanced_accuracy(targets, predictions) == pytest.approx(expected)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.booleans(), st.integers(-3, 3)), min_size=2, max_size=40))
+def test_auc_is_scikit_learns_with_ties(pairs):
+  positive, scores = map(list, zip(*pairs, strict=True))
+  if len(set(positive)) < 2:
+    assert metrics.binary_auc(positive, scores) is None
+  else:
+    expected = sklearn.metrics.roc_auc_score(positive, scores)
+    assert metrics.binary_auc(positive, scores) == pytest.approx(expected)
+
+
+def test_calibration_undoes_a_constant_preference_for_one_label():
+  generator = np.random.default_rng(0)
+  targets = np.arange(200) % 2
+  scores = generator.normal(size=(200, 2)) * 0.1
+  scores[np.arange(200), targets] += 1.0
+  biased = scores + np.array([0.0, 8.0])
+  assert (np.argmax(biased, axis=1) == 1).all()
+  assert np.mean(metrics.batch_calibrated(biased) == targets) > 0.95
+
+
+def test_calibration_worked_by_hand():
+  # p = (.9, .1) and (.6, .4): the mean is (.75, .25), the ratios are (1.2, .4) and (.8, 1.6).
+  scores = np.log([[0.9, 0.1], [0.6, 0.4]]) - 5.0
+  assert metrics.batch_calibrated(scores).tolist() == [0, 1]
+
+
+def test_shares_of_labels():
+  assert metrics.top_label_share(["yes", "yes", "no", "yes"]) == 0.75
+  assert metrics.majority_share(["a", "b", "c", "b"]) == 0.5
+
+
+def test_random_guessing_counts_ragged_options_and_duplicates():
+  options = [["a", "b"], ["a", "b", "c", "d"], ["x", "x", "y"]]
+  golds = [["a"], ["d"], ["x"]]
+  assert metrics.random_guessing(options, golds) == pytest.approx((1 / 2 + 1 / 4 + 2 / 3) / 3)
+
+
+def test_exact_match_and_f1_are_the_t5_librarys():
+  # Recorded from t5.evaluation.qa_utils.qa_metrics 0.9.4, whose import takes all of TensorFlow.
+  assert [metrics.exact_match(p, g) for p, g in ANSWERS] == [1, 0, 0, 0, 0, 1, 0]
+  expected = [1.0, 2 / 3, 2 / 3, 0.0, 0.0, 1.0, 2 / 3]
+  np.testing.assert_allclose([metrics.token_f1(p, g) for p, g in ANSWERS], expected)
+
+
+def test_an_answer_without_words_is_matched_only_by_another():
+  assert metrics.token_f1("the", ["a"]) == 1.0
+  assert metrics.token_f1("the", ["cat"]) == 0.0
+
+
+def test_rouge_l_takes_the_closest_reference():
+  scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+  prediction, golds = "the cats sat on mats", ["a dog ran", "the cat sat on the mat"]
+  expected = max(scorer.score(gold, prediction)["rougeL"].fmeasure for gold in golds)
+  assert metrics.rouge_l(prediction, golds) == pytest.approx(expected)
+  assert expected > 0.8
