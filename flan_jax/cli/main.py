@@ -1,0 +1,128 @@
+"""`flan-jax <command>`: thin, and quick to answer, since every command imports only what it needs."""
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from flan_jax.errors import ConfigError, FlanJaxError
+
+JOBS = {
+  "train": "tune a model on a mixture; the same command again goes on where it was",
+  "evaluate": "judge a checkpoint zero-shot on the templates of held-out tasks",
+  "prepare": "render, tokenise and pack a mixture into a store, ahead of training",
+  "infer": "answer the prompts of a file",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs one command.
+
+  Args:
+    arguments: the words after `flan-jax`; those of this process when absent.
+
+  Returns:
+    The exit status: 0, or 2 after a mistake that the user can mend, told in one message.
+  """
+  options, gin_bindings = _parse(list(sys.argv[1:] if arguments is None else arguments))
+  try:
+    for module in options.module:
+      import_module(module)
+    if options.command in JOBS:
+      from flan_jax.jobs.launch import launch
+
+      importlib.import_module("flan_jax.jobs.configurables")
+      launch(options.command, options.gin_file, gin_bindings)
+    else:
+      from flan_jax.cli import inspect
+
+      getattr(inspect, f"show_{options.command}")(options)
+  except FlanJaxError as error:
+    print(f"flan-jax: {error}", file=sys.stderr)
+    return 2
+  except BrokenPipeError:  # `flan-jax templates x | head`
+    sys.stderr.close()
+  return 0
+
+
+def import_module(name: str) -> ModuleType:
+  """Imports a user's module, given as a dotted name or as a path to a .py file."""
+  path = Path(name)
+  if path.suffix != ".py":
+    try:
+      return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+      raise ConfigError(
+        f"--module {name}: {error}. Give a dotted name or a path ending in .py."
+      ) from error
+  if not path.is_file():
+    raise ConfigError(f"--module {name}: there is no such file.")
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[path.stem] = module
+  spec.loader.exec_module(module)
+  return module
+
+
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+  gin_bindings = [a.removeprefix("--gin.") for a in arguments if a.startswith("--gin.")]
+  rest = [a for a in arguments if not a.startswith("--gin.")]
+  options = _parser().parse_args(rest)
+  if gin_bindings and options.command not in JOBS:
+    _parser().error(f"{options.command} takes no --gin.{gin_bindings[0]}")
+  return options, gin_bindings
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="flan-jax", description="Instruction tuning of language models in JAX.", allow_abbrev=False
+  )
+  commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+  for name, text in JOBS.items():
+    job = _command(commands, name, text)
+    job.add_argument(
+      "--gin_file",
+      action="append",
+      default=[],
+      metavar="FILE",
+      help="a gin file; may be repeated, the last one wins",
+    )
+    job.epilog = "--gin.NAME=VALUE sets a macro or a binding and wins over the files."
+  mixtures = _command(
+    commands, "mixtures", "print a mixture task by task; without a name, list all"
+  )
+  mixtures.add_argument("name", nargs="?")
+  mixtures.add_argument(
+    "--draws", type=int, default=10_000, help="examples drawn, for the passes over the data"
+  )
+  templates = _command(commands, "templates", "show each template of a dataset on real examples")
+  templates.add_argument("dataset", nargs="?")
+  templates.add_argument("--template", help="only this one")
+  templates.add_argument("--examples", type=int, default=1, help="examples per template")
+  templates.add_argument("--seed", type=int, default=0)
+  checkpoints = _command(
+    commands, "checkpoints", "list the checkpoints of a run with a digest of their arrays"
+  )
+  checkpoints.add_argument("directory")
+  checkpoints.add_argument("--json", action="store_true")
+  return parser
+
+
+def _command(commands, name: str, text: str) -> argparse.ArgumentParser:
+  parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+  parser.add_argument(
+    "--module",
+    action="append",
+    default=[],
+    metavar="NAME",
+    help="a module of yours that registers datasets or mixtures",
+  )
+  return parser
+
+
+if __name__ == "__main__":
+  sys.exit(main())

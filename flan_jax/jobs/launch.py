@@ -1,0 +1,231 @@
+"""Reads gin files and bindings so strictly that every setting which is accepted is obeyed.
+
+Gin itself lets an unused macro pass (`STPES=5`), and a binding for a configurable that the launch never
+calls. Here the statements are read once by gin's own parser before gin sees them: each binding must name
+a known configurable and one of its parameters, and must be reachable from the job that is launched.
+"""
+
+import ast
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+from gin import config_parser
+
+from flan_jax.errors import ConfigError, nearest
+
+CONFIG_DIRECTORY = Path(__file__).resolve().parent.parent / "gin_configs"
+COMMAND_LINE = "command line"
+
+
+def launch(job: str, files: Sequence[str], bindings: Sequence[str]) -> Any:
+  """Runs the configurable `job` under the given gin files and `NAME=VALUE` bindings.
+
+  Args:
+    job: name of the configurable to call, such as "train".
+    files: gin files, read in order; a path, or a path inside the library's `gin_configs/`.
+    bindings: `NAME=VALUE` strings that win over the files. A value that is no gin literal is a string.
+
+  Returns:
+    What the job returns.
+
+  Raises:
+    ConfigError: an unknown file, name or parameter, an unused macro, a binding out of reach of the job.
+  """
+  configure(job, files, bindings)
+  return CONFIGURABLES[job]()
+
+
+def configure(job: str, files: Sequence[str], bindings: Sequence[str]) -> None:
+  """Checks and loads a launch without running it. See `launch`."""
+  statements = [s for path in files for s in _read_file(_find(path))]
+  lines = [_as_gin_line(binding) for binding in bindings]
+  statements += [s for line in lines for s in _parse(line, COMMAND_LINE)]
+  _check(job, statements)
+  gin.clear_config()
+  gin.add_config_file_search_path(str(CONFIG_DIRECTORY))
+  try:
+    gin.parse_config_files_and_bindings(
+      [str(_find(f)) for f in files], lines, print_includes_and_imports=False
+    )
+  except (ValueError, SyntaxError, OSError) as error:
+    raise ConfigError(f"gin refuses this launch: {error}") from error
+
+
+def operative_config() -> str:
+  """The settings that this launch has used so far, as a gin file that repeats it."""
+  return gin.operative_config_str()
+
+
+CONFIGURABLES: dict[str, Callable[..., Any]] = {}
+"""Every factory and job that a gin file can name; filled by `configurable`."""
+
+
+def configurable(function: Callable[..., Any], name: str | None = None) -> Callable[..., Any]:
+  """Registers a top-level factory or job under its name, for gin files to bind."""
+  name = name or function.__name__
+  CONFIGURABLES[name] = gin.configurable(name, module="flan_jax")(function)
+  return CONFIGURABLES[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Statement:
+  """One `selector.argument = value`, or a macro where there is no argument."""
+
+  selector: str
+  argument: str
+  references: tuple[str, ...]  # names of configurables in the value
+  macros: tuple[str, ...]  # names of macros in the value
+  where: str
+
+  @property
+  def typed(self) -> bool:
+    """Whether it stands on the command line."""
+    return self.where == COMMAND_LINE
+
+
+class _References(config_parser.ParserDelegate):
+  """Notes which configurables and macros a value mentions instead of resolving them."""
+
+  def __init__(self) -> None:
+    self.references: list[str] = []
+    self.macros: list[str] = []
+
+  def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> str:
+    self.references.append(scoped_configurable_name.split("/")[-1].split(".")[-1])
+    return scoped_configurable_name
+
+  def macro(self, macro_name: str) -> str:
+    self.macros.append(macro_name.split(".")[-1])
+    return macro_name
+
+
+def _find(path: str) -> Path:
+  for candidate in (Path(path), CONFIG_DIRECTORY / path, CONFIG_DIRECTORY.parent / path):
+    if candidate.is_file():
+      return candidate
+  known = [str(p.relative_to(CONFIG_DIRECTORY)) for p in sorted(CONFIG_DIRECTORY.rglob("*.gin"))]
+  close = nearest(path.removeprefix("gin_configs/"), known)
+  hint = f" Did you mean {close[0]!r}?" if close else ""
+  raise ConfigError(f"no gin file {path!r}, neither here nor in {CONFIG_DIRECTORY}.{hint}")
+
+
+def _read_file(path: Path) -> Iterator[_Statement]:
+  yield from _parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _parse(text: str, where: str) -> Iterator[_Statement]:
+  delegate = _References()
+  try:
+    parser = config_parser.ConfigParser(text, delegate)
+    while (statement := parser.parse_statement()) is not None:
+      if isinstance(statement, config_parser.IncludeStatement):
+        yield from _read_file(_find(statement.filename))
+      elif isinstance(statement, config_parser.BindingStatement):
+        yield _Statement(
+          selector=statement.selector.split(".")[-1],
+          argument=statement.arg_name,
+          references=tuple(delegate.references),
+          macros=tuple(delegate.macros),
+          where=where if where == COMMAND_LINE else f"{where}:{statement.location.line_num}",
+        )
+      delegate.references.clear()
+      delegate.macros.clear()
+  except SyntaxError as error:
+    line = f":{error.lineno}" if error.lineno and where != COMMAND_LINE else ""
+    raise ConfigError(
+      f"{where}{line}: not gin syntax: {error.msg}: {(error.text or text).strip()!r}"
+    ) from error
+
+
+_REFERENCE = re.compile(r"^[@%][\w/.]+(\(\))?$")
+
+
+def _as_gin_line(binding: str) -> str:
+  """`NAME=VALUE` as typed in a shell, where quotes are lost: what is no literal becomes a string."""
+  name, equals, value = binding.partition("=")
+  if not equals:
+    raise ConfigError(f"--gin.{binding} has no value; write --gin.NAME=VALUE.")
+  value = value.strip()
+  if not _REFERENCE.match(value) and not _is_literal(value) and not re.search(r"[@%]\w", value):
+    value = repr(value)
+  return f"{name.strip()} = {value}"
+
+
+def _is_literal(value: str) -> bool:
+  try:
+    ast.literal_eval(value)
+  except (ValueError, SyntaxError):
+    return False
+  return True
+
+
+def _check(job: str, statements: Sequence[_Statement]) -> None:
+  for s in statements:
+    if s.argument:
+      _check_binding(s)
+    for name in s.references:
+      _require(name, CONFIGURABLES, "configurable", s.where)
+  macros = {s.selector for s in statements if not s.argument}
+  for s in statements:
+    for name in s.macros:
+      _require(name, macros, "macro", s.where)
+  _check_reach(job, statements, macros)
+
+
+def _check_binding(s: _Statement) -> None:
+  _require(s.selector, CONFIGURABLES, "configurable", s.where)
+  parameters = inspect.signature(inspect.unwrap(CONFIGURABLES[s.selector])).parameters
+  _require(s.argument, parameters, f"parameter of {s.selector}", s.where)
+
+
+def _require(name: str, known: Iterable[str] | Mapping[str, Any], kind: str, where: str) -> None:
+  known = list(known)
+  if name not in known:
+    close = nearest(name, known)
+    hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(known))}."
+    raise ConfigError(f"{where}: unknown {kind} {name!r}. {hint}")
+
+
+def _check_reach(job: str, statements: Sequence[_Statement], macros: set[str]) -> None:
+  """What the job never meets would be accepted and ignored.
+
+  A file's binding may lose its use when a later file chooses another model or optimizer. What was typed
+  on the command line has to take effect.
+  """
+  effective = list({(s.selector, s.argument): s for s in statements}.values())  # the last one wins
+  used, usable = _reachable(job, effective), _reachable(job, statements)
+  for s in statements:
+    if s.selector in (used if s.typed else usable):
+      continue
+    if s.argument:
+      raise ConfigError(
+        f"{s.where}: {s.selector}.{s.argument} is set, but this launch of {job!r} never calls "
+        f"{s.selector!r}. Remove it, or refer to @{s.selector}() from what is launched."
+      )
+    known = sorted(used & macros)
+    close = nearest(s.selector, known)
+    hint = (
+      f"Did you mean {close[0]!r}?" if close else f"Macros in use: {', '.join(known) or 'none'}."
+    )
+    raise ConfigError(
+      f"{s.where}: nothing in this launch of {job!r} uses the macro {s.selector!r}. {hint}"
+    )
+
+
+def _reachable(job: str, statements: Sequence[_Statement]) -> set[str]:
+  """Names of the configurables and macros met on a walk from the job through the bindings."""
+  mentions: dict[str, list[str]] = {}
+  for s in statements:
+    mentions.setdefault(s.selector, []).extend((*s.references, *s.macros))
+  reached, frontier = set[str](), [job]
+  while frontier:
+    name = frontier.pop()
+    if name not in reached:
+      reached.add(name)
+      frontier += mentions.get(name, ())
+  return reached
