@@ -1,0 +1,144 @@
+"""SentencePiece models, with T5's sentinels where they are wanted."""
+
+import re
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from sentencepiece import SentencePieceProcessor
+
+from flan_jax.errors import VocabularyError
+from flan_jax.vocabularies.vocabulary import Vocabulary
+
+_MODEL = "sentencepiece.model"
+_USER_DEFINED = 4
+
+
+class SentencePieceVocabulary(Vocabulary):
+  """A SentencePiece model file.
+
+  Args:
+    path: the model file (`spiece.model`, `tokenizer.model`).
+    extra_ids: sentinels added after the model's own pieces, written `<extra_id_0>` ... in texts;
+      the first one gets the last id, as T5 numbers them.
+    control_tokens: control pieces that a text may spell out, such as ("<s>", "</s>") for a chat
+      template that writes them. Others stay ordinary text, as SentencePiece has it.
+    chat_template: the Jinja text of the model that this vocabulary belongs to.
+
+  Raises:
+    VocabularyError: the file is no SentencePiece model, has no end-of-sentence piece, or a control
+      token is no piece of it.
+  """
+
+  kind: ClassVar[str] = "sentencepiece"
+
+  def __init__(
+    self,
+    path: str | Path,
+    extra_ids: int = 0,
+    control_tokens: Sequence[str] = (),
+    chat_template: str | None = None,
+  ):
+    self._model = _read(path)
+    self.extra_ids = extra_ids
+    self.control_tokens = tuple(control_tokens)
+    self.chat_template = chat_template
+    self._processor = _processor(path, self._model + _sentinel_pieces(extra_ids))
+    self.size = self._processor.vocab_size()
+    self.eos_id = self._required(path, self._processor.eos_id())
+    self.bos_id = _optional(self._processor.bos_id())
+    self.unk_id = _optional(self._processor.unk_id())
+    # Llama's models have no padding piece. Which id fills a row is then of no consequence: weights
+    # and attention go by segment ids.
+    self.pad_id = max(self._processor.pad_id(), 0)
+    self._control_ids = {token: self._processor.piece_to_id(token) for token in self.control_tokens}
+    for token, token_id in self._control_ids.items():
+      if token_id == self.unk_id:
+        raise VocabularyError(f"{path}: control token {token!r} is no piece of this model.")
+    written = "|".join(map(re.escape, sorted(self.control_tokens, key=len, reverse=True)))
+    self._control_pattern = re.compile(f"({written})") if written else None
+
+  def encode(self, text: str) -> list[int]:
+    if self._control_pattern is None:
+      return self._processor.encode(text)
+    return self.encode_with_ends(text)[0]
+
+  def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+    ids: list[int] = []
+    ends: list[int] = []
+    start = 0
+    for part in self._control_pattern.split(text) if self._control_pattern else [text]:
+      if part in self._control_ids:
+        ids.append(self._control_ids[part])
+        ends.append(start + len(part))
+      elif part:
+        spelt = self._processor.encode(part, return_type="offset_mapping")
+        ids.extend(spelt["ids"])
+        ends.extend(start + end for _, end in spelt["offsets"])
+      start += len(part)
+    return ids, ends
+
+  def decode(self, ids: Iterable[int]) -> str:
+    return self._processor.decode([int(i) for i in ids if i < self.size])
+
+  def token(self, token_id: int) -> str:
+    return self._processor.id_to_piece(token_id)
+
+  def _description(self) -> dict[str, Any]:
+    return {
+      "kind": self.kind,
+      "extra_ids": self.extra_ids,
+      "control_tokens": list(self.control_tokens),
+    }
+
+  def _files(self) -> dict[str, bytes]:
+    return {_MODEL: self._model}
+
+  @classmethod
+  def _load(cls, directory: Path, description: dict[str, Any]) -> "SentencePieceVocabulary":
+    return cls(
+      directory / _MODEL,
+      description["extra_ids"],
+      description["control_tokens"],
+      description["chat_template"],
+    )
+
+  def _required(self, path: str | Path, eos_id: int) -> int:
+    if eos_id < 0:
+      raise VocabularyError(f"{path}: the model has no end-of-sentence piece; train it with eos_id=1.")
+    return eos_id
+
+
+def _read(path: str | Path) -> bytes:
+  try:
+    return Path(path).read_bytes()
+  except FileNotFoundError:
+    raise VocabularyError(f"{path}: no such SentencePiece model file.") from None
+
+
+def _processor(path: str | Path, model: bytes) -> SentencePieceProcessor:
+  try:
+    return SentencePieceProcessor(model_proto=model)
+  except (RuntimeError, ValueError) as error:
+    raise VocabularyError(f"{path}: not a SentencePiece model ({error}).") from None
+
+
+def _sentinel_pieces(count: int) -> bytes:
+  """`count` more user-defined pieces, to be put behind a serialised model.
+
+  Protocol buffers that are written one after the other read as one, with repeated fields joined:
+  a model is extended without the protobuf package. In ModelProto, field 1 is a piece; in a piece,
+  field 1 is the text, 2 the score (a 32-bit float), 3 the type.
+  """
+  added = b""
+  for index in reversed(range(count)):
+    text = f"<extra_id_{index}>".encode()
+    piece = b"\x0a" + bytes([len(text)]) + text + b"\x15" + struct.pack("<f", 0.0)
+    piece += b"\x18" + bytes([_USER_DEFINED])
+    added += b"\x0a" + bytes([len(piece)]) + piece
+  return added
+
+
+def _optional(token_id: int) -> int | None:
+  return token_id if token_id >= 0 else None

@@ -1,0 +1,124 @@
+"""What every vocabulary answers: text to ids, ids to text, the special ids, and a fingerprint."""
+
+import abc
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from flan_jax.errors import VocabularyError
+
+_DESCRIPTION = "vocabulary.json"
+
+
+class Vocabulary(abc.ABC):
+  """Text to ids and back.
+
+  Encoding adds neither a begin nor an end token: those belong to the format of the recipe.
+
+  Attributes:
+    size: number of ids; every id is below it.
+    pad_id: the id that fills the unused end of a row.
+    eos_id: the id that ends a text.
+    bos_id: the id that begins a text; None when the vocabulary has none.
+    unk_id: the id of what cannot be written; None when everything can.
+    chat_template: the Jinja text that came with the vocabulary, if one did.
+  """
+
+  size: int
+  pad_id: int
+  eos_id: int
+  bos_id: int | None = None
+  unk_id: int | None = None
+  chat_template: str | None = None
+  extra_ids: int = 0
+
+  kind: ClassVar[str]
+  _kinds: ClassVar[dict[str, type["Vocabulary"]]] = {}
+
+  def __init_subclass__(cls, **kwargs: Any) -> None:
+    super().__init_subclass__(**kwargs)
+    if "kind" in cls.__dict__:
+      Vocabulary._kinds[cls.kind] = cls
+
+  @abc.abstractmethod
+  def encode(self, text: str) -> list[int]:
+    """The ids of a text."""
+
+  @abc.abstractmethod
+  def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+    """The ids of a text and, for each, how many characters of the text are spelt once it is read.
+
+    The ends never decrease. A character that takes several ids ends with the first of them.
+    """
+
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    """`encode` for each of the texts."""
+    return [self.encode(text) for text in texts]
+
+  @abc.abstractmethod
+  def decode(self, ids: Iterable[int]) -> str:
+    """The text of the ids. Control ids, and ids that a padded model has beyond `size`, are left out."""
+
+  @abc.abstractmethod
+  def token(self, token_id: int) -> str:
+    """How a control token is written, such as "</s>"."""
+
+  def sentinel(self, index: int) -> int:
+    """The id of T5's `<extra_id_INDEX>`: sentinels count down from the end of the vocabulary."""
+    if not 0 <= index < self.extra_ids:
+      raise VocabularyError(
+        f"sentinel {index} of a vocabulary with {self.extra_ids} extra ids: "
+        f"make the vocabulary with extra_ids={index + 1} or more."
+      )
+    return self.size - 1 - index
+
+  @property
+  def fingerprint(self) -> str:
+    """sha256 of everything that decides the ids."""
+    digest = hashlib.sha256(json.dumps(self._description(), sort_keys=True).encode())
+    for name, content in sorted(self._files().items()):
+      digest.update(f"{name} {len(content)} ".encode())
+      digest.update(content)
+    return digest.hexdigest()
+
+  def save(self, directory: str | Path) -> None:
+    """Writes what `load_vocabulary` needs to make this vocabulary again."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, content in self._files().items():
+      (directory / name).write_bytes(content)
+    description = {**self._description(), "chat_template": self.chat_template}
+    (directory / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+
+  @abc.abstractmethod
+  def _description(self) -> dict[str, Any]:
+    """The settings that decide the ids, as JSON, with `kind`."""
+
+  def _files(self) -> dict[str, bytes]:
+    """The files that decide the ids, by name."""
+    return {}
+
+  @classmethod
+  @abc.abstractmethod
+  def _load(cls, directory: Path, description: dict[str, Any]) -> "Vocabulary":
+    """The vocabulary that `save` wrote."""
+
+
+def load_vocabulary(directory: str | Path) -> Vocabulary:
+  """The vocabulary that `Vocabulary.save` wrote to a directory.
+
+  Raises:
+    VocabularyError: no vocabulary is there, or one of a kind that this version does not know.
+  """
+  path = Path(directory) / _DESCRIPTION
+  try:
+    description = json.loads(path.read_text())
+    kind = Vocabulary._kinds[description["kind"]]
+    return kind._load(Path(directory), description)
+  except FileNotFoundError as error:
+    raise VocabularyError(f"{error.filename}: missing, so {directory} holds no vocabulary.") from None
+  except (ValueError, KeyError) as error:
+    known = ", ".join(sorted(Vocabulary._kinds))
+    raise VocabularyError(f"{path}: not a saved vocabulary ({error!r}). Known kinds: {known}.") from None
