@@ -1,0 +1,63 @@
+"""Directories that are whole or absent."""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flan_jax.errors import StorageError
+
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+
+def build_once(directory: Path, build: Callable[[Path], None]) -> Path:
+  """Makes `directory` with `build`, unless it exists already.
+
+  `build` fills a directory beside it, which is then renamed; of several processes that ask at once
+  one builds and the others wait. What a killed process left unfinished is cleared away.
+
+  Raises:
+    StorageError: the disk is full or may not be written to.
+  """
+  if directory.is_dir():
+    return directory
+  unfinished = directory.with_name(f".{directory.name}.unfinished")
+  try:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(directory.with_name(f".{directory.name}.lock")):
+      if not directory.is_dir():
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        try:
+          build(unfinished)
+          unfinished.rename(directory)
+        finally:
+          shutil.rmtree(unfinished, ignore_errors=True)
+  except OSError as error:
+    if error.errno not in _REFUSED:
+      raise
+    raise StorageError(
+      f"cannot write {directory}: {error.strerror}. Nothing was kept; free some space or name "
+      "another data directory."
+    ) from error
+  return directory
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+  """Holds a lock file, and removes it on leaving."""
+  while True:
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    # The holder before us may have removed the file that we opened: then ours locks nothing.
+    if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
+      break
+    os.close(descriptor)
+  try:
+    yield
+  finally:
+    path.unlink(missing_ok=True)
+    os.close(descriptor)

