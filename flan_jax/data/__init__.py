@@ -1,0 +1,93 @@
+"""From sources to batches: records, mixtures, the prepared store, packing.
+
+Names are imported when they are asked for. TensorFlow, SeqIO and TFDS are imported only by the
+functions that cannot do without them: reading a TFDS source, and registering SeqIO tasks.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from flan_jax.data.archives import fetch, members
+  from flan_jax.data.mixtures import (
+    Mixture,
+    MixtureTask,
+    TaskDescription,
+    dataset_names,
+    dataset_spec,
+    describe,
+    get_mixture,
+    held_out_datasets,
+    held_out_tasks,
+    mixture_names,
+    mixture_tasks,
+    register_mixture,
+    register_templates,
+    training_datasets,
+    training_tasks,
+  )
+  from flan_jax.data.records import RecordCounts, Records, RecordSplits, load_records
+  from flan_jax.data.seqio_tasks import register_seqio
+  from flan_jax.data.sources import Source, open_source
+
+_MODULES = {
+  "archives": ("fetch", "members"),
+  "mixtures": (
+    "Mixture",
+    "MixtureTask",
+    "TaskDescription",
+    "dataset_names",
+    "dataset_spec",
+    "describe",
+    "get_mixture",
+    "held_out_datasets",
+    "held_out_tasks",
+    "mixture_names",
+    "mixture_tasks",
+    "register_mixture",
+    "register_templates",
+    "training_datasets",
+    "training_tasks",
+  ),
+  "records": ("RecordCounts", "RecordSplits", "Records", "load_records"),
+  "seqio_tasks": ("register_seqio",),
+  "sources": ("Source", "open_source"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+  "Mixture",
+  "MixtureTask",
+  "RecordCounts",
+  "RecordSplits",
+  "Records",
+  "Source",
+  "TaskDescription",
+  "dataset_names",
+  "dataset_spec",
+  "describe",
+  "fetch",
+  "get_mixture",
+  "held_out_datasets",
+  "held_out_tasks",
+  "load_records",
+  "members",
+  "mixture_names",
+  "mixture_tasks",
+  "open_source",
+  "register_mixture",
+  "register_seqio",
+  "register_templates",
+  "training_datasets",
+  "training_tasks",
+]
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _HOMES:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+  return sorted(__all__)

@@ -35,7 +35,7 @@ class Format:
   Attributes:
     name: jsonl (an object a line), json, yaml, csv, tsv (no quoting), parquet, or text (the whole
       file is one record).
-    encoding: of text formats.
+    encoding: of text formats; of several, the first that can read the file (jsonl, tsv: the line).
     columns: names of the columns, for csv and tsv files without a header line.
     at: for json and yaml, where the records are: keys joined by dots. Lists on the way are walked,
       and a record takes over the plain values of the objects around it; "data.paragraphs.qas"
@@ -46,7 +46,7 @@ class Format:
   """
 
   name: str
-  encoding: str = "utf-8"
+  encoding: tuple[str, ...] = ("utf-8",)
   columns: tuple[str, ...] = ()
   at: str = ""
 
@@ -147,11 +147,12 @@ def _walk(node: Any, keys: Sequence[str], around: Record, origin: str, at: str) 
 def _csv(form: Format, stream: IO[bytes], origin: str) -> Iterator[Record]:
   # The module's default refuses fields over 128 KiB, which whole documents pass.
   csv.field_size_limit(1 << 30)
-  reader = csv.reader(io.TextIOWrapper(stream, form.encoding, newline=""), strict=True)
+  lines = io.StringIO(_decoded(stream.read(), form.encoding, origin), newline="")
+  reader = csv.reader(lines, strict=True)
   try:
     yield from _table(form, ((reader.line_num, row) for row in reader), origin)
-  except (csv.Error, UnicodeDecodeError) as error:
-    raise RecordError(f"{origin}:{reader.line_num + 1}: {error}.") from error
+  except csv.Error as error:
+    raise RecordError(f"{origin}:{reader.line_num}: {error}.") from error
 
 
 def _tsv(form: Format, stream: IO[bytes], origin: str) -> Iterator[Record]:
@@ -209,16 +210,18 @@ _READERS: dict[str, Callable[[Format, IO[bytes], str], Iterator[Record]]] = {
 }
 
 
-def _decoded(content: bytes, encoding: str, where: str) -> str:
-  try:
-    return content.decode(encoding).removeprefix("\ufeff")
-  except LookupError as error:
-    raise ConfigError(f"{where}: unknown encoding {encoding!r}.") from error
-  except UnicodeDecodeError as error:
-    raise RecordError(
-      f"{where}: byte {error.start + 1} is not {encoding}: {error.reason}. If the file is in "
-      "another encoding, write `encoding:` in the source."
-    ) from error
+def _decoded(content: bytes, encodings: Sequence[str], where: str) -> str:
+  for encoding in encodings:
+    try:
+      return content.decode(encoding).removeprefix("\ufeff")
+    except LookupError as error:
+      raise ConfigError(f"{where}: unknown encoding {encoding!r}.") from error
+    except UnicodeDecodeError as error:
+      mistake = error
+  raise RecordError(
+    f"{where}: byte {mistake.start + 1} is not {mistake.encoding}: {mistake.reason}. If the file "
+    "is in another encoding, write `encoding:` in the source."
+  )
 
 
 def _parsed_json(text: str, origin: str, line: int | None = None) -> Any:

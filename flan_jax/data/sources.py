@@ -316,9 +316,10 @@ def _check_format(settings: Mapping[str, Any], parts: Mapping[str, tuple[str, ..
 
 
 def _format(settings: Mapping[str, Any], filename: str) -> Format:
+  encoding = settings.get("encoding", "utf-8")
   return Format(
     settings.get("format") or format_of(filename),
-    settings.get("encoding", "utf-8"),
+    (encoding,) if isinstance(encoding, str) else tuple(encoding),
     tuple(settings.get("columns", ())),
     settings.get("at", ""),
   )

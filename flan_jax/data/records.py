@@ -1,0 +1,283 @@
+"""Records ready to be put into words: derived, deduplicated, split by group, memory-mapped.
+
+The contract of a split: records whose fields have the same normalised text count once; records of
+one group (a passage, a contract) never stand in two splits; a training record whose group occurs
+in an evaluation split is dropped. Whatever is dropped is counted.
+"""
+
+import json
+import logging
+import mmap
+import unicodedata
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b, sha256
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from flan_jax.data.atomic_directory import build_once
+from flan_jax.data.sources import Source, open_source
+from flan_jax.errors import ConfigError, RecordError, UnknownName
+from flan_jax.prompting import DatasetSpec
+
+RECORDS_VERSION = 1
+"""Part of every fingerprint; raised whenever the same source comes to give other records."""
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class RecordCounts:
+  """What became of the raw records.
+
+  Attributes:
+    raw: as the source yields them.
+    dropped: by the derive function.
+    blank: without an answer.
+    duplicates: equal to another record in the normalised text of the `unique` fields.
+    overlapping: training records whose group occurs in an evaluation split.
+    kept: by split.
+  """
+
+  raw: int = 0
+  dropped: int = 0
+  blank: int = 0
+  duplicates: int = 0
+  overlapping: int = 0
+  kept: dict[str, int] = field(default_factory=dict)
+
+
+class Records(Sequence[dict[str, Any]]):
+  """One split: a sequence of records on disk, each a dict of texts and lists of texts.
+
+  The order is that of a hash of each record, so that the first n are a sample drawn without regard
+  to the order of the source, and the same sample every time. Can be pickled and shared by forked
+  processes.
+  """
+
+  def __init__(self, directory: Path, split: str):
+    self._directory, self._split = directory, split
+    self._open()
+
+  def __len__(self) -> int:
+    return len(self._spans)
+
+  @overload
+  def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+  @overload
+  def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+
+  def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+    if isinstance(index, slice):
+      return [self[i] for i in range(*index.indices(len(self)))]
+    start, end = self._spans[index]
+    return json.loads(str(self._text[start:end], "utf-8"))
+
+  def group(self, index: int) -> int:
+    """A number that records of one group share, and with any likelihood no others."""
+    return int(self._groups[index])
+
+  def __reduce__(self) -> tuple[Any, ...]:
+    return Records, (self._directory, self._split)
+
+  def _open(self) -> None:
+    with (self._directory / f"{self._split}.jsonl").open("rb") as file:
+      self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    self._spans = np.load(self._directory / f"{self._split}.spans.npy", mmap_mode="r")
+    self._groups = np.load(self._directory / f"{self._split}.groups.npy", mmap_mode="r")
+
+
+class RecordSplits(Mapping[str, Records]):
+  """The splits of one dataset, and the counts of what was kept and dropped."""
+
+  def __init__(self, directory: Path):
+    self.directory = directory
+    about = json.loads((directory / "records.json").read_text())
+    self.dataset: str = about["dataset"]
+    self.fingerprint: str = about["fingerprint"]
+    self.counts = RecordCounts(**about["counts"])
+    self._splits = {split: Records(directory, split) for split in self.counts.kept}
+
+  def __getitem__(self, split: str) -> Records:
+    """The records of a split.
+
+    Raises:
+      UnknownName: the dataset has no such split.
+    """
+    if split not in self._splits:
+      raise UnknownName(f"split of {self.dataset}", split, self._splits)
+    return self._splits[split]
+
+  def __contains__(self, split: object) -> bool:
+    return split in self._splits
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._splits)
+
+  def __len__(self) -> int:
+    return len(self._splits)
+
+
+def load_records(spec: DatasetSpec, data_dir: Path | str) -> RecordSplits:
+  """The records of a dataset, built on the first call and mapped from the disk afterwards.
+
+  Only building fetches archives or imports TensorFlow. The folder is
+  `data_dir/records/<name>-<fingerprint>`; another source, split or derive function is another
+  folder, other templates are not.
+
+  Raises:
+    RecordError: a record cannot be read, lacks a field, or has an answer that is no choice; a
+      split is empty.
+    ArchiveError, NetworkError: the archive cannot be had.
+  """
+  data_dir = Path(data_dir)
+  try:
+    source = open_source(spec.source, spec.path.resolve().parent, data_dir / "archives")
+    fingerprint = _fingerprint(spec, source)
+  except ConfigError as error:
+    raise ConfigError(f"{spec.path}: {error}") from error
+
+  def build(directory: Path) -> None:
+    _LOG.info("reading the records of %s", spec.name)
+    counts = _Builder(spec, source, directory).build()
+    about = {"dataset": spec.name, "fingerprint": fingerprint, "counts": asdict(counts)}
+    (directory / "records.json").write_text(json.dumps(about, indent=2) + "\n")
+
+  directory = data_dir / "records" / f"{spec.name}-{fingerprint[:16]}"
+  return RecordSplits(build_once(directory, build))
+
+
+def normalise(text: str) -> str:
+  """The text by which two records count as the same: compatibility forms, case and spacing removed."""
+  return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+class _Builder:
+  """Reads a source once and writes its splits."""
+
+  def __init__(self, spec: DatasetSpec, source: Source, directory: Path):
+    self._spec, self._source = spec, source
+    self._counts = RecordCounts()
+    self._seen: set[bytes] = set()
+    self._held_groups: set[int] = set()
+    self._writers = {split: _SplitWriter(directory, split) for split in spec.splits}
+
+  def build(self) -> RecordCounts:
+    try:
+      for part, split_of in self._plan():
+        for number, raw in enumerate(self._source.records(part), start=1):
+          self._add(raw, part, number, split_of)
+    finally:
+      self._counts.kept = {split: writer.close() for split, writer in self._writers.items()}
+    empty = [split for split, kept in self._counts.kept.items() if not kept]
+    if empty:
+      counts = self._counts
+      raise RecordError(
+        f"dataset {self._spec.name!r}: the split {empty[0]!r} is empty. Of {counts.raw} records, "
+        f"{counts.dropped} were dropped by the derive function, {counts.blank} have no answer, "
+        f"{counts.duplicates} are duplicates, {counts.overlapping} share a group with an "
+        f"evaluation split. Give the dataset more records or change `splits:` in {self._spec.path}."
+      )
+    return self._counts
+
+  def _plan(self) -> list[tuple[str, Callable[[int], str]]]:
+    """The parts to read in order, each with what tells the split of a group."""
+    splits = self._spec.splits
+    if any(isinstance(value, float) for value in splits.values()):
+      split_of = _by_fraction({split: float(value) for split, value in splits.items()})
+      return [(part, split_of) for part in self._source.parts]
+    # Evaluation splits first: what they hold is then kept out of training.
+    order = sorted(splits, key=lambda split: split == "train")
+    return [(str(splits[split]), _always(split)) for split in order]
+
+  def _add(
+    self, raw: dict[str, Any], part: str, number: int, split_of: Callable[[int], str]
+  ) -> None:
+    counts, spec = self._counts, self._spec
+    counts.raw += 1
+    try:
+      record = spec.derive_record(raw)
+    except RecordError as error:
+      raise RecordError(f"{spec.path}: record {number} of part {part!r}: {error}") from error
+    if record is None:
+      counts.dropped += 1
+      return
+    if spec.answer is not None and not record[spec.answer.field]:
+      counts.blank += 1
+      return
+    unique = _key(record, spec.unique)
+    if unique in self._seen:
+      counts.duplicates += 1
+      return
+    group = _number(_key(record, spec.group) if spec.group else unique, b"group")
+    split = split_of(group)
+    if split == "train" and group in self._held_groups:
+      counts.overlapping += 1
+      return
+    self._seen.add(unique)
+    if split != "train":
+      self._held_groups.add(group)
+    self._writers[split].write(record, _number(unique, b"order"), group)
+
+
+class _SplitWriter:
+  """Writes one split: the records in the order they come, and their places in hashed order."""
+
+  def __init__(self, directory: Path, split: str):
+    self._directory, self._split = directory, split
+    self._file = (directory / f"{split}.jsonl").open("wb")
+    self._ends, self._order, self._groups = array("q", [0]), array("Q"), array("q")
+
+  def write(self, record: Mapping[str, Any], order: int, group: int) -> None:
+    line = json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    self._file.write(line)
+    self._ends.append(self._ends[-1] + len(line))
+    self._order.append(order % (1 << 64))
+    self._groups.append(group)
+
+  def close(self) -> int:
+    self._file.close()
+    order = np.argsort(np.array(self._order, np.uint64), kind="stable")
+    ends = np.array(self._ends, np.int64)
+    spans = np.stack([ends[:-1], ends[1:]], axis=1)[order]
+    np.save(self._directory / f"{self._split}.spans.npy", spans)
+    np.save(self._directory / f"{self._split}.groups.npy", np.array(self._groups, np.int64)[order])
+    return len(order)
+
+
+def _by_fraction(fractions: Mapping[str, float]) -> Callable[[int], str]:
+  """The split of a group: the hashes, spread evenly over 64 bits, are cut at the fractions."""
+  names = list(fractions)
+  cuts = np.cumsum(list(fractions.values()))[:-1]
+
+  def split_of(group: int) -> str:
+    place = (group % (1 << 64)) / (1 << 64)
+    return names[int(np.searchsorted(cuts, place, side="right"))]
+
+  return split_of
+
+
+def _always(split: str) -> Callable[[int], str]:
+  return lambda group: split
+
+
+def _key(record: Mapping[str, Any], names: Sequence[str]) -> bytes:
+  """A digest of the fields' normalised text."""
+  values = [record[name] for name in names]
+  texts = [list(map(normalise, v)) if isinstance(v, list) else normalise(v) for v in values]
+  return blake2b(json.dumps(texts).encode(), digest_size=16).digest()
+
+
+def _number(key: bytes, purpose: bytes) -> int:
+  """A signed 64-bit number from a digest; numbers for different purposes have nothing in common."""
+  digest = blake2b(key, digest_size=8, person=purpose).digest()
+  return int.from_bytes(digest, "little", signed=True)
+
+
+def _fingerprint(spec: DatasetSpec, source: Source) -> str:
+  text = f"{RECORDS_VERSION} {spec.records_fingerprint} {source.fingerprint()}"
+  return sha256(text.encode()).hexdigest()

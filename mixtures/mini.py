@@ -1,0 +1,29 @@
+"""`mini`: real datasets from published packages, small enough for a laptop.
+
+No package needs a network other than a package registry. Sentiment and commonsense are held out:
+nothing of them is trained on, and they are what zero-shot evaluation is about.
+"""
+
+from flan_jax.data.mixtures import register_mixture
+
+SENTIMENT = ("rotten_tomatoes", "amazon_snippets", "tweets", "nyt_editorials")
+COMMONSENSE = ("piqa", "commonsense_qa", "openbookqa", "social_iqa")
+SHORT = ("bbc_news", "nq_open", "asdiv", "quartz", "sarcasm", "chatterbot")
+LONG = (
+  "spam_assassin",
+  "boolq",
+  "privacy_policy",
+  "narrative_qa",
+  "xsum",
+  "paper_titles",
+  "pararule",
+  "dreaddit",
+)
+
+register_mixture(
+  "mini", [*SHORT, *LONG, *SENTIMENT, *COMMONSENSE], hold_out=("sentiment", "commonsense")
+)
+# The part whose prompts fit a few hundred tokens: what the quickstart trains on.
+register_mixture(
+  "mini_short", [*SHORT, *SENTIMENT, *COMMONSENSE], hold_out=("sentiment", "commonsense")
+)
