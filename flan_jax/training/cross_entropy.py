@@ -1,0 +1,289 @@
+"""Log-probabilities of given tokens, with no array as large as the logits in either direction.
+
+The logits of B x T tokens over V words are the largest array of a training step, and most of them are not asked for:
+in instruction tuning nine tokens of ten are inputs, which carry no loss. So:
+
+  1. each device sorts its own tokens: those that are asked for come first;
+  2. a loop over blocks of `token_block` tokens ends after the last block that holds one (its trip count is a value,
+     not a shape: a batch of short answers costs less, and no batch overflows a budget);
+  3. within it, a loop over blocks of `vocabulary_block` words keeps a running log-sum-exp;
+  4. the backward pass runs the same two loops and computes the logits of each block again.
+
+On a mesh no token leaves its device for this, and each block of the unembedding is gathered once a block of tokens.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from flan_jax.training.partitioning import current_shards
+
+
+class TokenScores(NamedTuple):
+  """What a softmax over the vocabulary says about each target token. Zero where it was not asked.
+
+  Args:
+    logprob: of the target.
+    log_normaliser: log of the sum of exponentiated logits.
+    mean_logprob: mean over the vocabulary, for label smoothing.
+  """
+
+  logprob: Float[Array, "B T"]
+  log_normaliser: Float[Array, "B T"]
+  mean_logprob: Float[Array, "B T"]
+
+
+def token_scores(
+  hidden: Float[Array, "B T D"],
+  unembedding: Float[Array, "D V"],
+  targets: Int[Array, "B T"],
+  asked: Bool[Array, "B T"] | None = None,
+  *,
+  token_block: int = 512,
+  vocabulary_block: int = 8192,
+) -> TokenScores:
+  """Scores of `targets` under softmax(hidden @ unembedding), exact in value and gradient.
+
+  Products are computed in the dtype of `hidden` and accumulated in float32; everything after them is float32.
+
+  Args:
+    asked: which tokens to score; the others get zeros and give no gradient. None: all.
+    token_block: tokens of one device whose logits exist at a time.
+    vocabulary_block: words of one device whose logits exist at a time.
+  """
+  grouping = _Grouping.of(targets.shape, token_block)
+  hidden, targets = grouping.split(hidden), grouping.split(targets)
+  if asked is None:
+    asked = jnp.ones(targets.shape[:2] + (grouping.tokens,), bool)
+  else:
+    asked = grouping.split(asked)
+  hidden, targets, asked = grouping.pad(hidden), grouping.pad(targets), grouping.pad(asked)
+  order = jnp.argsort(~asked, axis=-1, stable=True)
+  inverse = jnp.argsort(order, axis=-1)
+  wanted = jnp.sum(asked, axis=-1, dtype=jnp.int32)
+  trips = (jnp.max(wanted) + (grouping.block - 1)) // grouping.block
+  scores = _blockwise_scores(
+    grouping.blocks(_permute(hidden, order, inverse)),
+    unembedding,
+    grouping.blocks(jnp.take_along_axis(targets, order, axis=-1)),
+    trips,
+    _word_blocks(unembedding.shape[1], vocabulary_block),
+  )
+  return TokenScores(
+    *(grouping.join(jnp.where(asked, _unsorted(x, order, inverse), 0.0)) for x in scores)
+  )
+
+
+class _Grouping(NamedTuple):
+  """How [B, T] tokens become [R, S, N] on R batch shards and S sequence shards, N = blocks * block."""
+
+  batch: int
+  length: int
+  rows: int
+  pieces: int
+  block: int
+
+  @classmethod
+  def of(cls, shape: tuple[int, ...], token_block: int) -> "_Grouping":
+    batch, length = shape
+    rows, pieces = current_shards("batch"), current_shards("length")
+    rows, pieces = rows if batch % rows == 0 else 1, pieces if length % pieces == 0 else 1
+    tokens = batch * length // (rows * pieces)
+    # Even blocks: 600 tokens at most 512 at a time are two blocks of 300, not 512 and 88.
+    return cls(batch, length, rows, pieces, math.ceil(tokens / math.ceil(tokens / token_block)))
+
+  @property
+  def tokens(self) -> int:
+    return self.batch * self.length // (self.rows * self.pieces)
+
+  def split(self, x: jax.Array) -> jax.Array:
+    """[B, T, ...] -> [R, S, tokens, ...], every device keeping what it has."""
+    rest = x.shape[2:]
+    x = x.reshape(
+      self.rows, self.batch // self.rows, self.pieces, self.length // self.pieces, *rest
+    )
+    x = x.swapaxes(1, 2).reshape(self.rows, self.pieces, self.tokens, *rest)
+    return _constrain(x, "batch", "length")
+
+  def join(self, x: jax.Array) -> jax.Array:
+    """[R, S, N] -> [B, T]."""
+    x = x[..., : self.tokens].reshape(
+      self.rows, self.pieces, self.batch // self.rows, self.length // self.pieces
+    )
+    return _constrain(x.swapaxes(1, 2).reshape(self.batch, self.length), "batch", "length")
+
+  def pad(self, x: jax.Array) -> jax.Array:
+    """[R, S, tokens, ...] -> [R, S, N, ...], with tokens that nobody asks for."""
+    missing = -self.tokens % self.block
+    return jnp.pad(x, [(0, 0), (0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 3)) if missing else x
+
+  def blocks(self, x: jax.Array) -> jax.Array:
+    """[R, S, N, ...] -> [R, S, blocks, block, ...]."""
+    return x.reshape(*x.shape[:2], -1, self.block, *x.shape[3:])
+
+
+class _WordBlocks(NamedTuple):
+  """A vocabulary cut into `count` blocks of `size` words on each of `shards` devices."""
+
+  shards: int
+  held: int
+  size: int
+  count: int
+
+  def take(self, unembedding: jax.Array, block: jax.Array, dtype: Any) -> jax.Array:
+    """[D, shards, held] -> [D, shards, size]."""
+    words = jax.lax.dynamic_slice_in_dim(unembedding, self.start(block), self.size, axis=2)
+    return _constrain(words.astype(dtype), None, "vocab")
+
+  def start(self, block: jax.Array) -> jax.Array:
+    # The last block reaches back over the one before it, where the size does not divide; `fresh` hides that part.
+    return jnp.minimum(block * self.size, self.held - self.size)
+
+  def words(
+    self, block: jax.Array
+  ) -> tuple[Int[Array, "1 1 1 shards size"], Bool[Array, "1 1 1 1 size"]]:
+    """The word of each column, and whether no earlier block had it."""
+    column = self.start(block) + jnp.arange(self.size, dtype=jnp.int32)[None, None, None, None, :]
+    shard = jnp.arange(self.shards, dtype=jnp.int32)[None, None, None, :, None]
+    return shard * self.held + column, column >= block * self.size
+
+
+def _word_blocks(vocabulary: int, at_most: int) -> _WordBlocks:
+  shards = current_shards("vocab")
+  shards = shards if vocabulary % shards == 0 else 1
+  held = vocabulary // shards
+  count = math.ceil(held / at_most)
+  return _WordBlocks(shards, held, math.ceil(held / count), count)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _blockwise_scores(
+  hidden: Float[Array, "R S N C D"],
+  unembedding: Float[Array, "D V"],
+  targets: Int[Array, "R S N C"],
+  trips: Int[Array, ""],
+  words: _WordBlocks,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  return _forward(hidden, unembedding, targets, trips, words)[0]
+
+
+def _forward(hidden, unembedding, targets, trips, words):
+  table = unembedding.reshape(-1, words.shards, words.held)
+
+  def score_block(i, scores):
+    x, target = _block(hidden, i), _block(targets, i)
+
+    def score_words(j, carry):
+      top, total, at_target, everything = carry
+      logits = _logits(x, words.take(table, j, x.dtype))
+      word, fresh = words.words(j)
+      seen = jnp.where(fresh, logits, -jnp.inf)
+      new_top = jnp.maximum(top, jnp.max(seen, axis=(-2, -1)))
+      total = total * jnp.exp(top - new_top)
+      total = total + jnp.sum(jnp.exp(seen - new_top[..., None, None]), axis=(-2, -1))
+      hit = (target[..., None, None] == word) & fresh
+      at_target = at_target + jnp.sum(jnp.where(hit, logits, 0.0), axis=(-2, -1))
+      everything = everything + jnp.sum(jnp.where(fresh, logits, 0.0), axis=(-2, -1))
+      return new_top, total, at_target, everything
+
+    zero = jnp.zeros(target.shape, jnp.float32)
+    start = (jnp.full(target.shape, -jnp.inf, jnp.float32), zero, zero, zero)
+    top, total, at_target, everything = _each(words.count, score_words, start)
+    log_z = top + jnp.log(total)
+    mean = everything / np.float32(words.shards * words.held)
+    found = (at_target - log_z, log_z, mean - log_z)
+    return tuple(
+      jax.lax.dynamic_update_index_in_dim(old, new, i, 2)
+      for old, new in zip(scores, found, strict=True)
+    )
+
+  empty = _constrain(jnp.zeros(targets.shape, jnp.float32), "batch", "length")
+  scores = jax.lax.fori_loop(0, trips, score_block, (empty, empty, empty))
+  return scores, (hidden, unembedding, targets, trips, scores[1])
+
+
+def _backward(words, residuals, cotangents):
+  """d logprob = [word is target] - p, d log_normaliser = p, d mean_logprob = 1/V - p, with p the softmax."""
+  hidden, unembedding, targets, trips, log_z = residuals
+  table = unembedding.reshape(-1, words.shards, words.held)
+
+  def pull_block(i, carry):
+    d_hidden, d_table = carry
+    x, target, block_log_z = _block(hidden, i), _block(targets, i), _block(log_z, i)
+    to_target, to_z, to_mean = (_block(g, i)[..., None, None] for g in cotangents)
+    uniform = to_mean / np.float32(words.shards * words.held)
+
+    def pull_words(j, carry):
+      d_x, d_table = carry
+      columns = words.take(table, j, x.dtype)
+      word, fresh = words.words(j)
+      chance = jnp.exp(_logits(x, columns) - block_log_z[..., None, None])
+      pull = chance * (to_z - to_target - to_mean) + uniform
+      pull = pull + jnp.where(target[..., None, None] == word, to_target, 0.0)
+      pull = jnp.where(fresh, pull, 0.0).astype(x.dtype)
+      d_x = d_x + jnp.einsum("rscvw,dvw->rscd", pull, columns, preferred_element_type=jnp.float32)
+      d_columns = jnp.einsum("rscd,rscvw->dvw", x, pull, preferred_element_type=jnp.float32)
+      old = jax.lax.dynamic_slice_in_dim(d_table, words.start(j), words.size, axis=2)
+      new = _constrain(old + d_columns, "embed", "vocab")
+      return d_x, jax.lax.dynamic_update_slice_in_dim(d_table, new, words.start(j), axis=2)
+
+    d_x, d_table = _each(words.count, pull_words, (jnp.zeros(x.shape, jnp.float32), d_table))
+    d_x = jax.lax.dynamic_update_index_in_dim(d_hidden, d_x.astype(hidden.dtype), i, 2)
+    return _constrain(d_x, "batch", "length"), d_table
+
+  start = (
+    _constrain(jnp.zeros_like(hidden), "batch", "length"),
+    _constrain(jnp.zeros(table.shape, jnp.float32), "embed", "vocab"),
+  )
+  d_hidden, d_table = jax.lax.fori_loop(0, trips, pull_block, start)
+  return d_hidden, d_table.reshape(unembedding.shape).astype(unembedding.dtype), None, None
+
+
+_blockwise_scores.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def _permute(x: jax.Array, order: jax.Array, inverse: jax.Array) -> jax.Array:
+  """x[..., order, :] along the token axis. Its gradient is a gather too, not a scatter."""
+  index = order.reshape(order.shape + (1,) * (x.ndim - order.ndim))
+  return jnp.take_along_axis(x, index, axis=order.ndim - 1)
+
+
+def _permute_forward(x, order, inverse):
+  return _permute(x, order, inverse), (order, inverse)
+
+
+def _permute_backward(residuals, cotangent):
+  order, inverse = residuals
+  return _permute(cotangent, inverse, order), None, None
+
+
+_permute.defvjp(_permute_forward, _permute_backward)
+
+
+def _unsorted(x: jax.Array, order: jax.Array, inverse: jax.Array) -> jax.Array:
+  """[R, S, blocks, block] -> [R, S, N] in the tokens' own order."""
+  return _permute(x.reshape(*x.shape[:2], -1), inverse, order)
+
+
+def _logits(x: jax.Array, columns: jax.Array) -> Float[Array, "R S C V W"]:
+  return jnp.einsum("rscd,dvw->rscvw", x, columns, preferred_element_type=jnp.float32)
+
+
+def _block(x: jax.Array, i: jax.Array) -> jax.Array:
+  return jax.lax.dynamic_index_in_dim(x, i, axis=2, keepdims=False)
+
+
+def _each(count: int, body, start):
+  # A single block needs no loop, and the compiler fuses better without one.
+  return body(jnp.int32(0), start) if count == 1 else jax.lax.fori_loop(0, count, body, start)
+
+
+def _constrain(x: jax.Array, *names: str | None) -> jax.Array:
+  return nn.with_logical_constraint(x, names + (None,) * (x.ndim - len(names)))

@@ -1,0 +1,316 @@
+"""Who holds what: the device mesh, logical axis rules, and shardings of parameters, optimizer states and batches.
+
+Models name the axes of their arrays; rules, which are data, map those names to mesh axes:
+
+  batch, length         --> (data, fsdp), sequence    a token lives on one coordinate of these three
+  embed                 --> fsdp                      parameters are split, and gathered where they are used
+  vocab, heads, kv, mlp --> tensor
+
+A rule may have an alternative: a second rule for the same name. The alternative is taken where the first one's mesh
+axes do not divide a dimension, and the layout says so. Without an alternative that is an error.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from flan_jax.errors import ConfigError, MeshError, UnknownName
+
+AXES = ("data", "fsdp", "sequence", "tensor")
+
+Rule = tuple[str, str | tuple[str, ...] | None]
+Rules = tuple[Rule, ...]
+PyTree = Any
+
+DEFAULT_RULES: Rules = (
+  ("batch", ("data", "fsdp")),
+  ("length", "sequence"),
+  ("vocab", "tensor"),
+  ("vocab", None),
+  ("heads", "tensor"),
+  ("heads", None),
+  ("kv", "tensor"),
+  ("kv", None),
+  ("mlp", "tensor"),
+  ("embed", "fsdp"),
+  ("layers", None),
+  ("relpos_buckets", None),
+)
+
+
+class ShardedModel(Protocol):
+  """What a model must tell to be laid out on a mesh."""
+
+  def init(self, key: jax.Array) -> PyTree: ...
+
+  def logical_axes(self) -> PyTree: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each mesh axis. One of the numbers may be -1: the devices that are left."""
+
+  data: int = -1
+  fsdp: int = 1
+  sequence: int = 1
+  tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """A mesh together with the rules that hold on it for one model.
+
+  Args:
+    mesh: of the axes `AXES`.
+    rules: one rule a name, every one of which divides the model's dimensions.
+    fallbacks: a sentence for each rule whose alternative was taken.
+  """
+
+  mesh: Mesh
+  rules: Rules
+  fallbacks: tuple[str, ...] = ()
+
+  @contextlib.contextmanager
+  def active(self) -> Iterator[None]:
+    """Within it, jitted functions see the mesh, and models obey the rules."""
+    with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
+      yield
+
+  def sharding(self, *names: str | None) -> NamedSharding:
+    """Where an array lives whose dimensions carry these logical names."""
+    return NamedSharding(self.mesh, _spec(names, self.rules))
+
+  def shards(self, name: str) -> int:
+    """Into how many pieces a dimension of this logical name is cut."""
+    return _extent(dict(self.rules).get(name), self.mesh)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh of all devices, or of those given.
+
+  Raises:
+    MeshError: the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = [getattr(config, axis) for axis in AXES]
+  written = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+  if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+    raise MeshError(f"mesh {written}: each axis is 1 or more, and at most one is -1 (the rest)")
+  fixed = math.prod(size for size in sizes if size != -1)
+  if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
+    raise MeshError(
+      f"mesh {written} asks for {fixed}{' times something' if -1 in sizes else ''} devices, and "
+      f"there are {len(devices)}; choose sizes that multiply to {len(devices)}, or -1 for one axis"
+    )
+  shape = tuple(len(devices) // fixed if size == -1 else size for size in sizes)
+  # Explicit axes, the default of jax.make_mesh, would refuse gathers from a sharded embedding.
+  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def make_layout(model: ShardedModel, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Layout:
+  """Settles which rules hold for a model on a mesh.
+
+  Raises:
+    MeshError: a rule without an alternative does not divide a dimension of the model.
+    ConfigError: the model uses an axis name that no rule mentions, or a rule an unknown mesh axis.
+  """
+  for name, axes in rules:
+    for axis in _tuple(axes):
+      if axis not in mesh.shape:
+        raise UnknownName(
+          "mesh axis", axis, mesh.shape, f"It stands in the axis rule for {name!r}."
+        )
+  sizes = _dimension_sizes(model)
+  known = dict.fromkeys(name for name, _ in rules)
+  for name in sizes:
+    if name not in known:
+      raise UnknownName("logical axis", name, known, "The model uses it; add an axis rule for it.")
+  settled, fallbacks = [], []
+  for name in known:
+    rule, report = _settle(
+      name, [axes for n, axes in rules if n == name], sizes.get(name, {}), mesh
+    )
+    settled.append((name, rule))
+    fallbacks.extend(report)
+  return Layout(mesh, tuple(settled), tuple(fallbacks))
+
+
+def param_shardings(model: ShardedModel, layout: Layout) -> PyTree:
+  """The sharding of every parameter, in a tree like the parameters'."""
+  return jax.tree.map(
+    lambda names: layout.sharding(*names),
+    model.logical_axes(),
+    is_leaf=lambda x: isinstance(x, tuple),
+  )
+
+
+def state_shardings(tx: optax.GradientTransformation, params: PyTree, shardings: PyTree) -> PyTree:
+  """The sharding of every array in the state of an optimizer, whatever its structure.
+
+  A state array belongs to the parameter whose path its own path ends with. It is laid out as the parameter; where it
+  has fewer dimensions (Adafactor's factors), as those dimensions of the parameter that it kept. Everything else
+  (counts, rates) is held by every device.
+
+  Args:
+    params: arrays or shapes, a tree like `shardings`.
+  """
+  shapes = jax.eval_shape(lambda p: _unpromoted(tx.init, p), params)
+  owners = {
+    path_of(path): (leaf.shape, sharding)
+    for (path, leaf), sharding in zip(
+      jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True
+    )
+  }
+  anchor = next(iter(owners.values()))[1]
+  replicated = NamedSharding(anchor.mesh, PartitionSpec())
+
+  def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    names = path_of(path)
+    owner = next((names[i:] for i in range(len(names)) if names[i:] in owners), None)
+    if owner is None or not leaf.shape:
+      return replicated
+    shape, sharding = owners[owner]
+    kept = _kept_dimensions(shape, leaf.shape, prefer_last="v_col" in names)
+    if kept is None:
+      return replicated
+    spec = tuple(sharding.spec) + (None,) * (len(shape) - len(sharding.spec))
+    return NamedSharding(sharding.mesh, PartitionSpec(*(spec[i] for i in kept)))
+
+  return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def batch_shardings(batch: Mapping[str, Any], layout: Layout) -> PyTree:
+  """Rows over the batch axes; the second dimension of each array over the sequence where it divides."""
+
+  def place(leaf: Any) -> NamedSharding:
+    names: list[str | None] = ["batch", "length"][: leaf.ndim]
+    if leaf.ndim > 1 and leaf.shape[1] % layout.shards("length"):
+      names[1] = None
+    return layout.sharding(*names)
+
+  return jax.tree.map(place, batch)
+
+
+def put_batch(batch: Mapping[str, Any], layout: Layout) -> PyTree:
+  """This process's share of a batch, as global arrays on the mesh."""
+  return jax.tree.map(
+    lambda sharding, rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)),
+    batch_shardings(batch, layout),
+    batch,
+  )
+
+
+def check_batch(batch_size: int, accumulation: int, layout: Layout) -> None:
+  """Raises MeshError unless every device gets the same number of rows of every microbatch."""
+  shards = layout.shards("batch")
+  if batch_size < 1 or accumulation < 1:
+    raise ConfigError(
+      f"batch_size={batch_size} and accumulation={accumulation} must both be 1 or more"
+    )
+  if batch_size % (shards * accumulation):
+    raise MeshError(
+      f"a batch of {batch_size} rows does not divide into {accumulation} microbatches over {shards} "
+      f"devices along {_tuple(dict(layout.rules).get('batch'))}; use a multiple of {shards * accumulation}"
+    )
+
+
+def current_shards(name: str) -> int:
+  """Into how many pieces the mesh and rules in force, if any, cut a dimension of this logical name."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return 1
+  spec = nn.logical_to_mesh_axes((name,))
+  return _extent(spec[0] if spec else None, mesh)
+
+
+def path_of(keys: tuple[Any, ...]) -> tuple[str, ...]:
+  """A tree path as plain names."""
+  return tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys)
+
+
+def _spec(names: Sequence[str | None], rules: Rules) -> PartitionSpec:
+  return nn.logical_to_mesh_axes(tuple(names), rules) or PartitionSpec()
+
+
+def _tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  return (axes,) if isinstance(axes, str) else tuple(axes or ())
+
+
+def _extent(axes: str | tuple[str, ...] | None, mesh: Any) -> int:
+  return math.prod(mesh.shape[axis] for axis in _tuple(axes))
+
+
+def _dimension_sizes(model: ShardedModel) -> dict[str, dict[int, str]]:
+  """For each logical name, the sizes that the model gives it, each with an array that has it."""
+  sizes: dict[str, dict[int, str]] = {}
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  axes = jax.tree.leaves(model.logical_axes(), is_leaf=lambda x: isinstance(x, tuple))
+  for (path, leaf), names in zip(jax.tree_util.tree_leaves_with_path(shapes), axes, strict=True):
+    for name, size in zip(names, leaf.shape, strict=True):
+      if name is not None:
+        sizes.setdefault(name, {}).setdefault(size, "/".join(path_of(path)))
+  # Kernels carry heads and their width in one dimension; activations have the heads alone.
+  config = getattr(model, "config", None)
+  heads = getattr(config, "num_heads", None)
+  for name, count in (("heads", heads), ("kv", getattr(config, "num_kv_heads", heads))):
+    if count is not None and name in sizes:
+      sizes[name].setdefault(count, f"{count} heads")
+  return sizes
+
+
+def _settle(
+  name: str, choices: Sequence[Any], sizes: Mapping[int, str], mesh: Mesh
+) -> tuple[Any, list[str]]:
+  """The first of a name's rules that divides all its dimensions, and what to say about the others."""
+  report = []
+  for position, axes in enumerate(choices):
+    extent = _extent(axes, mesh)
+    uneven = {size: array for size, array in sizes.items() if size % extent}
+    if not uneven:
+      return axes, report
+    size, array = next(iter(uneven.items()))
+    told = f"axis {name!r} of size {size} ({array}) does not divide over {'*'.join(_tuple(axes))}={extent}"
+    if position + 1 == len(choices):
+      raise MeshError(
+        f"{told}; choose another mesh, or let it fall back with one more axis rule ({name!r}, None)"
+      )
+    instead = "*".join(_tuple(choices[position + 1]))
+    report.append(f"{told}: {'split over ' + instead if instead else 'replicated'} instead")
+  raise ValueError(f"no rule for {name!r}")
+
+
+def _kept_dimensions(
+  shape: tuple[int, ...], part: tuple[int, ...], prefer_last: bool
+) -> tuple[int, ...] | None:
+  """Which dimensions of a parameter a statistic kept, or None if it is not made of them.
+
+  A square matrix leaves a choice: Adafactor's column statistic keeps the last dimension, its row statistic the first.
+  """
+  found: list[tuple[int, ...]] = []
+
+  def search(start: int, chosen: tuple[int, ...]) -> None:
+    if len(chosen) == len(part):
+      found.append(chosen)
+      return
+    for i in range(start, len(shape)):
+      if shape[i] == part[len(chosen)]:
+        search(i + 1, (*chosen, i))
+
+  search(0, ())
+  if not found:
+    return None
+  return found[-1] if prefer_last else found[0]
+
+
+def _unpromoted(init: Any, params: PyTree) -> PyTree:
+  """Optimizers of optax mix dtypes that strict promotion refuses."""
+  with jax.numpy_dtype_promotion("standard"):
+    return init(params)

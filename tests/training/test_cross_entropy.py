@@ -1,0 +1,116 @@
+"""Blockwise scores against optax on whole logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flan_jax.training.cross_entropy import token_scores
+
+
+@pytest.fixture(autouse=True)
+def strict():
+  with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+    yield
+
+
+def problem(batch=3, length=7, width=5, words=23, seed=0):
+  draw = np.random.default_rng(seed)
+  return (
+    draw.normal(size=(batch, length, width)).astype(np.float32),
+    draw.normal(size=(width, words)).astype(np.float32) * 2,
+    draw.integers(0, words, (batch, length)).astype(np.int32),
+    draw.random((batch, length)) < 0.4,
+    draw.normal(size=(3, batch, length)).astype(np.float32),
+  )
+
+
+def whole(hidden, unembedding, targets, asked):
+  """The three scores by optax and jax.nn, from all the logits at once."""
+  logits = jnp.einsum("btd,dv->btv", hidden, unembedding)
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    logprob = -optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    mean = jax.nn.log_softmax(logits).mean(axis=-1)
+    scores = jnp.stack([logprob, jax.nn.logsumexp(logits, axis=-1), mean])
+    return jnp.where(asked, scores, 0.0)
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+  batch=st.integers(1, 3),
+  length=st.integers(1, 9),
+  words=st.integers(2, 30),
+  token_block=st.integers(1, 30),
+  vocabulary_block=st.integers(1, 40),
+  seed=st.integers(0, 99),
+)
+def test_any_blocking_gives_the_values_and_gradients_of_the_whole(
+  batch, length, words, token_block, vocabulary_block, seed
+):
+  hidden, unembedding, targets, asked, pulls = problem(batch, length, 4, words, seed)
+
+  def ours(h, w):
+    scores = token_scores(
+      h, w, targets, asked, token_block=token_block, vocabulary_block=vocabulary_block
+    )
+    return jnp.sum(jnp.stack(scores) * pulls), scores
+
+  def theirs(h, w):
+    scores = whole(h, w, targets, asked)
+    return jnp.sum(scores * pulls), scores
+
+  (_, got), got_gradients = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(
+    hidden, unembedding
+  )
+  (_, want), want_gradients = jax.jit(jax.value_and_grad(theirs, (0, 1), has_aux=True))(
+    hidden, unembedding
+  )
+  np.testing.assert_allclose(jnp.stack(got), want, rtol=2e-5, atol=2e-5)
+  for ours_, theirs_ in zip(got_gradients, want_gradients, strict=True):
+    np.testing.assert_allclose(ours_, theirs_, rtol=1e-4, atol=5e-5)
+
+
+def test_all_tokens_are_scored_when_nobody_says_which():
+  hidden, unembedding, targets, _, _ = problem()
+  got = token_scores(hidden, unembedding, targets)
+  want = whole(hidden, unembedding, targets, jnp.ones(targets.shape, bool))
+  np.testing.assert_allclose(jnp.stack(got), want, rtol=2e-5, atol=2e-5)
+
+
+def test_nothing_asked_is_nothing_scored_and_pulls_on_nothing():
+  hidden, unembedding, targets, _, _ = problem()
+  none = np.zeros(targets.shape, bool)
+  total, gradients = jax.value_and_grad(
+    lambda h, w: sum(x.sum() for x in token_scores(h, w, targets, none)), (0, 1)
+  )(hidden, unembedding)
+  assert total == 0
+  assert all(not np.any(gradient) for gradient in gradients)
+
+
+def test_logits_as_large_as_float32_holds_do_not_overflow():
+  hidden, unembedding, targets, asked, _ = problem()
+  got = token_scores(hidden * 1e18, unembedding * 1e18, targets, asked, vocabulary_block=5)
+  assert np.all(np.isfinite(np.stack(got)))
+
+
+def test_bfloat16_gives_float32_scores_close_to_those_of_float32():
+  hidden, unembedding, targets, asked, _ = problem()
+  got = token_scores(hidden.astype(jnp.bfloat16), unembedding, targets, asked)
+  assert got.logprob.dtype == jnp.float32
+  np.testing.assert_allclose(got.logprob, whole(hidden, unembedding, targets, asked)[0], atol=0.15)
+
+
+def test_no_array_is_as_large_as_the_logits():
+  batch, length, width, words = 4, 64, 8, 4096
+  hidden, unembedding, targets, asked, _ = problem(batch, length, width, words)
+
+  def total(h, w):
+    scores = token_scores(h, w, targets, asked, token_block=32, vocabulary_block=512)
+    return scores.logprob.sum() + scores.log_normaliser.sum()
+
+  compiled = jax.jit(jax.grad(total, (0, 1))).lower(hidden, unembedding).compile()
+  logits = batch * length * words * 4
+  assert compiled.memory_analysis().temp_size_in_bytes < logits / 4

@@ -1,0 +1,114 @@
+"""The supervised loss against optax on the whole logits of both families."""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flan_jax.errors import ConfigError
+from flan_jax.training.losses import SupervisedLoss, token_logprobs
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny import DECODER, FAMILIES, assert_trees_close, batch_of
+
+BATCH = batch_of()
+
+
+@pytest.fixture(autouse=True)
+def strict():
+  with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+    yield
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request):
+  return FAMILIES[request.param]
+
+
+def params_of(model):
+  return model.init(jax.random.key(1))
+
+
+def by_optax(model, params, smoothing=0.0, z_loss=0.0):
+  """Summed loss by optax from whole logits."""
+  logits, weights = model.logits(params, BATCH), BATCH["decoder_loss_weights"]
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    if smoothing:
+      labels = optax.smooth_labels(jax.nn.one_hot(BATCH["decoder_target_tokens"], 64), smoothing)
+      losses = optax.softmax_cross_entropy(logits, labels)
+    else:
+      losses = optax.softmax_cross_entropy_with_integer_labels(
+        logits, BATCH["decoder_target_tokens"]
+      )
+    return jnp.sum((losses + z_loss * jax.nn.logsumexp(logits, -1) ** 2) * weights)
+
+
+@pytest.mark.parametrize(("smoothing", "z_loss"), [(0.0, 0.0), (0.1, 0.0), (0.0, 0.01)])
+def test_summed_loss_and_gradients_are_those_of_optax_on_whole_logits(model, smoothing, z_loss):
+  loss = SupervisedLoss(
+    model, z_loss=z_loss, label_smoothing=smoothing, token_block=16, vocabulary_block=24
+  )
+
+  def ours(params):
+    return sum(t.sum * np.float32(t.coefficient) for t in loss.sums(params, BATCH).terms.values())
+
+  got = jax.jit(jax.value_and_grad(ours))(params_of(model))
+  want = jax.jit(jax.value_and_grad(lambda params: by_optax(model, params, smoothing, z_loss)))(
+    params_of(model)
+  )
+  assert_trees_close(got, want, rtol=2e-4, atol=2e-5)
+
+
+def test_token_logprobs_are_those_of_optax_and_their_sum_is_the_loss(model):
+  params = params_of(model)
+  logprobs = token_logprobs(model, params, BATCH)
+  logits = model.logits(params, BATCH)
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    want = -optax.softmax_cross_entropy_with_integer_labels(logits, BATCH["decoder_target_tokens"])
+  np.testing.assert_allclose(logprobs, want, rtol=1e-5, atol=1e-5)
+  terms = SupervisedLoss(model).sums(params, BATCH).terms
+  weighted = -np.sum(logprobs * BATCH["decoder_loss_weights"])
+  np.testing.assert_allclose(terms["cross_entropy"].sum, weighted, rtol=1e-5)
+
+
+def test_weights_are_the_target_weights_or_the_factor():
+  total = BATCH["decoder_loss_weights"].sum()
+  assert SupervisedLoss(DECODER).weights(BATCH) == {"cross_entropy": total}
+  fixed = SupervisedLoss(DECODER, normalising_factor=500.0, z_loss=1e-4).weights(BATCH)
+  assert fixed == {"cross_entropy": 500.0, "z_loss": 500.0}
+
+
+def test_tallies_keep_account_of_every_task_and_token():
+  params = params_of(DECODER)
+  sums = SupervisedLoss(DECODER, tasks=4).sums(params, BATCH)
+  for task in range(4):
+    only = {
+      **BATCH,
+      "decoder_loss_weights": BATCH["decoder_loss_weights"] * (BATCH["task_ids"] == task),
+    }
+    alone = SupervisedLoss(DECODER).sums(params, only).terms["cross_entropy"]
+    np.testing.assert_allclose(sums.tallies["task_loss"][task], alone.sum, rtol=1e-5)
+    assert sums.tallies["task_weight"][task] == alone.weight
+  assert sums.tallies["targets"] == np.count_nonzero(BATCH["decoder_loss_weights"])
+  segments = ("encoder_segment_ids", "decoder_segment_ids")
+  assert sums.tallies["tokens"] == sum(np.count_nonzero(BATCH[name]) for name in segments)
+
+
+def test_weights_of_any_size_count_as_that_many_tokens():
+  halves = {**BATCH, "decoder_loss_weights": BATCH["decoder_loss_weights"] * np.float32(0.5)}
+  whole = SupervisedLoss(DECODER).sums(params_of(DECODER), BATCH).terms["cross_entropy"]
+  half = SupervisedLoss(DECODER).sums(params_of(DECODER), halves).terms["cross_entropy"]
+  np.testing.assert_allclose(half.sum * 2, whole.sum, rtol=1e-6)
+  np.testing.assert_allclose(half.weight * 2, whole.weight)
+
+
+@pytest.mark.parametrize(
+  "settings", [{"z_loss": -1.0}, {"label_smoothing": 1.0}, {"normalising_factor": 0.0}]
+)
+def test_settings_out_of_range_are_refused(settings):
+  with pytest.raises(ConfigError):
+    SupervisedLoss(DECODER, **settings)
