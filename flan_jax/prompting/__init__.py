@@ -1,0 +1,20 @@
+"""From records to words: dataset files, templates, answer options, few-shot prompts. Pure Python."""
+
+from flan_jax.prompting.dataset_file import read_dataset
+from flan_jax.prompting.dataset_spec import DatasetSpec
+from flan_jax.prompting.draw import Draw
+from flan_jax.prompting.few_shot import few_shot, fewer_shots
+from flan_jax.prompting.template import Answer, Rendering, Template, Turn, TurnText
+
+__all__ = [
+  "Answer",
+  "DatasetSpec",
+  "Draw",
+  "Rendering",
+  "Template",
+  "Turn",
+  "TurnText",
+  "few_shot",
+  "fewer_shots",
+  "read_dataset",
+]

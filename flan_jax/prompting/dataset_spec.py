@@ -1,0 +1,145 @@
+"""What a dataset file says, checked and compiled."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from flan_jax.errors import RecordError, UnknownName
+from flan_jax.prompting.derive import derive_function, source_of
+from flan_jax.prompting.template import Answer, Template, label_of, list_of_texts, text_of
+
+RENDERING_VERSION = 1
+"""Part of every fingerprint; raised whenever the same template and draw come to give another text."""
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+  """One dataset: where it comes from, what its records hold, and the templates that put them into words.
+
+  Attributes:
+    name: the file's stem.
+    cluster: the task cluster, which is the file's folder.
+    path: the file.
+    source: where the records come from; read by `flan_jax.data`.
+    splits: split -> part of the source, or split -> fraction of all records.
+    group: the fields whose equal values never cross splits; () where each record stands alone.
+    unique: the fields whose normalised text makes a record a duplicate.
+    derive: "module:function", record -> record or None; None where records are used as they come.
+    fields: field -> "text", "long" or "list".
+    long: the one field that may be shortened.
+    record: a realistic raw record, on which every template was tried when the file was read.
+  """
+
+  name: str
+  cluster: str
+  path: Path
+  description: str
+  source: Mapping[str, Any]
+  splits: Mapping[str, str | float]
+  group: tuple[str, ...]
+  unique: tuple[str, ...]
+  derive: str | None
+  fields: Mapping[str, str]
+  long: str | None
+  answer: Answer | None
+  metrics: tuple[str, ...]
+  licence: str
+  citation: str
+  url: str
+  record: Mapping[str, Any]
+  templates: tuple[Template, ...]
+  data: Mapping[str, Any] = field(repr=False)
+
+  def template(self, name: str) -> Template:
+    """The template of this name.
+
+    Raises:
+      UnknownName: there is none.
+    """
+    for template in self.templates:
+      if template.name == name:
+        return template
+    names = [template.name for template in self.templates]
+    raise UnknownName("template", name, names, f"`flan-jax templates {self.name}` shows them.")
+
+  def training_templates(self) -> tuple[Template, ...]:
+    """The templates that training may draw: those that are not `unseen`."""
+    return tuple(template for template in self.templates if not template.unseen)
+
+  def evaluation_templates(self) -> tuple[Template, ...]:
+    """The templates that evaluation scores: those that are not turned around."""
+    return tuple(template for template in self.templates if not template.turned_around)
+
+  def derive_record(self, raw: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A raw record's fields as text and lists of text: those declared, grouped by, or unique.
+
+    Returns:
+      None if the derive function dropped the record.
+
+    Raises:
+      RecordError: the derive function failed, a field is missing or of the wrong kind, or the
+        answer is not among the options.
+    """
+    record: Any = dict(raw)
+    if self.derive is not None:
+      try:
+        record = derive_function(self.derive)(record)
+      except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise RecordError(
+          f"dataset {self.name!r}: {self.derive} failed with {type(error).__name__}: {error}; "
+          f"the record has {', '.join(map(str, raw)) or 'no fields'}"
+        ) from error
+      if record is None:
+        return None
+      if not isinstance(record, Mapping):
+        raise RecordError(
+          f"dataset {self.name!r}: {self.derive} should return a dict or None, not {record!r:.80}"
+        )
+    try:
+      return self._checked(record)
+    except RecordError as error:
+      raise RecordError(f"dataset {self.name!r}: {error}") from None
+
+  @cached_property
+  def fingerprint(self) -> str:
+    """SHA-256 of everything the file says, the derive function's code, and the way of rendering."""
+    return _sha256(self.name, RENDERING_VERSION, self.data, self._derive_source)
+
+  @cached_property
+  def records_fingerprint(self) -> str:
+    """SHA-256 of what decides the derived records and their splits; templates have no part in it."""
+    keys = ("source", "splits", "group", "unique", "derive", "fields", "answer")
+    return _sha256(self.name, {key: self.data.get(key) for key in keys}, self._derive_source)
+
+  @property
+  def _derive_source(self) -> str:
+    return source_of(derive_function(self.derive)) if self.derive is not None else ""
+
+  def _checked(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    checked: dict[str, Any] = {}
+    for name, kind in self.fields.items():
+      checked[name] = list_of_texts(record, name) if kind == "list" else text_of(record, name)
+    for name in (*self.group, *self.unique):
+      if name not in checked:
+        checked[name] = text_of(record, name)
+    answer = self.answer
+    if answer is not None and answer.labels is not None:
+      label_of(checked, answer.field, list(answer.labels))
+    elif answer is not None and answer.options_field is not None:
+      options = checked[answer.options_field]
+      if checked[answer.field] not in options:
+        raise RecordError(
+          f"the answer {checked[answer.field]!r} (field {answer.field!r}) "
+          f"is not among the options {options!r}"
+        )
+    return checked
+
+
+def _sha256(*parts: Any) -> str:
+  # Keys are not sorted: the order of the choices is the order in which they are shown.
+  text = json.dumps(parts, ensure_ascii=False)
+  return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
