@@ -87,6 +87,7 @@ def test_no_cluster_is_an_empty_folder():
 
 
 def masked(template: Template) -> str:
-  """What the template itself says to the reader, each placeholder as the one word `field`."""
+  """What the template itself says: each placeholder is the word `field`, each gap the word `gap`."""
   text = "\n".join(turn.input for turn in template.texts)
-  return re.sub(r"\{\w+\}", " field ", text.replace("{{", "(").replace("}}", ")"))
+  text = re.sub(r"\{\w+\}", " field ", text.replace("{{", "(").replace("}}", ")"))
+  return re.sub("__+", " gap ", text)
