@@ -1,0 +1,23 @@
+"""Language models: one encoder-decoder (T5), one decoder (LLaMA's shape), one face for both."""
+
+from flan_jax.models.config import DecoderConfig, EncoderDecoderConfig, ModelConfig
+from flan_jax.models.language_model import (
+  Batch,
+  Cache,
+  LanguageModel,
+  Params,
+  build_model,
+  parameter_count,
+)
+
+__all__ = [
+  "Batch",
+  "Cache",
+  "DecoderConfig",
+  "EncoderDecoderConfig",
+  "LanguageModel",
+  "ModelConfig",
+  "Params",
+  "build_model",
+  "parameter_count",
+]

@@ -1,0 +1,156 @@
+"""Multi-head attention with grouped keys, caller's masks, and an explicit key-value cache."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from flan_jax.models.layers import Dense, Initializer, constrain, dropout, rotate
+
+# Finite, so that a row which may see nothing averages its values instead of turning into NaN.
+_HIDDEN = -1e30
+
+Mask = Bool[Array, "B T S"] | Float[Array, "B T S"]
+
+
+class KeyValues(NamedTuple):
+  """Keys and values of one layer, or of all layers with a leading axis L."""
+
+  key: Float[Array, "*L B S K H"]
+  value: Float[Array, "*L B S K H"]
+
+
+class Attention(nn.Module):
+  """Projections around `dot_product_attention`.
+
+  Args:
+    scale: of the scores: head_dim ** -0.5, or 1 for T5.
+    dropout_rate: on the attention weights.
+  """
+
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  scale: float
+  query_init: Initializer
+  kernel_init: Initializer
+  dtype: str
+  param_dtype: str
+  dropout_rate: float = 0.0
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "B T D"],
+    mask: Mask,
+    bias: Float[Array, "B N T S"] | None = None,
+    rotary: tuple[Float[Array, "B T 1 H2"], Float[Array, "B T 1 H2"]] | None = None,
+    source: Float[Array, "B S D"] | None = None,
+    cache: KeyValues | None = None,
+    slots: Int[Array, "B T"] | None = None,
+  ) -> tuple[Float[Array, "B T D"], KeyValues | None]:
+    """Attend from `x` to itself, to `source`, or to a cache.
+
+    Args:
+      mask: True where a query may see a key; a float mask is added to the scores instead, so that
+        one can differentiate with respect to it.
+      cache: earlier keys and values. With `slots` the new ones are written there first (a slot
+        outside the cache is dropped); without, the cache is all there is (cross attention).
+
+    Returns:
+      The output and the newly computed keys and values (None where the cache was all).
+    """
+    project = partial(Dense, dtype=self.dtype, param_dtype=self.param_dtype)
+    heads, kv_heads, size = self.num_heads, self.num_kv_heads, self.head_dim
+    query = project(heads * size, ("embed", "heads"), self.query_init, name="query")(x)
+    query = _split_heads(query, heads, "heads")
+    if rotary is not None:
+      query = rotate(query, rotary)
+    if cache is not None and slots is None:
+      seen, new = cache, None
+    else:
+      narrow = partial(project, kv_heads * size, ("embed", "kv"), self.kernel_init)
+      source = x if source is None else source
+      key = _split_heads(narrow(name="key")(source), kv_heads, "kv")
+      value = _split_heads(narrow(name="value")(source), kv_heads, "kv")
+      if rotary is not None:
+        key = rotate(key, rotary)
+      seen = new = KeyValues(key, value)
+      if cache is not None and slots is not None:
+        seen = KeyValues(_write(cache.key, key, slots), _write(cache.value, value, slots))
+    attended = dot_product_attention(
+      query,
+      seen.key,
+      seen.value,
+      mask,
+      bias,
+      self.scale,
+      partial(dropout, self, rate=self.dropout_rate),
+    )
+    attended = attended.reshape(*x.shape[:-1], heads * size)
+    out = project(x.shape[-1], ("heads", "embed"), self.kernel_init, name="out")(attended)
+    return out, new
+
+
+def dot_product_attention(
+  query: Float[Array, "B T N H"],
+  key: Float[Array, "B S K H"],
+  value: Float[Array, "B S K H"],
+  mask: Mask,
+  bias: Float[Array, "B N T S"] | None = None,
+  scale: float = 1.0,
+  drop: Callable[[jax.Array], jax.Array] = lambda weights: weights,
+) -> Float[Array, "B T N H"]:
+  """softmax(scale * q k^T + bias) v with float32 scores; N / K query heads share a key head.
+
+  Args:
+    mask: [B, T, S], batch 1 for all rows alike; boolean (True: seen) or float (added).
+    bias: [B, N, T, S], batch 1 for all rows alike.
+    drop: applied to the attention weights.
+  """
+  batch, length, heads, size = query.shape
+  kv_heads, source = key.shape[2], key.shape[1]
+  groups = heads // kv_heads
+  grouped = (query * scale).reshape(batch, length, kv_heads, groups, size)
+  scores = jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=jnp.float32)
+  if bias is not None:
+    scores = scores + bias.reshape(bias.shape[0], kv_heads, groups, length, source)
+  mask = mask[:, None, None]
+  if mask.dtype == jnp.bool_:
+    scores = jnp.where(mask, scores, jnp.float32(_HIDDEN))
+  else:
+    scores = scores + mask.astype(jnp.float32)
+  weights = drop(jax.nn.softmax(scores, axis=-1)).astype(value.dtype)
+  out = jnp.einsum("bkgts,bskh->btkgh", weights, value)
+  return out.reshape(batch, length, heads, size)
+
+
+def causal_mask(
+  batch: int, length: int, segment_ids: Int[Array, "B T"] | None = None
+) -> Bool[Array, "B T T"]:
+  """Each token sees itself and what stands before it in the row, within its segment."""
+  index = jnp.arange(length)
+  mask = jnp.broadcast_to(index[None, :, None] >= index[None, None, :], (batch, length, length))
+  return mask if segment_ids is None else mask & same_segment(segment_ids, segment_ids)
+
+
+def same_segment(
+  query_segments: Int[Array, "B T"], key_segments: Int[Array, "B S"]
+) -> Bool[Array, "B T S"]:
+  """True where query and key belong to the same packed example."""
+  return query_segments[:, :, None] == key_segments[:, None, :]
+
+
+def _split_heads(x: Float[Array, "B T F"], heads: int, axis: str) -> Float[Array, "B T N H"]:
+  return constrain(x.reshape(*x.shape[:-1], heads, -1), "batch", "length", axis, None)
+
+
+def _write(
+  held: Float[Array, "B S K H"], new: Float[Array, "B T K H"], slots: Int[Array, "B T"]
+) -> Float[Array, "B S K H"]:
+  rows = jnp.arange(held.shape[0])[:, None]
+  return held.at[rows, slots].set(new.astype(held.dtype), mode="drop")

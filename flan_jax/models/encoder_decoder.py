@@ -1,0 +1,276 @@
+"""The encoder-decoder family: T5 1.0 and 1.1 (arXiv:1910.10683, 2002.05202).
+
+As the published models: no biases, RMSNorm before each sub-layer, attention scores without
+1/sqrt(head_dim) (the query's initial scale carries it), one table of relative positions a stack.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from flan_jax.models.attention import Attention, KeyValues, Mask, causal_mask, same_segment
+from flan_jax.models.config import EncoderDecoderConfig
+from flan_jax.models.layers import (
+  FAN_IN_NORMAL,
+  FAN_IN_TRUNCATED,
+  MLP,
+  Embedding,
+  RelativeBias,
+  RMSNorm,
+  Unembedding,
+  constrain,
+  dropout,
+)
+from flan_jax.models.stack import stacked
+
+
+class EncoderContext(NamedTuple):
+  """What every encoder layer is given alike."""
+
+  mask: Mask
+  bias: Float[Array, "B N S S"]
+
+
+class DecoderContext(NamedTuple):
+  """What every decoder layer is given alike: `encoded` without a cache, `slots` with one."""
+
+  mask: Mask
+  bias: Float[Array, "B N T S"]
+  cross_mask: Mask
+  encoded: Float[Array, "B S D"] | None = None
+  slots: Int[Array, "B T"] | None = None
+
+
+class LayerCache(NamedTuple):
+  """Keys and values of a decoder layer's own tokens, and of the encoder's output."""
+
+  own: KeyValues
+  cross: KeyValues
+
+
+class EncoderLayer(nn.Module):
+  """Self attention in both directions, then the feed-forward layer."""
+
+  config: EncoderDecoderConfig
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B S D"], cache: None, context: EncoderContext
+  ) -> tuple[Float[Array, "B S D"], None]:
+    c = self.config
+    x = constrain(x, "batch", "length", None)
+    attended, _ = _attention(c, "attention")(
+      _norm(c, "attention_norm")(x), context.mask, context.bias
+    )
+    return _feed_forward(self, x + dropout(self, attended, c.dropout_rate)), None
+
+
+class DecoderLayer(nn.Module):
+  """Causal self attention, attention to the encoder's output, then the feed-forward layer."""
+
+  config: EncoderDecoderConfig
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B T D"], cache: LayerCache | None, context: DecoderContext
+  ) -> tuple[Float[Array, "B T D"], KeyValues | None]:
+    c = self.config
+    x = constrain(x, "batch", "length", None)
+    attended, new = _attention(c, "self_attention")(
+      _norm(c, "self_attention_norm")(x),
+      context.mask,
+      context.bias,
+      cache=None if cache is None else cache.own,
+      slots=context.slots,
+    )
+    x = x + dropout(self, attended, c.dropout_rate)
+    attended, _ = _attention(c, "cross_attention")(
+      _norm(c, "cross_attention_norm")(x),
+      context.cross_mask,
+      source=context.encoded,
+      cache=None if cache is None else cache.cross,
+    )
+    x = x + dropout(self, attended, c.dropout_rate)
+    return _feed_forward(self, x), None if cache is None else new
+
+
+class Stack(nn.Module):
+  """Layers, their table of relative positions, and the norm after the last."""
+
+  config: EncoderDecoderConfig
+  layer: type[nn.Module]
+  num_layers: int
+  bidirectional: bool
+
+  def setup(self) -> None:
+    c = self.config
+    self.relative_bias = RelativeBias(
+      c.num_heads, c.relative_buckets, c.relative_max_distance, self.bidirectional, c.param_dtype
+    )
+    self.layers = stacked(self.layer, c, self.num_layers)
+    self.norm = RMSNorm(c.norm_eps, c.dtype, c.param_dtype)
+
+  def bias(
+    self, query_positions: Int[Array, "B T"], key_positions: Int[Array, "B S"]
+  ) -> Float[Array, "B N T S"]:
+    return self.relative_bias(query_positions, key_positions)
+
+  def __call__(
+    self,
+    x: Float[Array, "B T D"],
+    cache: LayerCache | None,
+    context: EncoderContext | DecoderContext,
+  ) -> tuple[Float[Array, "B T D"], KeyValues | None]:
+    x = dropout(self, x.astype(self.config.dtype), self.config.dropout_rate)
+    x, new = self.layers(x, cache, context)
+    return dropout(self, self.norm(x), self.config.dropout_rate), new
+
+
+class EncoderDecoder(nn.Module):
+  """Both stacks over one embedding. Logits are made outside from the decoder's hidden states."""
+
+  config: EncoderDecoderConfig
+
+  def setup(self) -> None:
+    c = self.config
+    self.embed = Embedding(
+      c.vocab_size, c.emb_dim, nn.initializers.normal(1.0), c.dtype, c.param_dtype
+    )
+    self.encoder = Stack(c, EncoderLayer, c.num_encoder_layers, bidirectional=True)
+    self.decoder = Stack(c, DecoderLayer, c.num_decoder_layers, bidirectional=False)
+    if not c.tied_embeddings:
+      self.unembed = Unembedding(c.vocab_size, c.emb_dim, FAN_IN_TRUNCATED, c.param_dtype)
+
+  def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Touches every parameter: for initialisation."""
+    if not self.config.tied_embeddings:
+      self.unembed()
+    return self.hidden(self.embed(tokens), self.encode(self.embed(tokens)))
+
+  def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    return self.embed(tokens)
+
+  def encode(
+    self,
+    x: Float[Array, "B S D"],
+    segment_ids: Int[Array, "B S"] | None = None,
+    positions: Int[Array, "B S"] | None = None,
+    attention_mask: Mask | None = None,
+  ) -> Float[Array, "B S D"]:
+    """The encoder's output for embedded tokens."""
+    positions = _bias_positions(x, positions, attention_mask)
+    if attention_mask is None:
+      attention_mask = _segment_mask(x, x, segment_ids, segment_ids)
+    context = EncoderContext(attention_mask, self.encoder.bias(positions, positions))
+    return self.encoder(x, None, context)[0]
+
+  def hidden(
+    self,
+    x: Float[Array, "B T D"],
+    encoded: Float[Array, "B S D"],
+    segment_ids: Int[Array, "B T"] | None = None,
+    encoder_segment_ids: Int[Array, "B S"] | None = None,
+    positions: Int[Array, "B T"] | None = None,
+    attention_mask: Mask | None = None,
+    cross_mask: Mask | None = None,
+  ) -> Float[Array, "B T D"]:
+    """Final-normed decoder states of embedded tokens, scaled so that logits are their product with
+    the unembedding."""
+    positions = _bias_positions(x, positions, attention_mask)
+    if attention_mask is None:
+      rows = x.shape[0] if segment_ids is not None else 1
+      attention_mask = causal_mask(rows, x.shape[1], segment_ids)
+    if cross_mask is None:
+      cross_mask = _segment_mask(x, encoded, segment_ids, encoder_segment_ids)
+    bias = self.decoder.bias(positions, positions)
+    context = DecoderContext(attention_mask, bias, cross_mask, encoded)
+    return self._scaled(self.decoder(x, None, context)[0])
+
+  def decode(
+    self,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    cache: LayerCache,
+    cross_mask: Mask,
+  ) -> tuple[Float[Array, "B T D"], KeyValues | None]:
+    """Hidden states of `tokens`, which also see what the cache holds before their positions.
+
+    Returns:
+      Hidden states as `hidden` gives them, and the new keys and values [L, B, T, K, H].
+    """
+    slots = jnp.arange(cache.own.key.shape[2], dtype=positions.dtype)[None, :]
+    mask = slots[:, None, :] <= positions[:, :, None]
+    bias = self.decoder.bias(positions, slots)
+    context = DecoderContext(mask, bias, cross_mask, slots=positions)
+    x, new = self.decoder(self.embed(tokens), cache, context)
+    return self._scaled(x), new
+
+  def _scaled(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    return x * self.config.emb_dim**-0.5 if self.config.tied_embeddings else x
+
+
+def _feed_forward(layer: nn.Module, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+  c = layer.config
+  mlp = MLP(
+    c.mlp_dim,
+    c.mlp_activations,
+    FAN_IN_TRUNCATED,
+    c.dtype,
+    c.param_dtype,
+    c.dropout_rate,
+    name="mlp",
+  )
+  x = x + dropout(layer, mlp(_norm(c, "mlp_norm")(x)), c.dropout_rate)
+  return constrain(x, "batch", "length", None)
+
+
+def _attention(config: EncoderDecoderConfig, name: str) -> Attention:
+  def query_init(*args):
+    return FAN_IN_NORMAL(*args) * config.head_dim**-0.5
+
+  return Attention(
+    config.num_heads,
+    config.num_heads,
+    config.head_dim,
+    1.0,
+    query_init,
+    FAN_IN_NORMAL,
+    config.dtype,
+    config.param_dtype,
+    config.dropout_rate,
+    name=name,
+  )
+
+
+def _norm(config: EncoderDecoderConfig, name: str) -> RMSNorm:
+  return RMSNorm(config.norm_eps, config.dtype, config.param_dtype, name=name)
+
+
+def _bias_positions(
+  x: Float[Array, "B T D"], positions: Int[Array, "B T"] | None, mask: Mask | None
+) -> Int[Array, "B T"]:
+  """Positions that the relative bias counts.
+
+  Examples are contiguous in a packed row, so that distances within one are distances in the row,
+  and one bias serves all rows. Only a caller's mask can let a token see others than its neighbours.
+  """
+  if mask is None or positions is None:
+    return jnp.arange(x.shape[1], dtype=jnp.int32)[None, :]
+  return positions
+
+
+def _segment_mask(
+  x: Float[Array, "B T D"],
+  source: Float[Array, "B S D"],
+  segment_ids: Int[Array, "B T"] | None,
+  source_segment_ids: Int[Array, "B S"] | None,
+) -> Mask:
+  """Same segment; where only the source has segment ids, everything that is not padding."""
+  if source_segment_ids is None:
+    return jnp.ones((1, x.shape[1], source.shape[1]), jnp.bool_)
+  if segment_ids is None:
+    seen = source_segment_ids[:, None, :] > 0
+    return jnp.broadcast_to(seen, (source.shape[0], x.shape[1], source.shape[1]))
+  return same_segment(segment_ids, source_segment_ids)

@@ -1,0 +1,242 @@
+"""One face for both families: pure functions over a plain dict of parameters."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from flan_jax.errors import ConfigError
+from flan_jax.models.attention import KeyValues, Mask
+from flan_jax.models.config import DecoderConfig, EncoderDecoderConfig, ModelConfig
+from flan_jax.models.decoder import Decoder
+from flan_jax.models.encoder_decoder import EncoderDecoder, LayerCache
+from flan_jax.models.layers import constrain
+
+Params = Mapping[str, Any]
+Batch = Mapping[str, Array]
+
+
+class Cache(NamedTuple):
+  """What decoding carries from one call of `LanguageModel.decode` to the next.
+
+  Attributes:
+    own: keys and values [L, B, length, K, H] of the tokens decoded so far, by position.
+    cross: keys and values [L, B, S, N, H] of the encoder's output; None for a decoder.
+    cross_mask: [B, 1, S], True where the encoder's output is no padding; None for a decoder.
+  """
+
+  own: KeyValues
+  cross: KeyValues | None = None
+  cross_mask: Mask | None = None
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+  """A model whose methods are pure functions of its parameters, to be traced under `jax.jit`.
+
+  Attributes:
+    config: its shapes and numerics.
+    module: the Linen module that computes.
+    layout: which batch keys it reads: "decoder" reads the `decoder_*` keys only.
+  """
+
+  config: ModelConfig
+  module: Decoder | EncoderDecoder
+  layout: Literal["decoder", "encoder_decoder"]
+
+  def init(self, key: jax.Array) -> dict[str, Any]:
+    """Fresh parameters: a plain nested dict, unboxed, layers stacked on a leading axis."""
+    return jax.tree.map(lambda box: box.value, self._boxed(key), is_leaf=_is_box)
+
+  def logical_axes(self) -> dict[str, Any]:
+    """The tree of `init` with a tuple of logical axis names (or None) for every parameter."""
+    boxed = jax.eval_shape(self._boxed, jax.random.key(0))
+    return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=_is_box)
+
+  def embed(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Token embeddings as the model's first layer takes them, for `inputs_embeds`."""
+    return self._apply(params, "embed_tokens", tokens)
+
+  def hidden(
+    self,
+    params: Params,
+    batch: Batch,
+    dropout_key: jax.Array | None = None,
+    inputs_embeds: Float[Array, "B S D"] | None = None,
+    attention_mask: Mask | None = None,
+    encoder_mask: Mask | None = None,
+    cross_mask: Mask | None = None,
+  ) -> Float[Array, "B T D"]:
+    """Final-normed hidden states; logits are their product with `unembedding`.
+
+    Segment ids and positions of the batch are optional. Without segment ids every token is real;
+    tokens of different segments never see each other.
+
+    Args:
+      batch: `decoder_input_tokens` [B, T] and, for an encoder-decoder, `encoder_input_tokens`
+        [B, S], each with optional `*_segment_ids` and `*_positions`.
+      dropout_key: turns dropout on.
+      inputs_embeds: instead of `decoder_input_tokens` (decoder) or of `encoder_input_tokens`
+        (encoder-decoder), which the batch may then lack.
+      attention_mask: [B, T, T], decoder tokens to decoder tokens, instead of causal within
+        segments. Masks are boolean (True: seen), or float and added to the attention scores.
+        With a mask, T5's relative positions are counted from the batch's positions.
+      encoder_mask: [B, S, S], encoder tokens to encoder tokens.
+      cross_mask: [B, T, S], decoder tokens to encoder tokens.
+    """
+    segments, positions = batch.get("decoder_segment_ids"), batch.get("decoder_positions")
+    if self.layout == "decoder":
+      x = inputs_embeds
+      if x is None:
+        x = self.embed(params, batch["decoder_input_tokens"])
+      rest = (segments, positions, attention_mask)
+      return self._apply(params, "hidden", x, *rest, dropout_key=dropout_key)
+    encoded = self.encode(params, batch, dropout_key, inputs_embeds, encoder_mask)
+    return self._apply(
+      params,
+      "hidden",
+      self.embed(params, batch["decoder_input_tokens"]),
+      encoded,
+      segments,
+      batch.get("encoder_segment_ids"),
+      positions,
+      attention_mask,
+      cross_mask,
+      dropout_key=None if dropout_key is None else jax.random.fold_in(dropout_key, 1),
+    )
+
+  def logits(self, params: Params, batch: Batch, **hidden_options: Any) -> Float[Array, "B T V"]:
+    """Logits in float32. Takes what `hidden` takes; losses chunk the vocabulary instead."""
+    return self.project(params, self.hidden(params, batch, **hidden_options))
+
+  def unembedding(self, params: Params) -> Float[Array, "D V"]:
+    """The kernel from hidden states to logits; with tied embeddings the table, transposed."""
+    if self.config.tied_embeddings:
+      return params["embed"]["embedding"].T
+    return params["unembed"]["kernel"]
+
+  def project(self, params: Params, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    """Logits of hidden states, accumulated and returned in float32."""
+    kernel = self.unembedding(params).astype(hidden.dtype)
+    logits = jnp.einsum("btd,dv->btv", hidden, kernel, preferred_element_type=jnp.float32)
+    return constrain(logits, "batch", "length", "vocab")
+
+  def encode(
+    self,
+    params: Params,
+    batch: Batch,
+    dropout_key: jax.Array | None = None,
+    inputs_embeds: Float[Array, "B S D"] | None = None,
+    encoder_mask: Mask | None = None,
+  ) -> Float[Array, "B S D"]:
+    """The encoder's output (encoder-decoder only)."""
+    if self.layout == "decoder":
+      raise ConfigError("a decoder has no encoder: use hidden() or init_cache().")
+    x = inputs_embeds
+    if x is None:
+      x = self.embed(params, batch["encoder_input_tokens"])
+    segments, positions = batch.get("encoder_segment_ids"), batch.get("encoder_positions")
+    rest = (segments, positions, encoder_mask)
+    return self._apply(params, "encode", x, *rest, dropout_key=dropout_key)
+
+  def init_cache(self, params: Params, batch: Batch, length: int) -> Cache:
+    """An empty cache for `length` positions a row; an encoder-decoder encodes the batch here, once.
+
+    Args:
+      batch: for a decoder only the number of rows is read, from `decoder_input_tokens`.
+    """
+    c = self.config
+    dtype = jnp.dtype(c.dtype)
+    if isinstance(c, DecoderConfig):
+      rows, layers, kv_heads = batch["decoder_input_tokens"].shape[0], c.num_layers, c.num_kv_heads
+      cross, cross_mask = None, None
+    else:
+      encoded = self.encode(params, batch)
+      rows, layers, kv_heads = encoded.shape[0], c.num_decoder_layers, c.num_heads
+      segments = batch.get("encoder_segment_ids")
+      cross = self._cross_key_values(params, encoded)
+      cross_mask = jnp.ones((rows, 1, encoded.shape[1]), jnp.bool_)
+      if segments is not None:
+        cross_mask = segments[:, None, :] > 0
+    shape = (layers, rows, length, kv_heads, c.head_dim)
+    own = KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    return Cache(own, cross, cross_mask)
+
+  def decode_hidden(
+    self,
+    params: Params,
+    cache: Cache,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+  ) -> tuple[Float[Array, "B T D"], Cache]:
+    """Hidden states of the next tokens, and the cache with their keys and values.
+
+    A token sees every position up to its own, so positions are written in order, each row at its
+    own pace. A position of the cache's length or more is not written: pad a row with it.
+    """
+    if cache.cross is None:
+      hidden, new = self._apply(params, "decode", tokens, positions, cache.own)
+    else:
+      layers = LayerCache(cache.own, cache.cross)
+      hidden, new = self._apply(params, "decode", tokens, positions, layers, cache.cross_mask)
+    rows = jnp.arange(tokens.shape[0])[:, None]
+    own = jax.tree.map(
+      lambda held, fresh: held.at[:, rows, positions].set(fresh.astype(held.dtype), mode="drop"),
+      cache.own,
+      new,
+    )
+    return hidden, cache._replace(own=own)
+
+  def decode(
+    self,
+    params: Params,
+    cache: Cache,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+  ) -> tuple[Float[Array, "B T V"], Cache]:
+    """Logits of the next tokens, and the cache with their keys and values: see `decode_hidden`."""
+    hidden, cache = self.decode_hidden(params, cache, tokens, positions)
+    return self.project(params, hidden), cache
+
+  def _boxed(self, key: jax.Array) -> dict[str, Any]:
+    return self.module.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+  def _apply(
+    self, params: Params, method: str, *args: Any, dropout_key: jax.Array | None = None
+  ) -> Any:
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    return self.module.apply({"params": params}, *args, rngs=rngs, method=method)
+
+  def _cross_key_values(self, params: Params, encoded: Float[Array, "B S D"]) -> KeyValues:
+    attention = params["decoder"]["layers"]["cross_attention"]
+
+    def project(name: str) -> Float[Array, "L B S N H"]:
+      kernel = attention[name]["kernel"].astype(encoded.dtype)
+      out = jnp.einsum("bsd,ldk->lbsk", encoded, kernel)
+      return out.reshape(*out.shape[:3], self.config.num_heads, self.config.head_dim)
+
+    return KeyValues(project("key"), project("value"))
+
+
+def build_model(config: ModelConfig) -> LanguageModel:
+  """The model of a configuration."""
+  if isinstance(config, DecoderConfig):
+    return LanguageModel(config, Decoder(config), "decoder")
+  if isinstance(config, EncoderDecoderConfig):
+    return LanguageModel(config, EncoderDecoder(config), "encoder_decoder")
+  raise ConfigError(f"no model is built from a {type(config).__name__}.")
+
+
+def parameter_count(model: LanguageModel) -> int:
+  """Numbers in the model's parameters, counted without making them."""
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+def _is_box(leaf: Any) -> bool:
+  return isinstance(leaf, nn.meta.AxisMetadata)

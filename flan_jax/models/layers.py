@@ -1,0 +1,280 @@
+"""The layers that both families are made of, with the logical axes of their parameters."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+Initializer = Callable[..., Any]
+
+FAN_IN_NORMAL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+FAN_IN_TRUNCATED = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  "gelu": partial(jax.nn.gelu, approximate=True),
+  "relu": jax.nn.relu,
+  "silu": jax.nn.silu,
+}
+
+
+def partitioned(init: Initializer, axes: tuple[str | None, ...]) -> Initializer:
+  """`init`, its result labelled with logical axes."""
+  return nn.with_logical_partitioning(init, axes)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+  """Ask the partitioner for the layout that the logical axis rules in force give `axes`."""
+  return nn.with_logical_constraint(x, axes)
+
+
+class Dense(nn.Module):
+  """A matrix product with a float kernel [in, out], computed in `dtype`."""
+
+  features: int
+  axes: tuple[str, str]
+  kernel_init: Initializer
+  dtype: str
+  param_dtype: str
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
+    kernel = self.param(
+      "kernel",
+      partitioned(self.kernel_init, self.axes),
+      (x.shape[-1], self.features),
+      jnp.dtype(self.param_dtype),
+    )
+    return x.astype(self.dtype) @ kernel.astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+  """Division by the root mean square over the last axis, in float32 (arXiv:1910.07467)."""
+
+  eps: float
+  dtype: str
+  param_dtype: str
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    scale = self.param(
+      "scale",
+      partitioned(nn.initializers.ones_init(), ("embed",)),
+      (x.shape[-1],),
+      jnp.dtype(self.param_dtype),
+    )
+    x = x.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+    # Rank promotion is spelt out: [D] against [B, T, D].
+    scale = scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+    return (x * scale).astype(self.dtype)
+
+
+class MLP(nn.Module):
+  """A feed-forward layer: one activation, or an activation that gates a linear branch."""
+
+  mlp_dim: int
+  activations: tuple[str, ...]
+  kernel_init: Initializer
+  dtype: str
+  param_dtype: str
+  dropout_rate: float = 0.0
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    widen = partial(
+      Dense,
+      features=self.mlp_dim,
+      axes=("embed", "mlp"),
+      kernel_init=self.kernel_init,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+    )
+    activation = _ACTIVATIONS[self.activations[0]]
+    if len(self.activations) == 2:
+      hidden = activation(widen(name="gate")(x)) * widen(name="up")(x)
+    else:
+      hidden = activation(widen(name="up")(x))
+    hidden = dropout(self, constrain(hidden, "batch", "length", "mlp"), self.dropout_rate)
+    return Dense(
+      x.shape[-1], ("mlp", "embed"), self.kernel_init, self.dtype, self.param_dtype, name="down"
+    )(hidden)
+
+
+class Embedding(nn.Module):
+  """A table of token embeddings [V, D]."""
+
+  vocab_size: int
+  emb_dim: int
+  kernel_init: Initializer
+  dtype: str
+  param_dtype: str
+
+  def setup(self) -> None:
+    self.embedding = self.param(
+      "embedding",
+      partitioned(self.kernel_init, ("vocab", "embed")),
+      (self.vocab_size, self.emb_dim),
+      jnp.dtype(self.param_dtype),
+    )
+
+  def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    return embed_tokens(self.embedding.astype(self.dtype), tokens)
+
+
+class Unembedding(nn.Module):
+  """The kernel [D, V] of untied logits. Who multiplies with it decides how much at a time."""
+
+  vocab_size: int
+  emb_dim: int
+  kernel_init: Initializer
+  param_dtype: str
+
+  @nn.compact
+  def __call__(self) -> Float[Array, "D V"]:
+    return self.param(
+      "kernel",
+      partitioned(self.kernel_init, ("embed", "vocab")),
+      (self.emb_dim, self.vocab_size),
+      jnp.dtype(self.param_dtype),
+    )
+
+
+class RelativeBias(nn.Module):
+  """T5's learnt attention bias by bucketed distance, one table a stack (arXiv:1910.10683, 2.1)."""
+
+  num_heads: int
+  buckets: int
+  max_distance: int
+  bidirectional: bool
+  param_dtype: str
+
+  @nn.compact
+  def __call__(
+    self, query_positions: Int[Array, "B T"], key_positions: Int[Array, "B S"]
+  ) -> Float[Array, "B N T S"]:
+    table = self.param(
+      "embedding",
+      partitioned(
+        nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"), ("relpos_buckets", None)
+      ),
+      (self.buckets, self.num_heads),
+      jnp.dtype(self.param_dtype),
+    )
+    distance = key_positions[:, None, :] - query_positions[:, :, None]
+    bucket = relative_bucket(distance, self.buckets, self.max_distance, self.bidirectional)
+    return jnp.moveaxis(table.astype(jnp.float32)[bucket], -1, 1)
+
+
+def relative_bucket(
+  distance: Int[Array, "*B"], buckets: int, max_distance: int, bidirectional: bool
+) -> Int[Array, "*B"]:
+  """The bucket of a distance (key position minus query position).
+
+  Half of the buckets are exact distances, the other half widen logarithmically up to
+  `max_distance`. With `bidirectional` keys to the right take buckets of their own; without, they
+  share bucket 0 (a causal mask hides them).
+  """
+  behind = -distance
+  first = jnp.zeros_like(distance)
+  if bidirectional:
+    buckets //= 2
+    first = jnp.where(behind < 0, buckets, 0).astype(distance.dtype)
+    behind = jnp.abs(behind)
+  behind = jnp.maximum(behind, 0)
+  exact = buckets // 2
+  ratio = jnp.log(jnp.maximum(behind, 1).astype(jnp.float32) / exact) / jnp.log(
+    jnp.float32(max_distance / exact)
+  )
+  far = exact + (ratio * (buckets - exact)).astype(distance.dtype)
+  return first + jnp.where(behind < exact, behind, jnp.minimum(far, buckets - 1))
+
+
+def rotary_angles(
+  positions: Int[Array, "B T"], head_dim: int, theta: float
+) -> tuple[Float[Array, "B T 1 H2"], Float[Array, "B T 1 H2"]]:
+  """Cosine and sine of each position's angles (arXiv:2104.09864), for `rotate`."""
+  frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+  angles = positions.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None, :]
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+  x: Float[Array, "B T N H"],
+  angles: tuple[Float[Array, "B T 1 H2"], Float[Array, "B T 1 H2"]],
+) -> Float[Array, "B T N H"]:
+  """Turn the pairs (i, i + H/2) of each head by the positions' angles, in float32."""
+  cos, sin = angles
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  return turned.astype(x.dtype)
+
+
+def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
+  """Dropout in `module`, active where the caller gave a key named "dropout"."""
+  if rate == 0.0 or not module.has_rng("dropout"):
+    return x
+  keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, x.shape)
+  return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def embed_tokens(table: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+  """The rows of `table` at `tokens`.
+
+  On a mesh, where the logical axis rules shard the table, each device looks up the tokens whose
+  rows it holds and the results are summed over the vocabulary's mesh axes. The partitioner's own
+  gather would rebuild the whole table on every device, and a one-hot product is as large as the
+  logits.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  vocab, embed = _mesh_axes("vocab", mesh), _mesh_axes("embed", mesh)
+  batch = _mesh_axes("batch", mesh, tokens.shape[0])
+  length = _mesh_axes("length", mesh, tokens.shape[1])
+  if not vocab + embed + batch + length:
+    return constrain(table[tokens], "batch", "length", None)
+  lookup = jax.shard_map(
+    partial(_masked_gather, vocab=vocab, embed=embed),
+    in_specs=(
+      PartitionSpec(vocab or None, embed or None),
+      PartitionSpec(batch or None, length or None),
+    ),
+    out_specs=PartitionSpec(batch or None, length or None, None),
+    check_vma=False,
+  )
+  return lookup(table, tokens)
+
+
+def _masked_gather(
+  table: Float[Array, "V D"],
+  tokens: Int[Array, "B T"],
+  vocab: tuple[str, ...],
+  embed: tuple[str, ...],
+) -> Float[Array, "B T D"]:
+  if embed:
+    table = jax.lax.all_gather(table, embed, axis=1, tiled=True)
+  if not vocab:
+    return table[tokens]
+  local = tokens - jax.lax.axis_index(vocab) * table.shape[0]
+  held: Bool[Array, "B T"] = (local >= 0) & (local < table.shape[0])
+  rows = jnp.where(held[..., None], table[jnp.where(held, local, 0)], jnp.zeros((), table.dtype))
+  return jax.lax.psum(rows, vocab)
+
+
+def _mesh_axes(name: str, mesh: Any, size: int | None = None) -> tuple[str, ...]:
+  """The mesh axes of more than one device that shard a logical axis (of `size`, if they must
+  divide it)."""
+  if mesh.empty:
+    return ()
+  rules: Sequence[Any] = nn.get_logical_axis_rules()
+  spec = nn.logical_to_mesh_axes((name,), rules)
+  assigned = spec[0] if spec else None
+  axes = (assigned,) if isinstance(assigned, str) else tuple(assigned or ())
+  axes = tuple(axis for axis in axes if mesh.shape[axis] > 1)
+  total = 1
+  for axis in axes:
+    total *= mesh.shape[axis]
+  return axes if size is None or size % total == 0 else ()

@@ -1,0 +1,32 @@
+"""A stack of equal layers: one set of stacked parameters, scanned or unrolled, with remat."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+_POLICIES = {
+  "full": None,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def stacked(layer: type[nn.Module], config: Any, length: int, name: str = "layers") -> nn.Module:
+  """`length` layers that run one after the other, with parameters stacked on a leading axis.
+
+  `layer(config)` is called as (x, cache, context) -> (x, output): x runs through the layers, each
+  layer gets its slice of cache and all get the same context; the outputs come back stacked. Without
+  `config.scan_layers` the loop is unrolled over slices of the same parameters.
+  """
+  if config.remat != "none":
+    layer = nn.remat(layer, policy=_POLICIES[config.remat], prevent_cse=not config.scan_layers)
+  scanned = nn.scan(
+    layer,
+    variable_axes={"params": 0},
+    split_rngs={"params": True, "dropout": True},
+    in_axes=(0, nn.broadcast),
+    length=length,
+    unroll=1 if config.scan_layers else length,
+    metadata_params={nn.PARTITION_NAME: "layers"},
+  )
+  return scanned(config, name=name)
