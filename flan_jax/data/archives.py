@@ -200,7 +200,8 @@ def _pip_download(package: str, name: str, sha256: str, archive: str, directory:
   requirement.write_text(f"{package} --hash=sha256:{sha256}\n")
   only = ["--no-binary", name] if archive == "sdist" else ["--only-binary", ":all:"]
   try:
-    options = ["--no-deps", "--require-hashes", *only, "--ignore-requires-python"]
+    # Only when pip tries again does it say that the network failed, so it must not be told not to.
+    options = ["--retries", "3", "--no-deps", "--require-hashes", *only, "--ignore-requires-python"]
     options += ["--progress-bar", "off", "--no-input", "-d", str(directory), "-r", str(requirement)]
     _run([*_pip(), "download", *options], package, sha256)
   finally:
@@ -215,6 +216,8 @@ def _npm_pack(package: str, directory: Path) -> None:
       f"into a folder and name that folder in {FOLDERS_VARIABLE}."
     )
   options = ["--ignore-scripts", "--pack-destination", str(directory), "--fetch-retries", "2"]
+  # npm waits 10 seconds before it tries again.
+  options += ["--fetch-retry-mintimeout", "1000"]
   _run([npm, "pack", package, *options], package, "")
 
 

@@ -25,7 +25,7 @@ from typing import IO, Any, cast
 
 from flan_jax.data import archives
 from flan_jax.data.formats import Format, Record, format_of
-from flan_jax.errors import ConfigError, RecordError, UnknownName
+from flan_jax.errors import ConfigError, NetworkError, RecordError, UnknownName
 
 _SETTINGS = {
   "package": {"registry", "archive", "sha256", "members", "inside"},
@@ -177,7 +177,8 @@ class FilesSource(Source):
 class TFDSSource(Source):
   """A TensorFlow dataset, by name and version; class labels become their names.
 
-  Unlabelled records (class -1) carry None. The module is imported when records are asked for.
+  A part is a split or a slice of one, such as "train[:90%]". Unlabelled records (class -1) carry
+  None. TensorFlow is imported when records are asked for.
   """
 
   def __init__(self, settings: Mapping[str, Any]):
@@ -197,8 +198,9 @@ class TFDSSource(Source):
     import tensorflow_datasets as tfds
 
     builder = self._prepared()
-    if part not in builder.info.splits:
-      raise UnknownName(f"split of {self._name}", part, builder.info.splits)
+    splits = builder.info.splits
+    if splits and part.partition("[")[0] not in splits:
+      raise UnknownName(f"split of {self._name}", part, splits)
     # Files are read one after the other, so that the order is always the same.
     config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
     dataset = builder.as_dataset(split=part, shuffle_files=False, read_config=config)
@@ -208,12 +210,18 @@ class TFDSSource(Source):
   def _prepared(self) -> Any:
     if self._builder is None:
       builder = self._named()
+      from requests.exceptions import RequestException
+
+      advice = "Prepare the dataset once where that works, and name its folder by `data_dir:` in the source."
       try:
         builder.download_and_prepare()
-      except (OSError, RuntimeError) as error:
+      except RequestException as error:
+        raise NetworkError(
+          f"TFDS cannot download {self.settings['tfds']}: {error}. {advice}"
+        ) from error
+      except (ImportError, AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(
-          f"TFDS cannot prepare {self.settings['tfds']}: {error}. Prepare it once where there is a "
-          "network, and name its folder by `data_dir:` in the source."
+          f"TFDS cannot prepare {self.settings['tfds']}: {error}. {advice}"
         ) from error
       self._builder = builder
     return self._builder
