@@ -1,0 +1,85 @@
+"""Fields of the reading comprehension datasets: texts mended, search queries made into questions."""
+
+import re
+
+from flan_jax.mixtures.fields.mending import (
+  as_question,
+  one_line,
+  repair_encoding,
+  text_key,
+  without_final_stop,
+)
+
+# Links lost the spaces around them: "ourVendorswho", "theTerms of Use".
+_TERMS = (
+  "Personal Information|Vendors|Business Partners|Other Programs|Cookies|Pixel Tags|Device Data"
+  "|Terms of (?:Use|Service)|Privacy (?:Policy|Statement)|Non-Identifiable Information"
+)
+_GLUED_BEFORE = re.compile(
+  rf"(?<=[a-z,])(?={_TERMS})|\b(?:[Tt]he|[Oo]ur|and|in|to|of|or|by|with|from|these|your|see)(?=[A-Z][a-z])"
+)
+_GLUED_AFTER = re.compile(rf"(?:{_TERMS})(?=[a-z]{{2}})")
+
+
+def boolq(record: dict) -> dict | None:
+  """A yes-or-no question about a paragraph.
+
+  Training rows begin with the article's title and hold a truth value; rows of the test part have a field
+  for the title, and "True" or "False". Rows that nobody labelled have neither.
+  """
+  if "label" in record:
+    title, dash, passage = record["passage"].partition(" -- ")
+    if not dash:
+      return None
+    label = record["label"]
+  elif "answer" in record:
+    title, passage = record["title"], record["passage"]
+    label = {"True": True, "False": False}.get(record["answer"])
+  else:
+    return None
+  passage, question = _tidy(passage), as_question(record["question"])
+  if label is None or not passage or not question:
+    return None
+  return {
+    "title": _tidy(title),
+    "passage": passage,
+    "question": question,
+    "label": "true" if label else "false",
+    # The two parts spell quotes and dashes in different ways.
+    "paragraph": text_key(passage),
+  }
+
+
+def privacy_policy(record: dict) -> dict | None:
+  """A sentence of a privacy policy and a user's question: does the one help to answer the other?"""
+  context = _unglued(record["context"])
+  question = as_question(record["question"])
+  label = {"True": "relevant", "False": "irrelevant"}.get(record["answer"])
+  if label is None or not context or not question:
+    return None
+  return {"context": context, "question": question, "label": label, "sentence": text_key(context)}
+
+
+def narrative_qa(record: dict) -> dict | None:
+  """A question about the summary of a book or film, with the answers of two readers."""
+  answers = [without_final_stop(one_line(repair_encoding(answer))) for answer in record["answer"]]
+  # An empty cell became "nan" on the way.
+  answers = [answer for answer in dict.fromkeys(answers) if answer and answer.lower() != "nan"]
+  if not answers:
+    return None
+  paragraphs = [one_line(line) for line in repair_encoding(record["passage"]).splitlines()]
+  return {
+    "passage": "\n".join(line for line in paragraphs if line),
+    "question": as_question(repair_encoding(record["question"])),
+    "answer": answers[0],
+    "answers": answers,
+  }
+
+
+def _unglued(text: str) -> str:
+  return one_line(_GLUED_AFTER.sub(r"\g<0> ", _GLUED_BEFORE.sub(r"\g<0> ", text)))
+
+
+def _tidy(text: str) -> str:
+  """Quotes and dashes as they are printed, in place of what TeX wants."""
+  return one_line(text.replace("``", '"').replace("''", '"').replace("--", "–"))
