@@ -1,7 +1,8 @@
 """What a prediction earns: choices by their scores, free text by its words.
 
-Everything here takes plain lists and numpy arrays. A *label* is whatever a prediction is counted under: the label's
-name where a dataset has one fixed set of choices, the position (or letter) where each example brings its own options.
+Everything here takes plain lists and numpy arrays. A *label* is whatever a prediction is counted
+under: the label's name where a dataset has one fixed set of choices, the position (or letter) where
+each example brings its own options.
 """
 
 import collections
@@ -14,7 +15,9 @@ from jaxtyping import Float, Int
 
 
 def first_maximum(scores: Sequence[float]) -> int:
-  """The option with the highest score; of equals the first, so that a tie is never won by its order of arrival."""
+  """The option with the highest score; of equals the first, so that a tie is never won by its order
+  of arrival.
+  """
   return int(np.argmax(np.asarray(scores, np.float64)))
 
 
@@ -37,9 +40,11 @@ def balanced_accuracy(targets: Sequence[Hashable], predictions: Sequence[Hashabl
 
 
 def binary_auc(positive: Sequence[bool], scores: Sequence[float]) -> float | None:
-  """Area under the ROC curve: how often a positive example scores above a negative one, a tie counting one half.
+  """Area under the ROC curve: how often a positive example scores above a negative one, a tie
+  counting one half.
 
-  It does not see the label prior, so it shows what a model knows whose every answer is the same label.
+  It does not see the label prior, so it shows what a model knows whose every answer is the same
+  label.
 
   Returns:
     None where only one of the two labels occurs.
@@ -57,9 +62,9 @@ def binary_auc(positive: Sequence[bool], scores: Sequence[float]) -> float | Non
 def batch_calibrated(scores: Float[np.ndarray, "N L"]) -> Int[np.ndarray, " N"]:
   """The label of each example after the prior that the prompt itself brings is divided out.
 
-  Batch calibration (Zhou et al. 2023, arXiv:2309.17249), with the N examples as its batch: p(y|x) is the softmax of the
-  scores over the labels, p̄(y) its mean over the batch, and the answer is argmax over y of log p(y|x) - log p̄(y). No
-  target is looked at.
+  Batch calibration (Zhou et al. 2023, arXiv:2309.17249), with the N examples as its batch: p(y|x)
+  is the softmax of the scores over the labels, p̄(y) its mean over the batch, and the answer is
+  argmax over y of log p(y|x) - log p̄(y). No target is looked at.
 
   Args:
     scores: log-probabilities; column l is the same label in every row.
@@ -80,7 +85,9 @@ def majority_share(targets: Sequence[Hashable]) -> float:
 
 
 def random_guessing(options: Sequence[Sequence[str]], golds: Sequence[Sequence[str]]) -> float:
-  """What a uniform draw among each example's options earns on average; equal texts count as often as they stand."""
+  """What a uniform draw among each example's options earns on average; equal texts count as often
+  as they stand.
+  """
   return float(
     np.mean(
       [
@@ -113,7 +120,9 @@ def token_f1(prediction: str, golds: Sequence[str]) -> float:
 
 
 def rouge_l(prediction: str, golds: Sequence[str]) -> float:
-  """ROUGE-L F-measure against the closest accepted answer, stemmed, as the `rouge_score` package computes it."""
+  """ROUGE-L F-measure against the closest accepted answer, stemmed, as the `rouge_score` package
+  computes it.
+  """
   scorer = _rouge_scorer()
   return max(scorer.score(gold, prediction)["rougeL"].fmeasure for gold in golds)
 

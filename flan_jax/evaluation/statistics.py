@@ -1,9 +1,10 @@
 """Error bars over examples, spread over prompts, and differences that are paired.
 
-One task is a table `[K, N]`: row k holds what template k earned on each of the N examples (1 or 0 for accuracy, a
-fraction for F1 or ROUGE). Its headline number is the median over templates of the mean over examples. The examples are
-the random sample, so the bootstrap resamples them, and always takes all templates of an example together; before and
-after are read at the same examples. Intervals are percentile intervals (Efron and Tibshirani 1993, chapter 13).
+One task is a table `[K, N]`: row k holds what template k earned on each of the N examples (1 or 0
+for accuracy, a fraction for F1 or ROUGE). Its headline number is the median over templates of the
+mean over examples. The examples are the random sample, so the bootstrap resamples them, and always
+takes all templates of an example together; before and after are read at the same examples.
+Intervals are percentile intervals (Efron and Tibshirani 1993, chapter 13).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -68,7 +69,8 @@ def paired_interval(
   """Bootstrap interval of `headline(after) - headline(before)`.
 
   Args:
-    before, after: `[K, N]` and `[K', N]`. Column n of both is the same example; the templates may differ.
+    before, after: `[K, N]` and `[K', N]`. Column n of both is the same example; the templates may
+    differ.
   """
   return macro_paired_interval([before], [after], seed=seed, resamples=resamples, level=level)
 
@@ -100,8 +102,8 @@ def macro_paired_interval(
 ) -> Interval:
   """Bootstrap interval of the macro-average of after minus before.
 
-  Within each task the same resampled examples are read before and after; tasks are resampled independently of each
-  other.
+  Within each task the same resampled examples are read before and after; tasks are resampled
+  independently of each other.
   """
   differences = []
   for task, (old, new) in enumerate(zip(before, after, strict=True)):
@@ -152,7 +154,9 @@ def _resampled(
 
 
 def _counts(examples: int, generator: np.random.Generator, resamples: int) -> Iterator[np.ndarray]:
-  """How often each example occurs in each resample, in blocks `[r, N]`: a matrix product then gives all the means."""
+  """How often each example occurs in each resample, in blocks `[r, N]`: a matrix product then gives
+  all the means.
+  """
   block = max(1, _BLOCK // examples)
   for start in range(0, resamples, block):
     rows = min(block, resamples - start)

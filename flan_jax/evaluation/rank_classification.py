@@ -1,0 +1,415 @@
+"""Rank classification: the log-probability of every option of every prompt, in few tokens.
+
+A prompt of P tokens with n options of O tokens costs P + nO tokens, not n(P + O). Decoder:
+
+    tokens     p0 p1 p2   p3 a0 a1   p3 b0     the prompt "p0 p1 p2 p3", options "a0 a1 a2" and "b0 b1"
+    positions   0  1  2    3  4  5    3  4     each option goes on where the prompt ended
+    option      0  0  0    1  1  1    2  2     0 is the prompt: everyone of the unit sees it
+    targets                a0 a1 a2   b0 b1
+
+The prompt's last token is read once per option, so that every slot predicts exactly one token. A
+token sees what stands before it in its unit, of the prompt and of its own option. Encoder-decoder:
+the encoder reads each prompt once and each option is a decoder segment whose cross attention sees
+its prompt only. Several units share a row, prompts of equal tokens share a unit, and rows have a
+few fixed shapes, so that little is compiled.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from flan_jax.data.packing import pack
+from flan_jax.errors import EvaluationError, UnknownName
+from flan_jax.models import LanguageModel, Params
+from flan_jax.training.cross_entropy import token_scores
+from flan_jax.training.partitioning import Layout, batch_shardings
+
+_TOKEN_BLOCK = 128  # option tokens are few; a larger block would be mostly padding
+
+CONVENTIONS = ("t0", "lm_eval", "lm_eval_norm", "per_token")
+"""How an option's token log-probabilities become its score.
+
+t0: their sum, end of text included (Sanh et al. 2022, and T5X).
+lm_eval: their sum without the end of text (the harness's `acc`).
+lm_eval_norm: that sum divided by the option's length in UTF-8 bytes (the harness's `acc_norm`).
+per_token: their mean, end of text included.
+"""
+
+
+@dataclass(frozen=True)
+class RankRequest:
+  """One prompt and the options to be ranked after it.
+
+  Args:
+    prompt_ids: at least one token; with the decoder family it begins with BOS where the model wants
+      one.
+    option_ids: of each option, the tokens that follow the prompt, end of text included if it has
+      one.
+    end_tokens: of each option, how many of its last tokens are end of text. Default: none.
+    option_bytes: of each option, the length of its text. Default: unknown, `lm_eval_norm` refuses.
+    name: what an error calls it.
+  """
+
+  prompt_ids: tuple[int, ...]
+  option_ids: tuple[tuple[int, ...], ...]
+  end_tokens: tuple[int, ...] = ()
+  option_bytes: tuple[int, ...] = ()
+  name: str = "a request"
+
+
+@dataclass(frozen=True)
+class OptionScores:
+  """What each option of one request got, in the order of its options.
+
+  Attributes:
+    total: summed log-probability, end of text included.
+    without_end: the same, end of text left out.
+    tokens: number of tokens, end of text included.
+    bytes: length of the text; 0 where unknown.
+  """
+
+  total: tuple[float, ...]
+  without_end: tuple[float, ...]
+  tokens: tuple[int, ...]
+  bytes: tuple[int, ...]
+
+  def by(self, convention: str) -> tuple[float, ...]:
+    """The scores by one of `CONVENTIONS`.
+
+    Raises:
+      UnknownName: no convention has that name.
+    """
+    if convention == "t0":
+      return self.total
+    if convention == "lm_eval":
+      return self.without_end
+    if convention == "lm_eval_norm":
+      if not all(self.bytes):
+        raise EvaluationError("lm_eval_norm needs the length of every option's text in bytes.")
+      return tuple(s / n for s, n in zip(self.without_end, self.bytes, strict=True))
+    if convention == "per_token":
+      return tuple(s / n for s, n in zip(self.total, self.tokens, strict=True))
+    raise UnknownName("scoring convention", convention, CONVENTIONS)
+
+
+def score_options(
+  model: LanguageModel,
+  params: Params,
+  requests: Sequence[RankRequest],
+  *,
+  row_lengths: Sequence[int] = (512, 1024, 2048),
+  batch_tokens: int = 2048,
+  start_id: int = 0,
+  layout: Layout | None = None,
+  progress: Callable[[int], object] | None = None,
+) -> list[OptionScores]:
+  """The log-probability of every option of every request, the same as of each run alone.
+
+  Args:
+    row_lengths: lengths that a row may have: of the decoder's row, or of the encoder's. A prompt
+      with its options goes into the shortest that holds it.
+    batch_tokens: tokens of a batch on each shard of the rows.
+    start_id: what an encoder-decoder's decoder reads first.
+    layout: the mesh that the parameters lie on; rows are spread over its batch axes.
+    progress: called after each batch with the number of requests that it completed.
+
+  Raises:
+    EvaluationError: no options, an empty option or prompt, a prompt too long for the longest row,
+      or a log-probability that is not finite; the message names the request.
+  """
+  lengths = sorted(set(row_lengths))
+  rows = _FAMILIES[model.layout](start_id)
+  for request in requests:
+    _check(request, rows, lengths[-1])
+  results = _Results(requests, rows.lead)
+  shards = layout.shards("batch") if layout else 1
+  for batch in _plan(_units(requests, rows, lengths[-1]), rows, lengths, batch_tokens, shards):
+    log_probs = _run(model, params, rows.arrays(batch), layout)
+    finished = results.add(batch, log_probs)
+    if progress is not None and finished:
+      progress(finished)
+  return results.scores()
+
+
+class _Unit(NamedTuple):
+  """A prompt with options, and which request's which option each of them is."""
+
+  prompt: tuple[int, ...]
+  options: list[tuple[int, ...]]
+  places: list[list[tuple[int, int]]]
+
+
+class _Batch(NamedTuple):
+  """Rows of units, to be laid out in `count` rows of `length` tokens; an encoder-decoder's decoder
+  rows have `options` tokens.
+  """
+
+  rows: list[list[_Unit]]
+  count: int
+  length: int
+  options: int
+
+
+class _DecoderRows:
+  """How units lie in the rows of a decoder."""
+
+  def __init__(self, start_id: int):
+    del start_id
+
+  def size(self, prompt: int, options: Sequence[int]) -> tuple[int, int]:
+    """Tokens of the row and option tokens that a unit takes."""
+    return prompt - 1 + sum(options), sum(options)
+
+  def lead(self, unit: _Unit) -> int:
+    """Columns of the targets that a unit leaves empty before its first option."""
+    return len(unit.prompt) - 1
+
+  def arrays(self, batch: _Batch) -> dict[str, np.ndarray]:
+    shape = batch.count, batch.length
+    tokens, targets, positions, units, options = (np.zeros(shape, np.int32) for _ in range(5))
+    for r, row in enumerate(batch.rows):
+      end = number = 0
+      for u, unit in enumerate(row, start=1):
+        *shared, last = unit.prompt
+        at, end = end, end + len(shared)
+        tokens[r, at:end] = shared
+        positions[r, at:end] = np.arange(len(shared))
+        units[r, at:end] = u
+        for ids in unit.options:
+          at, end, number = end, end + len(ids), number + 1
+          tokens[r, at:end] = last, *ids[:-1]
+          targets[r, at:end] = ids
+          positions[r, at:end] = len(shared) + np.arange(len(ids))
+          units[r, at:end] = u
+          options[r, at:end] = number
+    return {
+      "decoder_input_tokens": tokens,
+      "decoder_positions": positions,
+      "units": units,
+      "options": options,
+      "targets": targets,
+    }
+
+
+class _EncoderDecoderRows:
+  """How prompts lie in the encoder's rows and their options in the decoder's."""
+
+  def __init__(self, start_id: int):
+    self._start_id = start_id
+
+  def size(self, prompt: int, options: Sequence[int]) -> tuple[int, int]:
+    """Tokens of the encoder's row and of the decoder's that a unit takes."""
+    return prompt, sum(options)
+
+  def lead(self, unit: _Unit) -> int:
+    """Columns of the targets that a unit leaves empty before its first option."""
+    del unit
+    return 0
+
+  def arrays(self, batch: _Batch) -> dict[str, np.ndarray]:
+    source_shape, shape = (batch.count, batch.length), (batch.count, batch.options)
+    source, source_positions, source_units = (np.zeros(source_shape, np.int32) for _ in range(3))
+    tokens, targets, positions, units, options = (np.zeros(shape, np.int32) for _ in range(5))
+    for r, row in enumerate(batch.rows):
+      read = end = number = 0
+      for u, unit in enumerate(row, start=1):
+        at, read = read, read + len(unit.prompt)
+        source[r, at:read] = unit.prompt
+        source_positions[r, at:read] = np.arange(len(unit.prompt))
+        source_units[r, at:read] = u
+        for ids in unit.options:
+          at, end, number = end, end + len(ids), number + 1
+          tokens[r, at:end] = self._start_id, *ids[:-1]
+          targets[r, at:end] = ids
+          positions[r, at:end] = np.arange(len(ids))
+          units[r, at:end] = u
+          options[r, at:end] = number
+    return {
+      "encoder_input_tokens": source,
+      "encoder_positions": source_positions,
+      "encoder_segment_ids": source_units,
+      "decoder_input_tokens": tokens,
+      "decoder_positions": positions,
+      "decoder_segment_ids": options,
+      "units": units,
+      "options": options,
+      "targets": targets,
+    }
+
+
+_Rows = _DecoderRows | _EncoderDecoderRows
+_FAMILIES: dict[str, type[_Rows]] = {
+  "decoder": _DecoderRows,
+  "encoder_decoder": _EncoderDecoderRows,
+}
+
+
+def _check(request: RankRequest, rows: _Rows, longest: int) -> None:
+  """Refuse what cannot be scored, by name."""
+  options = request.option_ids
+  if not options:
+    raise EvaluationError(f"{request.name}: there are no options to rank.")
+  if not request.prompt_ids:
+    raise EvaluationError(f"{request.name}: the prompt has no tokens.")
+  for per_option in (request.end_tokens, request.option_bytes):
+    if per_option and len(per_option) != len(options):
+      raise ValueError(f"{request.name}: {len(per_option)} values for {len(options)} options")
+  for k, ids in enumerate(options):
+    if len(ids) <= (request.end_tokens[k] if request.end_tokens else 0):
+      raise EvaluationError(f"{request.name}: option {k + 1} of {len(options)} is empty.")
+    if max(rows.size(len(request.prompt_ids), [len(ids)])) > longest:
+      raise EvaluationError(
+        f"{request.name}: the prompt of {len(request.prompt_ids)} tokens with option {k + 1} of "
+        f"{len(ids)} does not fit a row of {longest}. Shorten it, or allow longer rows."
+      )
+
+
+def _units(requests: Sequence[RankRequest], rows: _Rows, longest: int) -> list[_Unit]:
+  """Equal prompts together, equal options once; what is too much for one row is divided."""
+  shared: dict[tuple[int, ...], dict[tuple[int, ...], list[tuple[int, int]]]] = {}
+  for r, request in enumerate(requests):
+    options = shared.setdefault(tuple(request.prompt_ids), {})
+    for k, ids in enumerate(request.option_ids):
+      options.setdefault(tuple(ids), []).append((r, k))
+  units = []
+  for prompt, options in shared.items():
+    unit = _Unit(prompt, [], [])
+    for ids, places in options.items():
+      lengths = [*map(len, unit.options), len(ids)]
+      if unit.options and max(rows.size(len(prompt), lengths)) > longest:
+        units.append(unit)
+        unit = _Unit(prompt, [], [])
+      unit.options.append(ids)
+      unit.places.append(places)
+    units.append(unit)
+  return units
+
+
+def _plan(
+  units: Sequence[_Unit], rows: _Rows, lengths: Sequence[int], batch_tokens: int, shards: int
+) -> Iterator[_Batch]:
+  """Batches of packed rows, in few shapes.
+
+  A row takes a quarter of its length in option tokens where that suffices, so that the decoder of
+  an encoder-decoder is not run over padding.
+  """
+  by_length: dict[int, list[_Unit]] = {}
+  sizes = {id(unit): rows.size(len(unit.prompt), [*map(len, unit.options)]) for unit in units}
+  for unit in units:
+    fitting = next(length for length in lengths if max(sizes[id(unit)]) <= length)
+    by_length.setdefault(fitting, []).append(unit)
+  for length, group in sorted(by_length.items()):
+    taken = [sizes[id(unit)] for unit in group]
+    longest = max(options for _, options in taken)
+    narrow = 4 * sum(options for _, options in taken) <= sum(tokens for tokens, _ in taken)
+    room = length // 4 if narrow and longest <= length // 4 else length
+    packed = pack(taken, (length, room))
+    count = shards * max(1, batch_tokens // length)
+    for start in range(0, len(packed), count):
+      chosen = [[group[i] for i in row] for row in packed[start : start + count]]
+      yield _Batch(chosen, count, length, room)
+
+
+class _Results:
+  """Gathers the options' log-probabilities, which arrive in the order of the plan."""
+
+  def __init__(self, requests: Sequence[RankRequest], lead: Callable[[_Unit], int]):
+    self._requests = requests
+    self._lead = lead
+    self._total = [np.full(len(r.option_ids), np.nan) for r in requests]
+    self._without_end = [np.full(len(r.option_ids), np.nan) for r in requests]
+    self._missing = [len(r.option_ids) for r in requests]
+
+  def add(self, batch: _Batch, log_probs: Float[np.ndarray, "B T"]) -> int:
+    """Take one batch in; how many requests are complete now that were not before."""
+    finished = 0
+    for r, row in enumerate(batch.rows):
+      end = 0
+      for unit in row:
+        end += self._lead(unit)
+        for ids, places in zip(unit.options, unit.places, strict=True):
+          at, end = end, end + len(ids)
+          values = log_probs[r, at:end].astype(np.float64)
+          for place in places:
+            finished += self._put(*place, values)
+    return finished
+
+  def _put(self, index: int, option: int, values: Float[np.ndarray, " O"]) -> bool:
+    request = self._requests[index]
+    if not np.isfinite(values).all():
+      raise EvaluationError(
+        f"{request.name}: the model gives option {option + 1} of {len(request.option_ids)} the "
+        f"log-probability {values[~np.isfinite(values)][0]}. Its parameters or its input are broken."
+      )
+    end = request.end_tokens[option] if request.end_tokens else 0
+    self._total[index][option] = values.sum()
+    self._without_end[index][option] = values[: len(values) - end].sum()
+    self._missing[index] -= 1
+    return not self._missing[index]
+
+  def scores(self) -> list[OptionScores]:
+    return [
+      OptionScores(
+        tuple(total.tolist()),
+        tuple(without_end.tolist()),
+        tuple(map(len, request.option_ids)),
+        request.option_bytes or (0,) * len(total),
+      )
+      for request, total, without_end in zip(
+        self._requests, self._total, self._without_end, strict=True
+      )
+    ]
+
+
+def _run(
+  model: LanguageModel, params: Params, arrays: Mapping[str, np.ndarray], layout: Layout | None
+) -> Float[np.ndarray, "B T"]:
+  """The log-probabilities of a batch's targets, on this host; every process has the whole batch."""
+  if layout is None:
+    return np.asarray(_target_log_probs(model, params, arrays))
+  shardings = batch_shardings(arrays, layout)
+  placed = {
+    key: jax.make_array_from_callback(array.shape, shardings[key], array.__getitem__)
+    for key, array in arrays.items()
+  }
+  with layout.active():
+    return np.asarray(_target_log_probs(model, params, placed))
+
+
+@partial(jax.jit, static_argnames=("model",))
+def _target_log_probs(
+  model: LanguageModel, params: Params, batch: Mapping[str, Array]
+) -> Float[Array, "B T"]:
+  units, options = batch["units"], batch["options"]
+  if model.layout == "decoder":
+    hidden = model.hidden(params, batch, attention_mask=_own_prompt_and_option(units, options))
+  else:
+    own_prompt = units[:, :, None] == batch["encoder_segment_ids"][:, None, :]
+    hidden = model.hidden(params, batch, cross_mask=own_prompt)
+  scores = token_scores(
+    hidden,
+    model.unembedding(params),
+    batch["targets"],
+    options > 0,
+    token_block=_TOKEN_BLOCK,
+  )
+  # Whole on every device, so that every process can read it.
+  return nn.with_logical_constraint(scores.logprob, (None, None))
+
+
+def _own_prompt_and_option(
+  units: Int[Array, "B T"], options: Int[Array, "B T"]
+) -> Bool[Array, "B T T"]:
+  """A token sees what stands before it, in its unit, of the prompt and of its own option."""
+  index = jnp.arange(units.shape[1])
+  before = index[None, :, None] >= index[None, None, :]
+  same_unit = units[:, :, None] == units[:, None, :]
+  prompt_or_own = (options[:, None, :] == 0) | (options[:, :, None] == options[:, None, :])
+  return before & same_unit & prompt_or_own

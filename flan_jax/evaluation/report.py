@@ -1,0 +1,337 @@
+"""The report: what tuning changed, with error bars, and nothing counted as a gain that is none.
+
+A gain is measured against the better of two baselines: the untuned model in the run's own prompt
+format, and in its native chat format. It counts as improved only where the paired interval lies
+above zero and the tuned model does not give nearly always the same answer.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flan_jax.evaluation import statistics
+from flan_jax.evaluation.results import (
+  COLLAPSED_ABOVE,
+  Evaluation,
+  TaskResult,
+  TemplateSummary,
+  median_of,
+)
+from flan_jax.evaluation.storage import write_atomically
+
+VERDICTS = ("improved", "flat", "worse", "collapsed")
+
+
+@dataclass(frozen=True)
+class Report:
+  """A report, ready to be written or shown.
+
+  Attributes:
+    tasks: one row per task, as `report.json` has them; `flan_jax.evaluation.report.task_row` says
+      what each holds.
+    macro: the macro-averages over the training tasks, each held-out cluster, and all held out.
+    scoring: the primary convention.
+    notes: sentences a reader should know.
+    environment: versions, seconds, memory, seeds, fingerprints.
+    evaluations: "after", and "before" and "baseline" where there are any.
+  """
+
+  tasks: list[dict[str, Any]]
+  macro: list[dict[str, Any]]
+  scoring: str
+  notes: list[str]
+  environment: dict[str, Any]
+  evaluations: Mapping[str, Evaluation] = field(repr=False)
+
+  @property
+  def compares(self) -> bool:
+    """Whether there is a before."""
+    return "before" in self.evaluations
+
+  def as_json(self) -> dict[str, Any]:
+    return {
+      "scoring": self.scoring,
+      "checkpoints": {
+        role: {
+          "checkpoint": evaluation.checkpoint,
+          "format": evaluation.format,
+          "seconds": evaluation.seconds,
+          "fingerprints": dict(evaluation.fingerprints),
+        }
+        for role, evaluation in self.evaluations.items()
+      },
+      "tasks": self.tasks,
+      "macro": self.macro,
+      "notes": self.notes,
+      "environment": self.environment,
+    }
+
+  def write(self, directory: Path | str) -> None:
+    """Write `report.json`, and `examples.jsonl` of the checkpoint reported on; what came before it
+    goes to `examples_before.jsonl` and `examples_baseline.jsonl`.
+
+    Raises:
+      StorageError: the disk refused.
+    """
+    directory = Path(directory)
+    for role, evaluation in self.evaluations.items():
+      name = "examples.jsonl" if role == "after" else f"examples_{role}.jsonl"
+      lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in evaluation.records())
+      write_atomically(directory / name, lines)
+    text = json.dumps(self.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(directory / "report.json", [text, "\n"])
+
+
+def build_report(
+  after: Evaluation,
+  before: Evaluation | None = None,
+  baseline: Evaluation | None = None,
+  *,
+  notes: Sequence[str] = (),
+  environment: Mapping[str, Any] | None = None,
+  seed: int = 0,
+  resamples: int = statistics.RESAMPLES,
+) -> Report:
+  """Compare a checkpoint with what it was before, or describe it alone.
+
+  Args:
+    after: the checkpoint reported on.
+    before: the untuned model, in the same prompt format, on the same examples.
+    baseline: the untuned model in its native chat format.
+    seed: of the bootstrap.
+
+  Raises:
+    ValueError: the evaluations differ in tasks, examples or scoring.
+  """
+  evaluations = {"after": after}
+  for role, evaluation in (("before", before), ("baseline", baseline)):
+    if evaluation is not None:
+      _check_pairing(after, evaluation)
+      evaluations[role] = evaluation
+  if baseline is not None and before is None:
+    raise ValueError("a baseline needs a before")
+  comparisons = [_compared(evaluations, i) for i in range(len(after.tasks))]
+  bootstrap = {"seed": seed, "resamples": resamples}
+  rows = [task_row(comparison, after.scoring, **bootstrap) for comparison in comparisons]
+  return Report(
+    rows,
+    _macro(comparisons, rows, after.scoring, bootstrap),
+    after.scoring,
+    [*notes, *_remarks(rows)],
+    {**(environment or {}), "bootstrap": bootstrap},
+    evaluations,
+  )
+
+
+@dataclass(frozen=True)
+class Comparison:
+  """One task after, and before in the better of the formats it was scored in."""
+
+  after: TaskResult
+  before: TaskResult | None
+  before_format: str | None
+  headlines_before: Mapping[str, float]
+
+
+def task_row(comparison: Comparison, scoring: str, *, seed: int, resamples: int) -> dict[str, Any]:
+  """One task's row of the report.
+
+  Numbers of a task are medians over its templates. Those that do not apply are None: `before` and
+  what belongs to it in a report of one checkpoint, AUC where there are not two fixed labels.
+  `before` is the better of the formats in `before_by_format`, and `baseline_format` names it.
+  """
+  after, before = comparison.after, comparison.before
+  table = after.table(scoring)
+  summaries = [template.summary(scoring) for template in after.templates]
+  old = [template.summary(scoring) for template in before.templates] if before else []
+  spread = statistics.spread([summary.value for summary in summaries])
+  interval = statistics.interval(table, seed=seed, resamples=resamples)
+  share = median_of([summary.top_label_share for summary in summaries])
+  collapsed = share is not None and share > COLLAPSED_ABOVE
+  row: dict[str, Any] = {
+    "name": after.name,
+    "cluster": after.cluster,
+    "held_out": after.held_out,
+    "templates": [template.template for template in after.templates],
+    "metric": after.metric,
+    "n": len(after.indices),
+    "before": statistics.headline(before.table(scoring)) if before else None,
+    "after": spread.median,
+    "after_interval": list(interval),
+    "delta": None,
+    "delta_interval": None,
+    "majority": median_of([summary.majority for summary in summaries]),
+    "random": median_of([summary.random for summary in summaries]),
+    "baseline_format": comparison.before_format,
+    "before_by_format": dict(comparison.headlines_before),
+    "collapsed": collapsed,
+    "verdict": "collapsed" if collapsed else None,
+  }
+  for name in ("auc", "balanced_accuracy", "calibrated_accuracy", "top_label_share"):
+    row[f"{name}_before"] = median_of([getattr(summary, name) for summary in old])
+    row[f"{name}_after"] = median_of([getattr(summary, name) for summary in summaries])
+  if before is not None:
+    old_table = before.table(scoring)
+    paired = statistics.paired_interval(old_table, table, seed=seed, resamples=resamples)
+    old_interval = statistics.interval(old_table, seed=seed, resamples=resamples)
+    row["before_interval"] = list(old_interval)
+    row["delta"] = row["after"] - row["before"]
+    row["delta_interval"] = list(paired)
+    row["verdict"] = _verdict(collapsed, paired)
+  row["spread"] = _spread(comparison, summaries, old)
+  row["draw"] = {
+    "split": after.split,
+    "seed": after.seed,
+    "shots": after.shots,
+    "indices": list(after.indices),
+    "unfit": list(after.unfit),
+  }
+  return row
+
+
+def _verdict(collapsed: bool, delta: statistics.Interval) -> str:
+  if collapsed:
+    return "collapsed"
+  if delta.low > 0:
+    return "improved"
+  return "worse" if delta.high < 0 else "flat"
+
+
+def _check_pairing(after: Evaluation, before: Evaluation) -> None:
+  if before.scoring != after.scoring:
+    raise ValueError(f"scored by {before.scoring} before and by {after.scoring} after")
+  for new, old in zip(after.tasks, before.tasks, strict=True):
+    names = [template.template for template in new.templates]
+    if (new.name, names) != (old.name, [template.template for template in old.templates]):
+      raise ValueError(
+        f"{old.name} before and {new.name} after are not the same task and templates"
+      )
+
+
+def _compared(evaluations: Mapping[str, Evaluation], i: int) -> Comparison:
+  """Task i at the examples that all the evaluations scored, before in the better format."""
+  scoring = evaluations["after"].scoring
+  shared = set.intersection(*({*e.tasks[i].indices} for e in evaluations.values()))
+  after = evaluations["after"].tasks[i].at(shared)
+  headlines: dict[str, float] = {}
+  candidates: dict[str, TaskResult] = {}
+  for role in ("before", "baseline"):
+    if role in evaluations:
+      name = evaluations[role].format
+      candidates[name] = evaluations[role].tasks[i].at(shared)
+      headlines[name] = statistics.headline(candidates[name].table(scoring))
+  if not candidates:
+    return Comparison(after, None, None, {})
+  better = max(headlines, key=lambda name: headlines[name])
+  return Comparison(after, candidates[better], better, headlines)
+
+
+def _spread(
+  comparison: Comparison, after: Sequence[TemplateSummary], before: Sequence[TemplateSummary]
+) -> dict[str, Any]:
+  """Every template's numbers, and how far the templates lie apart."""
+  templates = []
+  for k, (result, summary) in enumerate(zip(comparison.after.templates, after, strict=True)):
+    templates.append(
+      {
+        "template": result.template,
+        "unseen": result.unseen,
+        "before": before[k].value if before else None,
+        "after": summary.value,
+        "top_label_share_after": summary.top_label_share,
+        "collapsed": summary.collapsed,
+        "auc_before": before[k].auc if before else None,
+        "auc_after": summary.auc,
+      }
+    )
+  found: dict[str, Any] = {"templates": templates}
+  for role, summaries in (("before", before), ("after", after)):
+    if summaries:
+      spread = statistics.spread([summary.value for summary in summaries])
+      found[role] = {
+        "median": spread.median,
+        "mean": spread.mean,
+        "quartiles": [spread.lower_quartile, spread.upper_quartile],
+        "interquartile_range": spread.interquartile_range,
+      }
+  return found
+
+
+def _macro(
+  comparisons: Sequence[Comparison],
+  rows: Sequence[Mapping[str, Any]],
+  scoring: str,
+  bootstrap: Mapping[str, int],
+) -> list[dict[str, Any]]:
+  groups: dict[str, list[int]] = {}
+  for i, row in enumerate(rows):
+    if row["held_out"]:
+      groups.setdefault(f"held out: {row['cluster']}", []).append(i)
+      groups.setdefault("held out: all", []).append(i)
+    else:
+      groups.setdefault("training tasks", []).append(i)
+  if len([name for name in groups if name.startswith("held out")]) == 2:
+    groups.pop("held out: all")
+  order = sorted(groups, key=lambda name: (name != "training tasks", name == "held out: all", name))
+  return [
+    _macro_row(
+      name,
+      [comparisons[i] for i in groups[name]],
+      [rows[i] for i in groups[name]],
+      scoring,
+      bootstrap,
+    )
+    for name in order
+  ]
+
+
+def _macro_row(
+  name: str,
+  comparisons: Sequence[Comparison],
+  rows: Sequence[Mapping[str, Any]],
+  scoring: str,
+  bootstrap: Mapping[str, int],
+) -> dict[str, Any]:
+  """The mean over tasks. A collapsed task adds nothing to the gain, but what it lost counts."""
+  after = [comparison.after.table(scoring) for comparison in comparisons]
+  found: dict[str, Any] = {
+    "name": name,
+    "tasks": [row["name"] for row in rows],
+    "before": None,
+    "after": statistics.macro_average(after),
+    "after_interval": list(statistics.macro_interval(after, **bootstrap)),
+    "delta": None,
+    "delta_interval": None,
+    "delta_with_collapsed": None,
+    "collapsed": [row["name"] for row in rows if row["collapsed"]],
+  }
+  before = [c.before.table(scoring) for c in comparisons if c.before is not None]
+  if before:
+    honest = [
+      old if row["collapsed"] and row["delta"] > 0 else new
+      for row, old, new in zip(rows, before, after, strict=True)
+    ]
+    found["before"] = statistics.macro_average(before)
+    found["delta"] = statistics.macro_average(honest) - found["before"]
+    found["delta_interval"] = list(statistics.macro_paired_interval(before, honest, **bootstrap))
+    found["delta_with_collapsed"] = found["after"] - found["before"]
+  return found
+
+
+def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+  remarks = []
+  collapsed = [row["name"] for row in rows if row["collapsed"]]
+  if collapsed:
+    remarks.append(
+      f"Collapsed, so no gain whatever the metric says: {', '.join(collapsed)} (the most predicted "
+      f"label has more than {COLLAPSED_ABOVE:.0%} of the predictions)."
+    )
+  for row in rows:
+    if row["draw"]["unfit"]:
+      remarks.append(
+        f"{row['name']}: {len(row['draw']['unfit'])} of the drawn examples fit no row and are left "
+        "out under every template."
+      )
+  return remarks

@@ -1,0 +1,274 @@
+"""What an evaluation found: every example with its prompt, its options and their scores."""
+
+import statistics as of_python
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from flan_jax.evaluation import metrics
+from flan_jax.evaluation.rank_classification import OptionScores
+
+COLLAPSED_ABOVE = 0.95
+"""A task whose most predicted label has a larger share than this is collapsed."""
+
+
+@dataclass(frozen=True)
+class ScoredExample:
+  """One example under one template.
+
+  Attributes:
+    index: of the record in its split.
+    inputs: the whole prompt as text.
+    input_ids: the prompt as the model read it.
+    golds: every accepted target text.
+    options: the candidate targets in the order shown; () for free text.
+    labels: what each option is counted under: the label's name, or the position.
+    option_ids: the tokens of each option.
+    scores: what each option got; None for free text.
+    generated: what the model wrote; None where it ranked options.
+    style: how the options were shown.
+  """
+
+  index: int
+  inputs: str
+  input_ids: tuple[int, ...]
+  golds: tuple[str, ...]
+  options: tuple[str, ...] = ()
+  labels: tuple[str, ...] = ()
+  option_ids: tuple[tuple[int, ...], ...] = ()
+  scores: OptionScores | None = None
+  generated: str | None = None
+  style: str = "none"
+
+  @property
+  def gold_label(self) -> str:
+    """The label of the first option that is right."""
+    return next(
+      label for label, option in zip(self.labels, self.options, strict=True) if option in self.golds
+    )
+
+  def as_json(self) -> dict[str, Any]:
+    """Everything, as `from_json` reads it."""
+    return asdict(self)
+
+  @staticmethod
+  def from_json(data: Mapping[str, Any]) -> "ScoredExample":
+    """The example that `as_json` wrote."""
+    fields = {key: _tuples(value) for key, value in data.items() if key != "scores"}
+    scores = data["scores"]
+    if scores is not None:
+      scores = OptionScores(**{key: _tuples(value) for key, value in scores.items()})
+    return ScoredExample(**fields, scores=scores)
+
+
+@dataclass(frozen=True)
+class TemplateResult:
+  """All examples of a task under one template.
+
+  Attributes:
+    metric: "accuracy" for ranked options, or one of `metrics.TEXT_METRICS`.
+    fixed_labels: every example has the same labels, so that they can be compared between examples.
+    unseen: the template was kept out of training.
+  """
+
+  template: str
+  metric: str
+  fixed_labels: bool
+  examples: tuple[ScoredExample, ...]
+  unseen: bool = False
+
+  def predictions(self, scoring: str) -> list[str]:
+    """The chosen option's text, or the generated text, of each example."""
+    if self.metric != "accuracy":
+      return [example.generated or "" for example in self.examples]
+    return [
+      example.options[chosen]
+      for example, chosen in zip(self.examples, self._chosen(scoring), strict=True)
+    ]
+
+  def earned(self, scoring: str) -> np.ndarray:
+    """What each example earned, `[N]`."""
+    if self.metric == "accuracy":
+      return np.array(
+        [
+          metrics.chosen_is_gold(example.options, chosen, example.golds)
+          for example, chosen in zip(self.examples, self._chosen(scoring), strict=True)
+        ],
+        np.float64,
+      )
+    metric = metrics.TEXT_METRICS[self.metric]
+    return np.array([metric(e.generated or "", e.golds) for e in self.examples], np.float64)
+
+  def summary(self, scoring: str) -> "TemplateSummary":
+    """The numbers of this template."""
+    value = metrics.accuracy(self.earned(scoring))
+    if self.metric != "accuracy":
+      written = [metrics.normalised_answer(text) for text in self.predictions(scoring)]
+      return TemplateSummary(value, metrics.top_label_share(written))
+    chosen = self._chosen(scoring)
+    labels = [example.labels[k] for example, k in zip(self.examples, chosen, strict=True)]
+    golds = [example.gold_label for example in self.examples]
+    top_share = metrics.top_label_share(labels)
+    if all(example.style == "letters" for example in self.examples):
+      # Labels in a drawn order hide a model that always says "A".
+      top_share = max(top_share, metrics.top_label_share(chosen))
+    return TemplateSummary(
+      value,
+      top_share,
+      majority=metrics.majority_share(golds),
+      random=metrics.random_guessing(
+        [e.options for e in self.examples], [e.golds for e in self.examples]
+      ),
+      balanced_accuracy=metrics.balanced_accuracy(golds, labels),
+      **self._by_label(scoring, golds),
+    )
+
+  def _chosen(self, scoring: str) -> list[int]:
+    chosen = []
+    for example in self.examples:
+      if example.scores is None:
+        raise ValueError(f"example {example.index} of {self.template} has no scores")
+      chosen.append(metrics.first_maximum(example.scores.by(scoring)))
+    return chosen
+
+  def _by_label(self, scoring: str, golds: Sequence[str]) -> dict[str, float | None]:
+    """AUC and calibrated accuracy, which need the same labels in every example."""
+    names = sorted(self.examples[0].labels)
+    if not self.fixed_labels or len(set(names)) != len(names):
+      return {}
+    table = np.empty((len(self.examples), len(names)))
+    for row, example in zip(table, self.examples, strict=True):
+      assert example.scores is not None
+      scores = dict(zip(example.labels, example.scores.by(scoring), strict=True))
+      row[:] = [scores[name] for name in names]
+    calibrated = [names[k] for k in metrics.batch_calibrated(table)]
+    found: dict[str, float | None] = {
+      "calibrated_accuracy": metrics.accuracy(
+        [a == b for a, b in zip(calibrated, golds, strict=True)]
+      )
+    }
+    if len(names) == 2:
+      found["auc"] = metrics.binary_auc(
+        [gold == names[1] for gold in golds], table[:, 1] - table[:, 0]
+      )
+    return found
+
+
+@dataclass(frozen=True)
+class TemplateSummary:
+  """The numbers of one template; None where the notion does not apply.
+
+  Attributes:
+    value: mean of the metric.
+    top_label_share: of the examples, the share with the most predicted label (or written text).
+    majority: accuracy of always giving the most frequent label.
+    random: accuracy of a uniform draw among the options.
+  """
+
+  value: float
+  top_label_share: float
+  majority: float | None = None
+  random: float | None = None
+  balanced_accuracy: float | None = None
+  calibrated_accuracy: float | None = None
+  auc: float | None = None
+
+  @property
+  def collapsed(self) -> bool:
+    return self.top_label_share > COLLAPSED_ABOVE
+
+
+@dataclass(frozen=True)
+class TaskResult:
+  """One dataset, scored on the same examples under each of its templates.
+
+  Attributes:
+    unfit: indices of drawn examples that no row was long enough for under some template; they are
+      left out under all of them.
+  """
+
+  name: str
+  cluster: str
+  held_out: bool
+  split: str
+  seed: int
+  shots: int
+  indices: tuple[int, ...]
+  unfit: tuple[int, ...]
+  templates: tuple[TemplateResult, ...]
+
+  @property
+  def metric(self) -> str:
+    return self.templates[0].metric
+
+  def at(self, indices: Collection[int]) -> "TaskResult":
+    """The same at only those examples whose index is among `indices`."""
+    templates = tuple(
+      replace(t, examples=tuple(e for e in t.examples if e.index in indices))
+      for t in self.templates
+    )
+    kept = tuple(index for index in self.indices if index in indices)
+    return replace(self, templates=templates, indices=kept)
+
+  def table(self, scoring: str) -> np.ndarray:
+    """What each example earned under each template, `[K, N]`."""
+    return np.stack([template.earned(scoring) for template in self.templates])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+  """One checkpoint, read in one format, on some tasks.
+
+  Attributes:
+    checkpoint: what was scored, as a person would name it.
+    format: the prompt format's name, such as "plain" or "chat".
+    scoring: the primary convention, fixed before the run.
+    fingerprints: of the checkpoint and the format.
+    seconds: how long it took, without what was found finished.
+  """
+
+  checkpoint: str
+  format: str
+  scoring: str
+  tasks: tuple[TaskResult, ...]
+  fingerprints: Mapping[str, str]
+  seconds: float = 0.0
+
+  def records(self) -> Iterator[dict[str, Any]]:
+    """One dict per example, task and template, for `examples.jsonl`."""
+    for task in self.tasks:
+      for template in task.templates:
+        yield from _records(task, template, self.scoring)
+
+
+def median_of(values: Sequence[float | None]) -> float | None:
+  """The median over templates of a number that may not apply to some of them."""
+  known = [value for value in values if value is not None]
+  return of_python.median(known) if known else None
+
+
+def _records(task: TaskResult, template: TemplateResult, scoring: str) -> Iterator[dict[str, Any]]:
+  earned, predictions = template.earned(scoring), template.predictions(scoring)
+  for example, value, prediction in zip(template.examples, earned, predictions, strict=True):
+    yield {
+      "task": task.name,
+      "template": template.template,
+      "index": example.index,
+      "inputs": example.inputs,
+      "options": list(example.options),
+      "input_ids": list(example.input_ids),
+      "option_ids": [list(ids) for ids in example.option_ids],
+      "scores": list(example.scores.by(scoring)) if example.scores else [],
+      "prediction": prediction,
+      "target": example.golds[0],
+      "targets": list(example.golds),
+      "metric": template.metric,
+      "value": float(value),
+      "labels": list(example.labels),
+    }
+
+
+def _tuples(value: Any) -> Any:
+  return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value

@@ -1,0 +1,173 @@
+"""Shared prompts, packed rows and one forward give what each option alone would get."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flan_jax.errors import EvaluationError, UnknownName
+from flan_jax.evaluation import rank_classification
+from flan_jax.evaluation.rank_classification import OptionScores, RankRequest, score_options
+from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh, param_shardings
+
+ROWS = {"row_lengths": (32, 64), "batch_tokens": 128}
+
+
+@partial(jax.jit, static_argnums=0)
+def all_log_probs(model, params, batch):
+  return jax.nn.log_softmax(model.logits(params, batch)[0])
+
+
+def padded(ids) -> np.ndarray:
+  row = np.zeros((1, 64), np.int32)
+  row[0, : len(ids)] = ids
+  return row
+
+
+def alone(model, params, prompt, option) -> np.ndarray:
+  """Log-probabilities of one option's tokens, with no packing and no mask of our own."""
+  if model.layout == "decoder":
+    batch, first = {"decoder_input_tokens": padded([*prompt, *option][:-1])}, len(prompt) - 1
+  else:
+    batch, first = {"decoder_input_tokens": padded([0, *option[:-1]])}, 0
+    batch["encoder_input_tokens"] = padded(prompt)
+    batch["encoder_segment_ids"] = padded([1] * len(prompt))
+    batch["decoder_segment_ids"] = np.ones((1, 64), np.int32)
+  log_probs = np.asarray(all_log_probs(model, params, batch))
+  return log_probs[first + np.arange(len(option)), list(option)]
+
+
+def check(model, params, requests, scored):
+  for request, scores in zip(requests, scored, strict=True):
+    for k, option in enumerate(request.option_ids):
+      expected = alone(model, params, request.prompt_ids, option)
+      end = request.end_tokens[k] if request.end_tokens else 0
+      np.testing.assert_allclose(scores.total[k], expected.sum(), rtol=2e-5, atol=2e-5)
+      np.testing.assert_allclose(
+        scores.without_end[k], expected[: len(expected) - end].sum(), rtol=2e-5, atol=2e-5
+      )
+
+
+def random_requests(seed: int, count: int = 12) -> list[RankRequest]:
+  generator = np.random.default_rng(seed)
+
+  def ids(low, high):
+    return tuple(generator.integers(3, 300, generator.integers(low, high)).tolist())
+
+  requests = []
+  for i in range(count):
+    options = tuple((*ids(1, 6), 1) for _ in range(generator.integers(1, 5)))
+    requests.append(RankRequest(ids(1, 20), options, (1,) * len(options), name=f"request {i}"))
+  return requests
+
+
+def test_scores_are_those_of_each_option_alone(tiny):
+  model, params = tiny
+  requests = random_requests(0)
+  check(model, params, requests, score_options(model, params, requests, **ROWS))
+
+
+@settings(deadline=None, max_examples=5)
+@given(st.integers(0, 2**31))
+def test_scores_do_not_depend_on_what_shares_the_row(tiny, seed):
+  model, params = tiny
+  requests = random_requests(seed, 8)
+  together = score_options(model, params, requests, **ROWS)
+  for i in (0, 5):
+    (single,) = score_options(model, params, [requests[i]], **ROWS)
+    np.testing.assert_allclose(single.total, together[i].total, rtol=2e-5, atol=2e-5)
+
+
+def test_a_mesh_of_eight_devices_gives_the_scores_of_one(tiny):
+  model, params = tiny
+  requests = random_requests(1)
+  expected = score_options(model, params, requests, **ROWS)
+  layout = make_layout(model, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+  spread = jax.device_put(params, param_shardings(model, layout))
+  found = score_options(model, spread, requests, layout=layout, **ROWS)
+  for ours, theirs in zip(found, expected, strict=True):
+    np.testing.assert_allclose(ours.total, theirs.total, rtol=2e-5, atol=2e-5)
+
+
+def test_more_options_than_a_row_holds_are_divided(tiny):
+  model, params = tiny
+  many = RankRequest((5, 6, 7), tuple((k, k + 1, 1) for k in range(10, 60)))
+  check(model, params, [many], score_options(model, params, [many], **ROWS))
+
+
+def test_equal_prompts_are_read_once(tiny, monkeypatch):
+  model, params = tiny
+  prompt, options = tuple(range(10, 30)), ((4, 1), (5, 1))
+  requests = [RankRequest(prompt, options), RankRequest(prompt, (*options, (6, 7, 1)))]
+  rows = []
+  run = rank_classification._run
+  monkeypatch.setattr(
+    rank_classification, "_run", lambda m, p, arrays, s: rows.append(arrays) or run(m, p, arrays, s)
+  )
+  scored = score_options(model, params, requests, **ROWS)
+  check(model, params, requests, scored)
+  assert scored[0].total == scored[1].total[:2]
+  assert len(rows) == 1
+  assert (rows[0]["targets"] > 0).sum() == 2 + 2 + 3
+
+
+def test_few_shapes_are_compiled(tiny):
+  model, params = tiny
+  score = rank_classification._target_log_probs
+  score.clear_cache()
+  for seed in range(4):
+    score_options(model, params, random_requests(seed, 30), **ROWS)
+  assert score._cache_size() <= 2
+
+
+def test_progress_counts_every_request_once(tiny):
+  model, params = tiny
+  seen = []
+  requests = random_requests(3, 20)
+  score_options(model, params, requests, progress=seen.append, **ROWS)
+  assert sum(seen) == 20 and len(seen) > 1
+
+
+def test_a_log_probability_that_is_nan_names_the_request(tiny):
+  model, params = tiny
+  broken = jax.tree.map(lambda x: x * np.nan, params)
+  with pytest.raises(EvaluationError, match="boolq/verdict example 7.*option 1 of 2.*nan"):
+    request = RankRequest((5, 6), ((7, 1), (8, 1)), name="boolq/verdict example 7")
+    score_options(model, broken, [request], **ROWS)
+
+
+@pytest.mark.parametrize(
+  ("request_", "message"),
+  [
+    (RankRequest((5,), (), name="x"), "x: there are no options"),
+    (RankRequest((), ((4,),), name="x"), "x: the prompt has no tokens"),
+    (RankRequest((5,), ((4,), ()), name="x"), "x: option 2 of 2 is empty"),
+    (RankRequest((5,), ((1,),), (1,), name="x"), "x: option 1 of 1 is empty"),
+    (RankRequest((5,) * 70, ((4,),), name="x"), "x: the prompt of 70 tokens .* row of 64"),
+  ],
+)
+def test_what_cannot_be_scored_is_refused_by_name(tiny, request_, message):
+  model, params = tiny
+  with pytest.raises(EvaluationError, match=message):
+    score_options(model, params, [request_], **ROWS)
+
+
+def test_conventions_worked_by_hand():
+  scores = OptionScores((-4.0, -3.0), (-3.0, -2.5), (4, 2), (6, 10))
+  assert scores.by("t0") == (-4.0, -3.0)
+  assert scores.by("lm_eval") == (-3.0, -2.5)
+  assert scores.by("lm_eval_norm") == (-0.5, -0.25)
+  assert scores.by("per_token") == (-1.0, -1.5)
+
+
+def test_an_unknown_convention_names_the_nearest():
+  scores = OptionScores((-4.0,), (-3.0,), (4,), (0,))
+  with pytest.raises(UnknownName, match="lm_eval_norm"):
+    scores.by("lm_eval_nrm")
+  with pytest.raises(EvaluationError, match="bytes"):
+    scores.by("lm_eval_norm")
+  assert replace(scores, bytes=(3,)).by("lm_eval_norm") == (-1.0,)
