@@ -106,7 +106,9 @@ class SentencePieceVocabulary(Vocabulary):
 
   def _required(self, path: str | Path, eos_id: int) -> int:
     if eos_id < 0:
-      raise VocabularyError(f"{path}: the model has no end-of-sentence piece; train it with eos_id=1.")
+      raise VocabularyError(
+        f"{path}: the model has no end-of-sentence piece; train it with eos_id=1."
+      )
     return eos_id
 
 

@@ -118,7 +118,11 @@ def load_vocabulary(directory: str | Path) -> Vocabulary:
     kind = Vocabulary._kinds[description["kind"]]
     return kind._load(Path(directory), description)
   except FileNotFoundError as error:
-    raise VocabularyError(f"{error.filename}: missing, so {directory} holds no vocabulary.") from None
+    raise VocabularyError(
+      f"{error.filename}: missing, so {directory} holds no vocabulary."
+    ) from None
   except (ValueError, KeyError) as error:
     known = ", ".join(sorted(Vocabulary._kinds))
-    raise VocabularyError(f"{path}: not a saved vocabulary ({error!r}). Known kinds: {known}.") from None
+    raise VocabularyError(
+      f"{path}: not a saved vocabulary ({error!r}). Known kinds: {known}."
+    ) from None
