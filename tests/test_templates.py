@@ -27,7 +27,7 @@ def spec(path: Path) -> DatasetSpec:
 def test_the_file_loads_and_its_record_renders_in_every_template(spec: DatasetSpec):
   record = spec.derive_record(spec.record)
   for template in spec.templates:
-    for rendering in template.every_rendering(record):
+    for rendering in template.renderings(record):
       assert all(turn.input and turn.target for turn in rendering.turns)
 
 
@@ -44,7 +44,7 @@ def test_one_template_does_without_the_options(spec: DatasetSpec):
   if spec.answer is None or not spec.answer.has_choices:
     return
   straight = [template for template in spec.templates if not template.turned_around]
-  assert any(template.styles() == ("none",) for template in straight)
+  assert any(template.styles == ("none",) for template in straight)
 
 
 @each_dataset

@@ -1,12 +1,16 @@
 """From records to words: dataset files, templates, answer options, few-shot prompts. Pure Python."""
 
+from flan_jax.prompting.answers import Answer
 from flan_jax.prompting.dataset_file import read_dataset
 from flan_jax.prompting.dataset_spec import DatasetSpec
 from flan_jax.prompting.draw import Draw
 from flan_jax.prompting.few_shot import few_shot, fewer_shots
-from flan_jax.prompting.template import Answer, Rendering, Template, Turn, TurnText
+from flan_jax.prompting.gallery import gallery
+from flan_jax.prompting.options import STYLES
+from flan_jax.prompting.template import Rendering, Template, Turn, TurnText
 
 __all__ = [
+  "STYLES",
   "Answer",
   "DatasetSpec",
   "Draw",
@@ -16,5 +20,6 @@ __all__ = [
   "TurnText",
   "few_shot",
   "fewer_shots",
+  "gallery",
   "read_dataset",
 ]

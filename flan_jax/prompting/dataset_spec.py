@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from flan_jax.errors import RecordError, UnknownName
+from flan_jax.prompting.answers import Answer
 from flan_jax.prompting.derive import derive_function, source_of
-from flan_jax.prompting.template import Answer, Template, label_of, list_of_texts, text_of
+from flan_jax.prompting.field_values import text_of, texts_of
+from flan_jax.prompting.template import Template
 
 RENDERING_VERSION = 1
 """Part of every fingerprint; raised whenever the same template and draw come to give another text."""
@@ -122,20 +124,12 @@ class DatasetSpec:
   def _checked(self, record: Mapping[str, Any]) -> dict[str, Any]:
     checked: dict[str, Any] = {}
     for name, kind in self.fields.items():
-      checked[name] = list_of_texts(record, name) if kind == "list" else text_of(record, name)
+      checked[name] = texts_of(record, name) if kind == "list" else text_of(record, name)
     for name in (*self.group, *self.unique):
       if name not in checked:
         checked[name] = text_of(record, name)
-    answer = self.answer
-    if answer is not None and answer.labels is not None:
-      label_of(checked, answer.field, list(answer.labels))
-    elif answer is not None and answer.options_field is not None:
-      options = checked[answer.options_field]
-      if checked[answer.field] not in options:
-        raise RecordError(
-          f"the answer {checked[answer.field]!r} (field {answer.field!r}) "
-          f"is not among the options {options!r}"
-        )
+    if self.answer is not None and self.answer.has_choices:
+      self.answer.options(checked)
     return checked
 
 

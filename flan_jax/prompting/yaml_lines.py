@@ -51,19 +51,19 @@ class YamlFile:
       keys = keys[:-1]
     return self._lines.get(keys, 1)
 
-  def line_in_text(self, keys: Keys, offset: int) -> int:
-    """The line of the character at `offset` of a text value; exact for literal (`|`) blocks."""
-    line = self.line(*keys)
-    if keys not in self._literal_blocks:
-      return line
-    value: Any = self.data
-    for key in keys:
-      value = value[key]
-    return line + 1 + value.count("\n", 0, offset)
-
   def error(self, message: str, *keys: str | int) -> TemplateError:
     """An error that stands at this path."""
     return TemplateError(f"{self.path}:{self.line(*keys)}: {message}")
+
+  def error_in_text(self, message: str, keys: Keys, offset: int) -> TemplateError:
+    """An error at a character of a text value; the line is exact in literal (`|`) blocks."""
+    line = self.line(*keys)
+    if keys in self._literal_blocks:
+      value: Any = self.data
+      for key in keys:
+        value = value[key]
+      line += 1 + value.count("\n", 0, offset)
+    return TemplateError(f"{self.path}:{line}: {message}")
 
   def _construct(self, loader: Any, node: yaml.Node, keys: Keys, above: tuple[int, ...]) -> Any:
     self._lines.setdefault(keys, node.start_mark.line + 1)
