@@ -355,7 +355,8 @@ def _clusters_held_out(mixture: Mixture) -> list[tuple[str, bool]]:
   clusters = {name: dataset_spec(name).cluster for name in names}
   for cluster, holder in hold_out.items():
     if cluster not in clusters.values():
-      raise UnknownName(f"cluster to hold out of {holder}", cluster, clusters.values())
+      hint = f"The mixture {holder} holds it out."
+      raise UnknownName("cluster", cluster, clusters.values(), hint)
   return [(name, cluster in hold_out) for name, cluster in clusters.items()]
 
 

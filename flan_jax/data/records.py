@@ -11,10 +11,11 @@ import mmap
 import unicodedata
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b, sha256
 from pathlib import Path
-from typing import Any, overload
+from typing import IO, Any, overload
 
 import numpy as np
 
@@ -109,7 +110,9 @@ class RecordSplits(Mapping[str, Records]):
       UnknownName: the dataset has no such split.
     """
     if split not in self._splits:
-      raise UnknownName(f"split of {self.dataset}", split, self._splits)
+      raise UnknownName(
+        "split", split, self._splits, f"They are those of the dataset {self.dataset}."
+      )
     return self._splits[split]
 
   def __contains__(self, split: object) -> bool:
@@ -164,15 +167,19 @@ class _Builder:
     self._counts = RecordCounts()
     self._seen: set[bytes] = set()
     self._held_groups: set[int] = set()
-    self._writers = {split: _SplitWriter(directory, split) for split in spec.splits}
+    self._directory = directory
+    self._writers: dict[str, _SplitWriter] = {}
 
   def build(self) -> RecordCounts:
-    try:
+    with ExitStack() as files:
+      for split in self._spec.splits:
+        file = files.enter_context((self._directory / f"{split}.jsonl").open("wb"))
+        self._writers[split] = _SplitWriter(file)
       for part, split_of in self._plan():
         for number, raw in enumerate(self._source.records(part), start=1):
           self._add(raw, part, number, split_of)
-    finally:
-      self._counts.kept = {split: writer.close() for split, writer in self._writers.items()}
+    for split, writer in self._writers.items():
+      self._counts.kept[split] = writer.save(self._directory, split)
     empty = [split for split, kept in self._counts.kept.items() if not kept]
     if empty:
       counts = self._counts
@@ -227,9 +234,8 @@ class _Builder:
 class _SplitWriter:
   """Writes one split: the records in the order they come, and their places in hashed order."""
 
-  def __init__(self, directory: Path, split: str):
-    self._directory, self._split = directory, split
-    self._file = (directory / f"{split}.jsonl").open("wb")
+  def __init__(self, file: IO[bytes]):
+    self._file = file
     self._ends, self._order, self._groups = array("q", [0]), array("Q"), array("q")
 
   def write(self, record: Mapping[str, Any], order: int, group: int) -> None:
@@ -239,13 +245,11 @@ class _SplitWriter:
     self._order.append(order % (1 << 64))
     self._groups.append(group)
 
-  def close(self) -> int:
-    self._file.close()
+  def save(self, directory: Path, split: str) -> int:
     order = np.argsort(np.array(self._order, np.uint64), kind="stable")
     ends = np.array(self._ends, np.int64)
-    spans = np.stack([ends[:-1], ends[1:]], axis=1)[order]
-    np.save(self._directory / f"{self._split}.spans.npy", spans)
-    np.save(self._directory / f"{self._split}.groups.npy", np.array(self._groups, np.int64)[order])
+    np.save(directory / f"{split}.spans.npy", np.stack([ends[:-1], ends[1:]], axis=1)[order])
+    np.save(directory / f"{split}.groups.npy", np.array(self._groups, np.int64)[order])
     return len(order)
 
 

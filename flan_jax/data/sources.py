@@ -95,7 +95,7 @@ def open_source(
     known |= _FORMAT_SETTINGS
   for key in settings:
     if key not in known:
-      raise UnknownName(f"setting of a {kind} source", key, known)
+      raise UnknownName("source setting", key, known, f"They are those of a {kind} source.")
   if kind == "package":
     return PackageSource(settings, cache_dir)
   if kind == "files":
@@ -200,7 +200,7 @@ class TFDSSource(Source):
     builder = self._prepared()
     splits = builder.info.splits
     if splits and part.partition("[")[0] not in splits:
-      raise UnknownName(f"split of {self._name}", part, splits)
+      raise UnknownName("split", part, splits, f"They are those of the TFDS dataset {self._name}.")
     # Files are read one after the other, so that the order is always the same.
     config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
     dataset = builder.as_dataset(split=part, shuffle_files=False, read_config=config)
@@ -242,9 +242,8 @@ class TFDSSource(Source):
       configs = getattr(tfds.builder_cls(self._name.split("/")[0]), "builder_configs", {})
       config = self._name.partition("/")[2]
       if config and config not in configs:
-        raise UnknownName(
-          f"configuration of the TFDS dataset {self._name.split('/')[0]}", config, configs
-        ) from error
+        hint = f"They are those of the TFDS dataset {self._name.split('/')[0]}."
+        raise UnknownName("configuration", config, configs, hint) from error
       raise ConfigError(f"TFDS cannot open {self.settings['tfds']}: {error}") from error
     raise UnknownName("TFDS dataset", self._name.split("/")[0], tfds.list_builders())
 
@@ -295,7 +294,7 @@ def named_function(name: str) -> Callable[..., Any]:
   function = getattr(module, attribute, None)
   if not callable(function):
     known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-    raise UnknownName(f"function of {module_name}", attribute, known)
+    raise UnknownName("function", attribute, known, f"They are those of {module_name}.")
   return function
 
 
@@ -314,7 +313,7 @@ def _patterns(setting: Any) -> dict[str, tuple[str, ...]]:
 def _part(parts: Mapping[str, Any], part: str, source: Source) -> Any:
   if part not in parts:
     kind = next(kind for kind in _SETTINGS if kind in source.settings)
-    raise UnknownName(f"part of the source {source.settings[kind]}", part, parts)
+    raise UnknownName("part", part, parts, f"They are those of the source {source.settings[kind]}.")
   return parts[part]
 
 

@@ -170,7 +170,7 @@ class TestTFDS:
     ("name", "message"),
     [
       ("gluee/rte:2.0.0", "TFDS dataset 'gluee'.*'glue'"),
-      ("glue/rtee:2.0.0", "configuration of the TFDS dataset glue 'rtee'.*'rte'"),
+      ("glue/rtee:2.0.0", "configuration 'rtee'.*'rte'.*TFDS dataset glue"),
       ("glue/rte:9.0.0", r"glue/rte:9\.0\.0.*only: 2\.0\.0"),
     ],
   )

@@ -1,0 +1,46 @@
+"""A small dataset of the user's own: a JSONL file and a dataset file with two templates."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+TEMPLATES = [
+  {"name": "ask", "input": "{question}\n{options}", "target": "{answer}"},
+  {"name": "answer_with", "input": "Answer: {question}", "target": "{answer}"},
+  {"name": "kept_back", "input": "Tell me, {question}", "target": "{answer}", "unseen": True},
+]
+
+
+@pytest.fixture
+def make_dataset(tmp_path):
+  """Writes `templates/<cluster>/<name>.yaml` and its records, and returns the file's path.
+
+  Further keywords replace keys of the dataset file.
+  """
+
+  def make(name="facts", rows=40, cluster="trivia", **changes) -> Path:
+    if isinstance(rows, int):
+      rows = [{"question": f"is {name} {i} odd?", "label": "ny"[i % 2]} for i in range(rows)]
+    folder = tmp_path / "templates" / cluster
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    description = {
+      "cluster": cluster,
+      "description": "Whether a number is odd.",
+      "source": {"files": f"{name}.jsonl"},
+      "splits": {"train": 0.75, "test": 0.25},
+      "fields": {"question": "text", "label": "text"},
+      "answer": {"field": "label", "choices": {"y": "yes", "n": "no"}},
+      "metrics": ["accuracy"],
+      "licence": "CC0-1.0",
+      "record": {"question": "is 3 odd?", "label": "y"},
+      "templates": TEMPLATES,
+    }
+    path = folder / f"{name}.yaml"
+    kept = {key: value for key, value in (description | changes).items() if value is not None}
+    path.write_text(yaml.safe_dump(kept, sort_keys=False))
+    return path
+
+  return make

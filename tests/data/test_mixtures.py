@@ -1,0 +1,213 @@
+"""Mixtures: rates as SeqIO computes them, shares, nesting, held-out clusters, lazy lookup."""
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flan_jax.data import (
+  Mixture,
+  dataset_spec,
+  describe,
+  get_mixture,
+  held_out_datasets,
+  mixture_tasks,
+  register_mixture,
+  register_templates,
+  training_datasets,
+  training_tasks,
+)
+from flan_jax.data import mixtures as registry
+from flan_jax.errors import ConfigError, UnknownName
+
+EVERYTHING = {"train": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+  """What a test registers is forgotten after it."""
+  registry._import_library()
+  monkeypatch.setattr(registry, "_mixtures", dict(registry._mixtures))
+  monkeypatch.setattr(registry, "_template_folders", [])
+
+
+@pytest.fixture
+def datasets(make_dataset, tmp_path):
+  """Registers datasets of 10, 40 and 60 training examples, the last in a cluster of its own."""
+  for name, rows, cluster in (("small", 10, "a"), ("middle", 40, "a"), ("large", 60, "b")):
+    make_dataset(name, rows, cluster, splits=EVERYTHING)
+  register_templates(tmp_path / "templates")
+
+
+@pytest.fixture
+def rates(datasets, tmp_path):
+  def rates(mixture):
+    return {task.name: task.rate for task in training_tasks(mixture, tmp_path / "cache")}
+
+  return rates
+
+
+@pytest.fixture
+def shares(datasets, tmp_path):
+  def shares(mixture):
+    tasks = training_tasks(mixture, tmp_path / "cache")
+    return {task.name: pytest.approx(task.share) for task in tasks}
+
+  return shares
+
+
+def test_rates_follow_the_number_of_examples_up_to_the_cap(rates):
+  register_mixture("mine", ["small", "middle", "large"], rate_cap=50)
+  assert rates("mine") == {"small": 10, "middle": 40, "large": 50}
+
+
+def test_fewer_examples_are_used_where_there_are_too_many(datasets, tmp_path):
+  mixture = Mixture("mine", {"small": None, "large": None}, max_examples=20)
+  small, large = training_tasks(mixture, tmp_path / "cache")
+  assert (small.available, small.examples, small.rate) == (10, 10, 10)
+  assert (large.available, large.examples, large.rate) == (60, 20, 20)
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(deadline=None)
+@given(st.integers(1, 10**6), st.integers(1, 10**5), st.sampled_from([1.0, 2.0, 3.5]))
+def test_rates_are_those_of_seqio(examples, cap, temperature):
+  import seqio
+
+  class Task:
+    name, cache_dir = "task", None
+
+    def num_input_examples(self, split):
+      return examples
+
+  expected = seqio.mixing_rate_num_examples(Task(), maximum=cap, temperature=temperature)
+  ours = Mixture("m", {"task": None}, max_examples=10**7, rate_cap=cap, temperature=temperature)
+  assert ours.rate(examples) == pytest.approx(expected)
+
+
+def test_a_number_multiplies_a_rate_and_a_percentage_fixes_a_share(rates, shares):
+  assert rates(Mixture("m", {"small": 2.0, "large": None})) == {"small": 20, "large": 60}
+  fixed = Mixture("m", {"small": "30%", "middle": None, "large": None})
+  assert shares(fixed) == {"small": 0.3, "middle": 0.7 * 0.4, "large": 0.7 * 0.6}
+  assert shares(Mixture("m", {"small": "75%", "large": "25%"})) == {"small": 0.75, "large": 0.25}
+
+
+def test_a_mixture_within_a_mixture_keeps_its_own_caps(rates, shares):
+  register_mixture("inner", ["small", "middle"], rate_cap=5)
+  assert rates(Mixture("m", {"inner": 2.0, "large": None})) == {
+    "small": 10,
+    "middle": 10,
+    "large": 60,
+  }
+  assert shares(Mixture("m", {"inner": "50%", "large": None}))["small"] == 0.25
+  assert rates(Mixture("m", {"inner": None, "small": None})) == {"small": 15, "middle": 5}
+
+
+def test_held_out_clusters_are_kept_out_wherever_they_stand(datasets, tmp_path):
+  register_mixture("inner", ["middle", "large"], hold_out=["b"])
+  mixture = Mixture("m", {"small": None, "inner": None})
+  assert training_datasets(mixture) == ["small", "middle"]
+  assert held_out_datasets(mixture) == ["large"]
+  tasks = mixture_tasks(mixture, tmp_path / "cache")
+  assert [(task.name, task.held_out, task.rate > 0) for task in tasks] == [
+    ("small", False, True),
+    ("middle", False, True),
+    ("large", True, False),
+  ]
+  assert sum(task.share for task in tasks) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+  ("settings", "error", "message"),
+  [
+    ({"datasets": {"smal": None}}, UnknownName, "dataset or mixture 'smal'.*'small'"),
+    (
+      {"datasets": {"small": None}, "hold_out": ("aa",)},
+      UnknownName,
+      "cluster 'aa'.*'a'.*m holds it out",
+    ),
+    ({"datasets": {"large": None}, "hold_out": ("b",)}, ConfigError, "nothing to train on"),
+    ({"datasets": {"small": "60%", "large": "60%"}}, ConfigError, "120% and do not make a whole"),
+    ({"datasets": {"small": "100%", "large": None}}, ConfigError, "leave nothing for large"),
+    (
+      {"datasets": {"small": None, "large": "10%"}, "hold_out": ("b",)},
+      ConfigError,
+      "'large' the share 10%, but it is held out",
+    ),
+  ],
+)
+def test_a_mixture_that_cannot_be_mixed_is_refused(datasets, settings, error, message, tmp_path):
+  with pytest.raises(error, match=message):
+    training_tasks(Mixture(name="m", **settings), tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"datasets": {}}, "has no datasets"),
+    ({"datasets": {"a": 0}}, "the weight of 'a' is 0"),
+    ({"datasets": {"a": "half"}}, "the weight of 'a' is 'half'"),
+    ({"datasets": ["a"], "temperature": 0}, "temperature is 0"),
+    ({"datasets": ["a"], "rate_cap": -1}, "rate_cap is -1"),
+    ({"datasets": ["a"], "hold_out": "b"}, "must be a list of names"),
+  ],
+)
+def test_settings_out_of_range_are_refused_on_registration(settings, message):
+  with pytest.raises(ConfigError, match=message):
+    register_mixture("m", **settings)
+
+
+def test_mixtures_that_contain_each_other_are_refused(datasets, tmp_path):
+  register_mixture("x", ["y"])
+  register_mixture("y", ["x"])
+  with pytest.raises(ConfigError, match="x > y > x"):
+    training_tasks("x", tmp_path / "cache")
+
+
+def test_names_are_defined_once(datasets, make_dataset, tmp_path):
+  register_mixture("mine", ["small"])
+  register_mixture("mine", ["small"])
+  with pytest.raises(ConfigError, match="'mine' is registered already"):
+    register_mixture("mine", ["large"])
+  other = tmp_path / "other" / "a"
+  other.mkdir(parents=True)
+  (other / "small.yaml").write_text("")
+  with pytest.raises(ConfigError, match="'small' is described twice"):
+    register_templates(tmp_path / "other")
+
+
+def test_unknown_names_name_the_nearest(datasets):
+  with pytest.raises(UnknownName, match="mixture 'mnii'.*'mini'"):
+    get_mixture("mnii")
+  with pytest.raises(UnknownName, match="dataset 'larg'.*'large'"):
+    dataset_spec("larg")
+  with pytest.raises(ConfigError, match="no folder of dataset files"):
+    register_templates("/nowhere/at/all")
+
+
+def test_a_dataset_is_a_mixture_of_its_own(datasets):
+  assert training_datasets("small") == ["small"]
+
+
+def test_a_description_tells_what_a_run_will_see(datasets, tmp_path):
+  mixture = Mixture("m", {"small": None, "middle": None, "large": None}, hold_out=("b",))
+  rows = {row.task.name: row for row in describe(mixture, tmp_path / "cache", draws=100)}
+  assert rows["small"].passes == pytest.approx(100 * 0.2 / 10)
+  assert rows["large"].passes == 0
+  assert rows["small"].templates == ("ask", "answer_with")
+  assert rows["small"].unseen == ("kept_back",)
+  assert rows["small"].licence == "CC0-1.0"
+  assert rows["small"].counts.kept == {"train": 10}
+
+
+def test_importing_the_library_registers_nothing_and_loads_no_tensorflow():
+  code = (
+    "import sys, flan_jax.data, flan_jax.data.mixtures as m, flan_jax.data.records\n"
+    "assert not m._mixtures, m._mixtures\n"
+    "assert 'mini' in m.mixture_names()\n"
+    "heavy = {'tensorflow', 'seqio', 'tensorflow_datasets', 'torch', 'jax'} & set(sys.modules)\n"
+    "assert not heavy, heavy\n"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)
