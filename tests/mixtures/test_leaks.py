@@ -1,0 +1,64 @@
+"""On the published data: what a predictor must not be able to tell without reading the whole example."""
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+from flan_jax.data.records import load_records
+from flan_jax.prompting import read_dataset
+
+TEMPLATES = Path(__file__).parents[2] / "templates"
+
+pytestmark = pytest.mark.network
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory):
+  cache = tmp_path_factory.mktemp("cache")
+
+  def load(dataset):
+    (path,) = TEMPLATES.glob(f"*/{dataset}.yaml")
+    return load_records(read_dataset(path), cache)
+
+  return load
+
+
+def test_a_policy_s_sentence_alone_tells_nothing(splits):
+  records = splits("privacy_policy")
+  train, test = list(records["train"]), list(records["test"])
+  majority = max(Counter(record["label"] for record in test).values()) / len(test)
+  assert remembered(train, test, "sentence") <= majority
+  # Split by row, the same predictor does far better: this is the trap.
+  rows = [record for split in records.values() for record in split]
+  assert remembered(rows[::2], rows[1::2], "sentence") > 0.65
+
+
+def test_a_statement_alone_tells_nothing(splits):
+  records = [record for split in splits("pararule").values() for record in split]
+  for negated in (False, True):
+    labels = Counter(
+      record["label"] for record in records if (" not " in record["statement"]) == negated
+    )
+    assert 0.45 < labels["true"] / labels.total() < 0.55
+
+
+def test_no_paragraph_of_boolq_s_test_is_trained_on(splits):
+  records = splits("boolq")
+  trained_on = {record["paragraph"] for record in records["train"]}
+  assert trained_on.isdisjoint(record["paragraph"] for record in records["test"])
+  assert (len(records["train"]), len(records["test"])) == (7971, 3270)
+
+
+def remembered(train, test, field):
+  """Accuracy of the label seen most often with the same text, or else the most common one of all."""
+  seen = defaultdict(Counter)
+  for record in train:
+    seen[record[field]][record["label"]] += 1
+  common = Counter(record["label"] for record in train).most_common(1)[0][0]
+  right = [
+    (seen[record[field]].most_common(1)[0][0] if record[field] in seen else common)
+    == record["label"]
+    for record in test
+  ]
+  return sum(right) / len(right)
