@@ -10,10 +10,11 @@ import re
 from email.errors import HeaderParseError
 from email.header import decode_header, make_header
 from email.message import Message
+from hashlib import blake2b
 from html.parser import HTMLParser
 from pathlib import PurePosixPath
 
-_KEY_WORDS = 12  # of a story or mail, which tell apart all but new versions of the same
+_KEY_WORDS = 12  # at the beginning, which tell apart all but new versions of the same text
 _FEWEST_WORDS = 4  # of a mail's body; below stand pictures and attachments
 _MOST_FOREIGN = 0.1  # share of characters beyond ASCII; above stand undecodable Asian mails
 
@@ -49,7 +50,7 @@ def bbc_news(record: dict) -> dict | None:
     "body": body,
     "topic": PurePosixPath(record["path"]).parent.name,
     # Stories were published again under another headline, with a sentence or two changed.
-    "story": _key(body),
+    "story": _opening(body),
   }
 
 
@@ -62,18 +63,29 @@ def spam_assassin(record: dict) -> dict | None:
     return None
   if sum(character > "\x7f" for character in body) > _MOST_FOREIGN * len(body):
     return None
+  label = "spam" if record["group"].startswith("spam") else "ham"
   return {
     "subject": _mend(subject) or "(no subject)",
     "body": _mend(body),
-    "label": "spam" if record["group"].startswith("spam") else "ham",
-    # Answers share their subject; the same advertisement comes with many subjects.
-    "thread": _key(_REPLY.sub("", subject)),
-    "opening": _key(body),
+    "label": label,
+    # Answers share their subject; the same advertisement comes under many subjects and openings.
+    "thread": _opening(_REPLY.sub("", subject)) if label == "ham" else _sketch(body),
   }
 
 
-def _key(text: str) -> str:
-  return " ".join(re.findall(r"[^\W\d_]+", text.casefold())[:_KEY_WORDS])
+def _opening(text: str) -> str:
+  return " ".join(_words(text)[:_KEY_WORDS])
+
+
+def _sketch(text: str) -> str:
+  """The three-word run with the smallest hash: alike for two texts as often as they share runs."""
+  words = _words(text)
+  runs = {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
+  return min(runs, key=lambda run: blake2b(run.encode(), digest_size=8).digest())
+
+
+def _words(text: str) -> list[str]:
+  return re.findall(r"[^\W\d_]+", text.casefold())
 
 
 def _repair(text: str) -> str:
