@@ -2,7 +2,7 @@
 
 import re
 
-from flan_jax.mixtures.fields.mending import as_question, one_line
+from flan_jax.mixtures.fields.mending import as_question, one_line, unquoted
 
 
 def nq_open(record: dict) -> dict | None:
@@ -22,7 +22,4 @@ def nq_open(record: dict) -> dict | None:
 def _tidy(answer: str) -> str:
   """Escapes were written out (`Seasons 6\\u20137`), and footnote marks and quotes stayed."""
   answer = re.sub(r"\\u([0-9a-f]{4})", lambda match: chr(int(match[1], 16)), answer)
-  answer = one_line(re.sub(r"\[\d+\]", "", answer)).strip(" ,;")
-  if len(answer) > 2 and answer[0] == answer[-1] == '"' and answer.count('"') == 2:
-    answer = answer[1:-1]
-  return answer
+  return unquoted(one_line(re.sub(r"\[\d+\]", "", answer)).strip(" ,;"))

@@ -16,7 +16,7 @@ def asdiv(record: dict) -> dict | None:
     question = capitalised(question)
   number = _NUMBER_AND_UNIT.fullmatch(answer)
   return {
-    "problem": f"{passage} {question}",
+    "problem": re.sub(r"\s+(?=[.,?])", "", f"{passage} {question}"),
     "answer": answer,
     # A number without its unit is right as well.
     "answers": [answer, number[1]] if number else [answer],

@@ -41,6 +41,13 @@ def without_final_stop(text: str) -> str:
   return text
 
 
+def unquoted(text: str) -> str:
+  """The text without quotes around the whole of it."""
+  if len(text) > 2 and text[0] == text[-1] == '"' and text.count('"') == 2:
+    return text[1:-1]
+  return text
+
+
 def text_key(text: str) -> str:
   """A short name for a text that ignores its case, punctuation and spacing."""
   letters = " ".join(re.findall(r"[^\W_]+", text.casefold()))

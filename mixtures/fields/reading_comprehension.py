@@ -7,6 +7,7 @@ from flan_jax.mixtures.fields.mending import (
   one_line,
   repair_encoding,
   text_key,
+  unquoted,
   without_final_stop,
 )
 
@@ -62,7 +63,8 @@ def privacy_policy(record: dict) -> dict | None:
 
 def narrative_qa(record: dict) -> dict | None:
   """A question about the summary of a book or film, with the answers of two readers."""
-  answers = [without_final_stop(one_line(repair_encoding(answer))) for answer in record["answer"]]
+  answers = [one_line(repair_encoding(answer)) for answer in record["answer"]]
+  answers = [unquoted(without_final_stop(answer)) for answer in answers]
   # An empty cell became "nan" on the way.
   answers = [answer for answer in dict.fromkeys(answers) if answer and answer.lower() != "nan"]
   if not answers:
