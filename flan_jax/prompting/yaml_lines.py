@@ -14,6 +14,8 @@ from flan_jax.errors import TemplateError
 
 Keys = tuple[str | int, ...]
 
+_COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
 
 class YamlFile:
   """A parsed YAML file: `data`, and the line of every key and item.
@@ -71,6 +73,8 @@ class YamlFile:
       if node.style == "|":
         self._literal_blocks.add(keys)
       return loader.construct_object(node)
+    if node.tag not in _COLLECTIONS:
+      raise self.error(f"not valid YAML: the tag {node.tag} is not allowed", *keys)
     if id(node) in above:
       raise self.error("an alias contains itself", *keys)
     above = (*above, id(node))
