@@ -1,0 +1,302 @@
+"""A view of our mixtures for SeqIO: tasks, the mixture of them, and the vocabulary.
+
+Whatever reads SeqIO tasks can then read ours. Asking for it imports SeqIO and with it TensorFlow;
+nothing else in the library needs either.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flan_jax.data.encode import Dropped, Encoder
+from flan_jax.data.mixtures import Mixture, dataset_spec, get_mixture, mixture_tasks
+from flan_jax.data.records import Records, load_records
+from flan_jax.errors import ConfigError, RecordError
+from flan_jax.prompting import DatasetSpec, Draw, Rendering, Template
+from flan_jax.vocabularies import Format, Vocabulary
+
+if TYPE_CHECKING:
+  import seqio
+
+_UNLIMITED = 1 << 30
+_registered: dict[str, tuple[Any, ...]] = {}
+
+Choose = Callable[[Draw], Template]
+
+
+def register_seqio(
+  mixture: Mixture | str,
+  vocabulary: Vocabulary,
+  format: Format,
+  *,
+  data_dir: Path | str,
+  seed: int = 0,
+  renderings: int = 4,
+  prefix: str = "",
+) -> list[str]:
+  """Registers a mixture in SeqIO's registries.
+
+  - `<dataset>`: the training datasets. Each pass over the records draws other templates, and pass
+    p repeats pass p - `renderings`.
+  - `<dataset>.<template>`: one task per evaluation template of every dataset, held out or not. Its
+    metric is the share of predictions that equal an accepted target; rank classification is the
+    business of `flan_jax.evaluation`.
+  - `<mixture>`: the training datasets at their rates, unless it is the one dataset of that name.
+
+  Features are `inputs` and `targets`, truncated by field where SeqIO gives the lengths and dropped
+  (an error for evaluation) where that does not suffice; their whole text; and `golds`, the accepted
+  targets. SeqIO's feature converters take id 0 for padding, whatever the vocabulary says.
+
+  Args:
+    mixture: or its name.
+    vocabulary: tokenises; SeqIO sees a view of it.
+    format: puts turns into one text.
+    data_dir: where records are kept; those that are missing are built.
+    seed: of the draws.
+    renderings: how many passes over an example differ.
+    prefix: goes before every name, for a second registration with other settings.
+
+  Returns:
+    The names that can be asked for with `seqio.get_mixture_or_task`.
+
+  Raises:
+    ConfigError: a name is taken, by another task or by ours with other settings.
+  """
+  import seqio
+
+  mixture = get_mixture(mixture) if isinstance(mixture, str) else mixture
+  settings = (vocabulary.fingerprint, format.fingerprint, str(data_dir), seed, renderings)
+  rates: list[tuple[str, float]] = []
+  names: list[str] = []
+  for task in mixture_tasks(mixture, data_dir):
+    spec = dataset_spec(task.name)
+    build = functools.partial(_task_settings, spec, vocabulary, format, data_dir, seed, renderings)
+    if not task.held_out:
+      names.append(prefix + task.name)
+      rates.append((names[-1], task.rate))
+      _register(seqio.TaskRegistry, names[-1], (*settings, spec.fingerprint), build)
+    for template in spec.evaluation_templates():
+      names.append(f"{prefix}{task.name}.{template.name}")
+      one = functools.partial(build, template=template)
+      _register(seqio.TaskRegistry, names[-1], (*settings, spec.fingerprint), one)
+  name = prefix + mixture.name
+  if name not in names:
+    names.append(name)
+    _register(seqio.MixtureRegistry, name, (*settings, *rates), lambda: {"tasks": rates})
+  return names
+
+
+@functools.cache
+def seqio_vocabulary(vocabulary: Vocabulary) -> "seqio.Vocabulary":
+  """SeqIO's view of a vocabulary; views of equal vocabularies are equal."""
+  import seqio
+  import tensorflow as tf
+
+  class View(seqio.Vocabulary):
+    """Every id counts as an ordinary one: sentinels are part of `vocab_size`, as with extra_ids=0."""
+
+    @property
+    def bos_id(self) -> int | None:
+      return vocabulary.bos_id
+
+    @property
+    def eos_id(self) -> int:
+      return vocabulary.eos_id
+
+    @property
+    def unk_id(self) -> int | None:
+      return vocabulary.unk_id
+
+    @property
+    def pad_id(self) -> int:
+      return vocabulary.pad_id
+
+    @property
+    def _base_vocab_size(self) -> int:
+      return vocabulary.size
+
+    def _encode(self, s: str) -> list[int]:
+      return vocabulary.encode(s)
+
+    def _decode(self, ids) -> str:
+      return vocabulary.decode([int(i) for i in ids])
+
+    def _encode_tf(self, s):
+      def encode(text: bytes | np.ndarray):
+        # Called eagerly, TensorFlow wraps the bytes into an array.
+        spelt = text.item() if isinstance(text, np.ndarray) else text
+        return np.asarray(vocabulary.encode(spelt.decode()), np.int32)
+
+      return tf.ensure_shape(tf.numpy_function(encode, [s], tf.int32), [None])
+
+    def _decode_tf(self, ids):
+      def decode(rows: np.ndarray):
+        texts = [self.decode(row).encode() for row in rows.reshape(-1, rows.shape[-1]).tolist()]
+        return np.array(texts, object).reshape(rows.shape[:-1])
+
+      return tf.ensure_shape(tf.numpy_function(decode, [ids], tf.string), ids.shape[:-1])
+
+    def __eq__(self, other: object) -> bool:
+      return hash(self) == hash(other)
+
+    def __hash__(self) -> int:
+      return hash(vocabulary.fingerprint)
+
+  return View()
+
+
+def _register(
+  registry: Any, name: str, settings: tuple[Any, ...], build: Callable[[], dict[str, Any]]
+) -> None:
+  import seqio
+
+  if name in (*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()):
+    if _registered.get(name) == settings:
+      return
+    raise ConfigError(
+      f"SeqIO has a task or mixture named {name!r} already"
+      f"{' with other settings' if name in _registered else ''}; give register_seqio a prefix."
+    )
+  registry.add(name, **build())
+  _registered[name] = settings
+
+
+def _task_settings(
+  spec: DatasetSpec,
+  vocabulary: Vocabulary,
+  format: Format,
+  data_dir: Path | str,
+  seed: int,
+  renderings: int,
+  template: Template | None = None,
+) -> dict[str, Any]:
+  """The arguments of a SeqIO task: for one template, or for a template drawn each time."""
+  import seqio
+
+  records = load_records(spec, data_dir)
+  view = seqio_vocabulary(vocabulary)
+  features = {
+    "inputs": seqio.Feature(view, add_eos=format.eos_on_inputs),
+    "targets": seqio.Feature(view, add_eos=format.eos),
+  }
+  drawing = _Drawing(spec, records, vocabulary, format, seed, renderings, template)
+  source = seqio.FunctionDataSource(
+    functools.partial(_places, records),
+    splits=list(records),
+    num_input_examples={split: len(records[split]) for split in records},
+  )
+  settings: dict[str, Any] = {
+    "source": source,
+    "preprocessors": [drawing.preprocess],
+    "output_features": features,
+  }
+  if template is not None:
+    settings |= {"postprocess_fn": _golds_or_prediction, "metric_fns": [_exact_match]}
+  return settings
+
+
+def _places(
+  records: Mapping[str, Records], split: str, shuffle_files: bool, seed: int | None = None
+):
+  """A dataset of the places of the records, and of where each stands in the pass."""
+  import tensorflow as tf
+
+  count = len(records[split])
+  order = np.random.default_rng(seed).permutation(count) if shuffle_files else np.arange(count)
+  places = tf.data.Dataset.from_tensor_slices({"example": order, "position": np.arange(count)})
+  return places.map(lambda place: {**place, "split": tf.constant(split)})
+
+
+class _Drawing:
+  """The preprocessor: places of records to features."""
+
+  def __init__(
+    self,
+    spec: DatasetSpec,
+    records: Mapping[str, Records],
+    vocabulary: Vocabulary,
+    format: Format,
+    seed: int,
+    renderings: int,
+    template: Template | None,
+  ):
+    self._spec, self._records, self._template = spec, records, template
+    self._vocabulary, self._format = vocabulary, format
+    self._seed, self._renderings = seed, renderings
+
+  def preprocess(self, dataset, sequence_length: Mapping[str, int] | None = None):
+    import tensorflow as tf
+
+    limits = sequence_length or {}
+    lengths = {name: limits.get(name) or _UNLIMITED for name in ("inputs", "targets")}
+    encoder = Encoder(self._vocabulary, self._format, "encoder_decoder", lengths)
+    encode = functools.partial(self._encode, encoder)
+
+    def count_passes(state, place):
+      epoch, last = state
+      epoch += tf.cast(place["position"] <= last, tf.int64)
+      return (epoch, place["position"]), {**place, "epoch": epoch}
+
+    def features(place):
+      arguments = [place["split"], place["example"], place["epoch"]]
+      kinds = [tf.int32, tf.int32, tf.string, tf.string, tf.string]
+      names = ["inputs", "targets", "inputs_pretokenized", "targets_pretokenized", "golds"]
+      shapes = [[None], [None], [], [], [None]]
+      values = tf.numpy_function(encode, arguments, kinds)
+      return {
+        name: tf.ensure_shape(value, shape)
+        for name, value, shape in zip(names, values, shapes, strict=True)
+      }
+
+    # SeqIO repeats a dataset before it is preprocessed: a position that does not grow begins a pass,
+    # also where the dataset is a shard.
+    start = (tf.constant(0, tf.int64), tf.constant(-1, tf.int64))
+    dataset = dataset.scan(start, count_passes).map(features)
+    return dataset.filter(lambda example: tf.size(example["targets"]) > 0)
+
+  def _encode(self, encoder: Encoder, split: bytes, example: int, epoch: int) -> tuple[Any, ...]:
+    record = self._records[split.decode()][int(example)]
+    shown: list[Rendering] = []
+
+    def render(long_limit: int | None) -> Rendering:
+      shown.append(self._render(record, int(example), int(epoch), long_limit))
+      return shown[-1]
+
+    encoded = encoder.encode(render)
+    if isinstance(encoded, Dropped):
+      if self._template is not None:
+        raise RecordError(
+          f"{self._spec.name}.{self._template.name}: example {example} of {split.decode()} cannot "
+          f"be evaluated: {encoded.reason}. Give longer sequence lengths."
+        )
+      empty = np.zeros(0, np.int32)
+      return empty, empty, b"", b"", np.zeros(0, object)
+    whole = shown[0]
+    texts = (self._format.encoder_text(whole.turns), self._format.target_text(whole.turns))
+    golds = np.array([gold.encode() for gold in whole.golds], object)
+    return encoded.inputs, encoded.targets, texts[0].encode(), texts[1].encode(), golds
+
+  def _render(
+    self, record: Mapping[str, Any], example: int, epoch: int, long_limit: int | None
+  ) -> Rendering:
+    draw = Draw(self._seed, self._spec.name, example, epoch % self._renderings)
+    template = self._template
+    if template is None:
+      templates = self._spec.training_templates()
+      template = templates[draw.fork("template").below(len(templates))]
+    return template.render(record, draw, long_limit)
+
+
+def _golds_or_prediction(output: Any, is_target: bool = False, example: Any = None) -> Any:
+  """SeqIO's hook between decoded ids and metrics: the accepted targets, or the prediction as it is."""
+  if not is_target:
+    return output
+  return [gold.decode() for gold in np.asarray(example["golds"]).tolist()]
+
+
+def _exact_match(targets: list[list[str]], predictions: list[str]) -> dict[str, float]:
+  pairs = zip(targets, predictions, strict=True)
+  return {"exact_match": float(np.mean([text.strip() in golds for golds, text in pairs]))}
