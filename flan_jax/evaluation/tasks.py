@@ -1,0 +1,334 @@
+"""Evaluation tasks: which examples, under which templates, as prompts ready for a model."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from flan_jax.data.encode import Dropped, Encoder, OptionsEncoding, PromptEncoding
+from flan_jax.data.mixtures import dataset_spec
+from flan_jax.data.records import Records, RecordSplits, load_records
+from flan_jax.errors import ConfigError, EvaluationError, UnknownName
+from flan_jax.evaluation.metrics import TEXT_METRICS
+from flan_jax.prompting import DatasetSpec, Draw, Rendering, Template, few_shot
+
+RANKED = "accuracy"
+"""The metric of a task whose options are ranked."""
+
+
+@dataclass(frozen=True)
+class EvaluationTask:
+  """A dataset to be scored.
+
+  Args:
+    dataset: its name.
+    split: whose records are scored.
+    templates: their names; () for all that measure by the dataset's own metric and are not turned
+      around.
+    examples: how many records to draw; None for the whole split. A larger number draws the same
+      records and more.
+    seed: of that draw, of the options' styles and orders, and of the exemplars.
+    shots: exemplars from the training split before each query, never of the query's group.
+    held_out: the model was not tuned on this dataset's cluster.
+    unfit: what to do with an example that no shortening makes fit: "error", or "count" it in the
+      report and leave it out under every template.
+  """
+
+  dataset: str
+  split: str = "test"
+  templates: tuple[str, ...] = ()
+  examples: int | None = 100
+  seed: int = 0
+  shots: int = 0
+  held_out: bool = False
+  unfit: Literal["error", "count"] = "error"
+
+  def __post_init__(self) -> None:
+    if self.examples is not None and self.examples < 1:
+      raise ConfigError(f"{self.dataset}: examples={self.examples}; at least one must be scored.")
+    if self.shots < 0:
+      raise ConfigError(f"{self.dataset}: shots={self.shots}; a prompt has 0 or more exemplars.")
+    if self.unfit not in ("error", "count"):
+      raise ConfigError(f"{self.dataset}: unfit={self.unfit!r} is neither 'error' nor 'count'.")
+
+
+@dataclass(frozen=True)
+class Prompt:
+  """One example under one template, as ids.
+
+  Attributes:
+    index: of the record in its split.
+    inputs: the prompt as text.
+    labels: what each option is counted under: the label's name, or the position from 1.
+    ends: how many of each option's last tokens only end the turn.
+  """
+
+  index: int
+  inputs: str
+  input_ids: tuple[int, ...]
+  golds: tuple[str, ...]
+  style: str
+  options: tuple[str, ...] = ()
+  labels: tuple[str, ...] = ()
+  option_ids: tuple[tuple[int, ...], ...] = ()
+  ends: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class PreparedTemplate:
+  """The prompts of one template, in the order of the task's indices."""
+
+  name: str
+  metric: str
+  unseen: bool
+  fixed_labels: bool
+  prompts: tuple[Prompt, ...]
+
+  @cached_property
+  def fingerprint(self) -> str:
+    """SHA-256 of everything a model is given and judged by."""
+    digest = hashlib.sha256(self.metric.encode())
+    for prompt in self.prompts:
+      digest.update(json.dumps(asdict(prompt), ensure_ascii=False).encode("utf-8", "replace"))
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class PreparedTask:
+  """A task as prompts: the same examples under every template.
+
+  Attributes:
+    indices: of the records, ascending.
+    unfit: of the drawn records, those that some template could not fit.
+  """
+
+  task: EvaluationTask
+  cluster: str
+  indices: tuple[int, ...]
+  unfit: tuple[int, ...]
+  templates: tuple[PreparedTemplate, ...]
+
+
+def draw_examples(dataset: str, size: int, examples: int | None, seed: int) -> list[int]:
+  """Which records of a split of `size` are scored: those whose hash with dataset and seed is least.
+
+  A larger number of examples draws the same ones and more.
+  """
+  if examples is None or examples >= size:
+    return list(range(size))
+  keys = [Draw("evaluation example", seed, dataset, i).key for i in range(size)]
+  return sorted(sorted(range(size), key=keys.__getitem__)[:examples])
+
+
+def prepare_task(
+  task: EvaluationTask,
+  encoder: Encoder,
+  data_dir: Path | str,
+  *,
+  spec: DatasetSpec | None = None,
+  records: RecordSplits | None = None,
+) -> PreparedTask:
+  """Draw the examples and put them into ids under every template.
+
+  Args:
+    spec, records: of the dataset; by default looked up by its name, and built where missing.
+
+  Raises:
+    UnknownName: no such dataset, split, template or metric.
+    EvaluationError: an example that does not fit, a template that is turned around, templates of
+      different metrics in one task, or fewer exemplars than asked for.
+  """
+  spec = spec or dataset_spec(task.dataset)
+  records = load_records(spec, data_dir) if records is None else records
+  split = records[task.split]
+  drawn = draw_examples(spec.name, len(split), task.examples, task.seed)
+  unfit: set[int] = set()
+  prepared = []
+  for template in _templates(task, spec):
+    renderer = _Renderer(task, spec, template, split, records)
+    prompts = []
+    for index in drawn:
+      prompt = _encode(renderer, encoder, index)
+      if prompt is not None:
+        prompts.append(prompt)
+      elif task.unfit == "count":
+        unfit.add(index)
+      else:
+        raise EvaluationError(
+          f"{spec.name}.{template.name}: example {index} of {task.split} does not fit "
+          f"{dict(encoder.lengths)} tokens even without exemplars and with its long field cut. "
+          "Allow longer inputs, or set unfit='count' to leave such examples out and count them."
+        )
+    prepared.append((template, prompts))
+  indices = tuple(index for index in drawn if index not in unfit)
+  if not indices:
+    raise EvaluationError(f"{spec.name}: none of the {len(drawn)} drawn examples fits.")
+  templates = tuple(
+    PreparedTemplate(
+      template.name,
+      _metric(spec, template, bool(prompts[0].options)),
+      template.unseen,
+      bool(spec.answer and spec.answer.labels is not None and prompts[0].options),
+      tuple(prompt for prompt in prompts if prompt.index not in unfit),
+    )
+    for template, prompts in prepared
+  )
+  _check_metrics(spec, templates)
+  return PreparedTask(task, spec.cluster, indices, tuple(sorted(unfit)), templates)
+
+
+class _Renderer:
+  """Renders one template of a task on any example."""
+
+  def __init__(
+    self,
+    task: EvaluationTask,
+    spec: DatasetSpec,
+    template: Template,
+    split: Records,
+    records: RecordSplits,
+  ):
+    self._task, self._spec, self._template = task, spec, template
+    self._split = split
+    self._train = records["train"] if task.shots else None
+
+  def query(self, index: int, limit: int | None = None) -> Rendering:
+    """The example itself."""
+    return self._template.render(self._split[index], self._draw(index), limit)
+
+  def exemplars(self, index: int) -> list[Rendering]:
+    """As many as asked for, of other groups than the query's."""
+    if self._train is None:
+      return []
+    group, draw = self._split.group(index), self._draw(index).fork("exemplars")
+    chosen: list[int] = []
+    for candidate in _without_end(draw, len(self._train)):
+      if self._train.group(candidate) != group and candidate not in chosen:
+        chosen.append(candidate)
+      if len(chosen) == self._task.shots:
+        break
+    else:
+      raise EvaluationError(
+        f"{self._spec.name}: {self._task.shots} exemplars were asked for and its training split "
+        f"has only {len(chosen)} records of other groups than example {index}."
+      )
+    return [
+      self._template.render(self._train[i], draw.fork("exemplar", rank))
+      for rank, i in enumerate(chosen)
+    ]
+
+  def labels(self, index: int, rendering: Rendering) -> tuple[str, ...]:
+    """What each option stands for. A record whose answer is another label shows which one it is."""
+    answer = self._spec.answer
+    if answer is None or answer.labels is None or not rendering.options:
+      return tuple(str(k) for k in range(1, len(rendering.options) + 1))
+    found = [""] * len(rendering.options)
+    for label in answer.labels:
+      relabelled = {**self._split[index], answer.field: label}
+      other = self._template.render(relabelled, self._draw(index))
+      found[other.options.index(other.golds[0])] = label
+    return tuple(found)
+
+  def _draw(self, index: int) -> Draw:
+    return Draw("evaluation", self._task.seed, self._spec.name, self._task.split, index)
+
+
+def _without_end(draw: Draw, size: int) -> list[int]:
+  """A drawn order of the training records; of many only as many as any prompt could need."""
+  if size <= 1000:
+    return draw.shuffled(size)
+  return [draw.below(size) for _ in range(1000)]
+
+
+def _encode(renderer: _Renderer, encoder: Encoder, index: int) -> Prompt | None:
+  exemplars = renderer.exemplars(index)
+
+  def render(limit: int | None) -> Rendering:
+    return few_shot(renderer.query(index, limit), exemplars)
+
+  encoded: OptionsEncoding | PromptEncoding | Dropped
+  ranked = bool(renderer.query(index).options)
+  encoded = encoder.encode_options(render) if ranked else encoder.encode_prompt(render)
+  if isinstance(encoded, Dropped):
+    return None
+  rendering = encoded.rendering
+  prompt = Prompt(
+    index,
+    _text(encoder, rendering),
+    tuple(encoded.prompt_ids),
+    rendering.golds,
+    rendering.style,
+  )
+  if isinstance(encoded, PromptEncoding):
+    return prompt
+  return Prompt(
+    **{
+      **prompt.__dict__,
+      "options": rendering.options,
+      "labels": renderer.labels(index, rendering),
+      "option_ids": tuple(map(tuple, encoded.option_ids)),
+      "ends": tuple(encoded.ends),
+    }
+  )
+
+
+def _text(encoder: Encoder, rendering: Rendering) -> str:
+  if encoder.layout == "encoder_decoder":
+    return encoder.format.encoder_text(rendering.turns)
+  return "".join(text for text, _ in encoder.format.pieces(rendering.turns, open_end=True))
+
+
+def _templates(task: EvaluationTask, spec: DatasetSpec) -> Sequence[Template]:
+  if task.templates:
+    chosen = [spec.template(name) for name in task.templates]
+    for template in chosen:
+      if template.turned_around:
+        raise EvaluationError(
+          f"{spec.name}.{template.name} asks for an input given the answer; evaluation does not "
+          "score such templates."
+        )
+    return chosen
+  own = spec.metrics[:1]
+  chosen = [t for t in spec.evaluation_templates() if t.metrics[:1] == own]
+  if not chosen:
+    raise EvaluationError(f"{spec.path}: no template of {spec.name} can be evaluated.")
+  return chosen
+
+
+def _metric(spec: DatasetSpec, template: Template, ranked: bool) -> str:
+  if ranked:
+    return RANKED
+  metric = template.metrics[0] if template.metrics else "exact_match"
+  if metric == RANKED:
+    return "exact_match"
+  if metric not in TEXT_METRICS:
+    raise UnknownName("metric", metric, [RANKED, *TEXT_METRICS], f"It stands in {spec.path}.")
+  return metric
+
+
+def _check_metrics(spec: DatasetSpec, templates: Sequence[PreparedTemplate]) -> None:
+  by_metric: dict[str, list[str]] = {}
+  for template in templates:
+    by_metric.setdefault(template.metric, []).append(template.name)
+  if len(by_metric) > 1:
+    kinds = "; ".join(f"{metric}: {', '.join(names)}" for metric, names in by_metric.items())
+    raise EvaluationError(
+      f"{spec.name}: its templates are measured in different ways ({kinds}). Name the templates of "
+      "one metric in each evaluation task."
+    )
+
+
+def task_summary(task: PreparedTask) -> dict[str, Any]:
+  """What is scored, in a few words: for a line printed before the run."""
+  return {
+    "task": task.task.dataset,
+    "cluster": task.cluster,
+    "split": task.task.split,
+    "examples": len(task.indices),
+    "unfit": len(task.unfit),
+    "templates": [template.name for template in task.templates],
+    "metric": task.templates[0].metric,
+  }
