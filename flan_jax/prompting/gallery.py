@@ -10,15 +10,17 @@ from flan_jax.prompting.template import Rendering, Template
 
 def gallery(
   spec: DatasetSpec,
+  templates: Sequence[Template] = (),
   records: Sequence[Mapping[str, Any]] = (),
   *,
   seed: int = 0,
   long_limit: int | None = 400,
 ) -> str:
-  """Every template of a dataset on every record, as text for a terminal.
+  """Templates of a dataset on real records, as text for a terminal.
 
   Args:
     spec: the dataset.
+    templates: those to show; all of them if none are given.
     records: records after `derive`; the file's own record if there are none.
     seed: chooses the options' style and order.
     long_limit: characters shown of the long field; None for all of it.
@@ -37,7 +39,7 @@ def gallery(
   ]
   if spec.long and long_limit is not None:
     lines.append(f"(field {spec.long!r} cut to {long_limit} characters)")
-  for template in spec.templates:
+  for template in templates or spec.templates:
     lines += ["", _heading(template, spec)]
     for number, record in enumerate(records):
       draw = Draw("gallery", seed, spec.name, template.name, number)

@@ -171,6 +171,16 @@ def test_the_gallery_shows_every_template_with_its_notes(spec):
   assert gallery(spec, long_limit=5) == text
 
 
+def test_the_gallery_shows_only_what_it_is_asked_for(spec):
+  records = [{"review": f"Film {number}.", "label": "neg"} for number in range(2)]
+  text = gallery(spec, [spec.template("cloze")], records)
+  assert [line for line in text.split("\n") if line.startswith(("==", "  |"))] == [
+    "== cloze (unseen)",
+    "  | Film 0. So the film is ___.",
+    "  | Film 1. So the film is ___.",
+  ]
+
+
 class Mistake(NamedTuple):
   """One change that makes the file wrong, what the reader says of it, and where.
 
