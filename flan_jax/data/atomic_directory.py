@@ -27,7 +27,7 @@ def build_once(directory: Path, build: Callable[[Path], None]) -> Path:
   unfinished = directory.with_name(f".{directory.name}.unfinished")
   try:
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(directory.with_name(f".{directory.name}.lock")):
+    with one_at_a_time(directory.with_name(f".{directory.name}.lock")):
       if not directory.is_dir():
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
@@ -47,8 +47,8 @@ def build_once(directory: Path, build: Callable[[Path], None]) -> Path:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
-  """Holds a lock file, and removes it on leaving."""
+def one_at_a_time(path: Path) -> Iterator[None]:
+  """Holds a lock file while other processes that want it wait, and removes it on leaving."""
   while True:
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -1,0 +1,100 @@
+"""One draw in words and ids: which template, which options style, which exemplars."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from flan_jax.data.encode import Dropped, Encoded, Encoder
+from flan_jax.errors import ConfigError, RecordError
+from flan_jax.prompting import DatasetSpec, Draw, Rendering, Template, few_shot
+
+_STYLE_ATTEMPTS = 16
+_EXEMPLAR_ATTEMPTS = 32
+
+
+class TrainingRecords(Protocol):
+  """The training split of a dataset; `flan_jax.data.records.Records` is one."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+
+  def group(self, index: int) -> int: ...
+
+
+@dataclass(frozen=True)
+class DatasetDraws:
+  """Renders the draws of one dataset.
+
+  Everything about a draw comes from a hash of (seed, dataset, example, epoch mod renderings).
+
+  Args:
+    spec: the dataset; only templates that are not `unseen` are drawn.
+    records: its training records.
+    size: how many of them are used, from the first.
+    seed: of the run.
+    renderings: later epochs repeat the texts of the first so many.
+    shots: few-shot exemplars, of other groups than the query's and answered by the same template.
+
+  Raises:
+    ConfigError: the dataset has no template for training.
+  """
+
+  spec: DatasetSpec
+  records: TrainingRecords
+  size: int
+  seed: int
+  renderings: int
+  shots: int
+
+  def __post_init__(self) -> None:
+    if not self.spec.training_templates():
+      raise ConfigError(
+        f"{self.spec.path}: every template is `unseen`, so there is nothing to train with."
+      )
+
+  def render(self, example: int, epoch: int, long_limit: int | None = None) -> Rendering:
+    """The text of a draw, with at most so many characters of the query's long field.
+
+    Raises:
+      RecordError: the record gives an empty text.
+    """
+    draw = Draw(self.seed, self.spec.name, example, epoch % self.renderings)
+    templates = self.spec.training_templates()
+    template = templates[draw.fork("template").below(len(templates))]
+    query = template.render(self.records[example], draw, long_limit)
+    if not self.shots:
+      return query
+    return few_shot(query, self._exemplars(template, query.style, example, draw))
+
+  def encode(self, encoder: Encoder, example: int, epoch: int) -> Encoded | Dropped:
+    """The ids of a draw; a record that gives an empty text is dropped as "unrenderable"."""
+    try:
+      return encoder.encode(lambda limit: self.render(example, epoch, limit))
+    except RecordError:
+      return Dropped("unrenderable")
+
+  def _exemplars(
+    self, template: Template, style: str, example: int, draw: Draw
+  ) -> Sequence[Rendering]:
+    exemplars = []
+    for number, index in enumerate(self._others(example, draw.fork("exemplars"))):
+      # The options are shown as the query shows them, in an order of their own.
+      for attempt in range(_STYLE_ATTEMPTS):
+        shown = template.render(self.records[index], draw.fork("exemplar", number, attempt))
+        if shown.style == style:
+          break
+      exemplars.append(shown)
+    return exemplars
+
+  def _others(self, example: int, draw: Draw) -> list[int]:
+    """Other examples, none of the query's group; fewer than `shots` where hardly any exist."""
+    group = self.records.group(example)
+    chosen: list[int] = []
+    for _ in range(self.shots + _EXEMPLAR_ATTEMPTS):
+      if len(chosen) == self.shots:
+        break
+      index = draw.below(self.size)
+      if index not in chosen and self.records.group(index) != group:
+        chosen.append(index)
+    return chosen

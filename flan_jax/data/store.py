@@ -1,0 +1,330 @@
+"""The prepared store: everything that training reads, on disk, with no TensorFlow needed to read it.
+
+    <data_dir>/stores/<mixture>-<fingerprint>/
+      store.json          settings, tasks, format, and the windows that belong to the store
+      vocabulary/         what `load_vocabulary` reads
+      windows/000000.safetensors ...
+
+A store can be copied to a machine that has neither the sources nor SeqIO and trained from there.
+`flan_jax.data.prepare` makes it.
+"""
+
+import hashlib
+import json
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from flan_jax.data.encode import Encoder, Layout
+from flan_jax.data.mixtures import (
+  Mixture,
+  MixtureTask,
+  dataset_spec,
+  get_mixture,
+  training_tasks,
+)
+from flan_jax.data.records import load_records
+from flan_jax.data.windows import StoredExample, Window, write_whole
+from flan_jax.errors import ConfigError, StorageError
+from flan_jax.vocabularies import (
+  Format,
+  Vocabulary,
+  format_from_dict,
+  load_vocabulary,
+)
+
+ENCODING_VERSION = 1
+"""Part of every fingerprint; raised whenever the same settings come to give other rows."""
+
+_DESCRIPTION = "store.json"
+_OPEN_WINDOWS = 8
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+  """What decides the content of a store.
+
+  Attributes:
+    mixture: a name, or the mixture itself.
+    vocabulary: text to ids.
+    format: plain, or a chat template.
+    layout: "encoder_decoder" or "decoder".
+    lengths: {"inputs": I, "targets": T}, the tokens of a row; a decoder's rows hold I + T.
+    seed: of the order, the templates, the options and the exemplars.
+    renderings: R: an example is put into words in R ways, which later epochs go through again.
+    few_shot: exemplars before each query.
+    window: draws that are packed together; rows never mix windows.
+    loss_on: "targets", or "everything" for a decoder that is to learn the prompts too.
+  """
+
+  mixture: str | Mixture
+  vocabulary: Vocabulary
+  format: Format
+  layout: Layout
+  lengths: Mapping[str, int] = field(default_factory=lambda: {"inputs": 1024, "targets": 256})
+  seed: int = 0
+  renderings: int = 4
+  few_shot: int = 0
+  window: int = 1024
+  loss_on: Literal["targets", "everything"] = "targets"
+
+  def __post_init__(self) -> None:
+    for name, least in (("renderings", 1), ("few_shot", 0), ("window", 1)):
+      if getattr(self, name) < least:
+        raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+    self.encoder()
+
+  @property
+  def mixture_name(self) -> str:
+    return self.mixture if isinstance(self.mixture, str) else self.mixture.name
+
+  def encoder(self) -> Encoder:
+    """What turns this store's renderings into ids, and evaluation's into the same."""
+    return Encoder(self.vocabulary, self.format, self.layout, self.lengths, self.loss_on)
+
+  def tasks(self, data_dir: Path | str) -> list[MixtureTask]:
+    """The datasets trained on. Builds the records that are missing."""
+    mixture = get_mixture(self.mixture) if isinstance(self.mixture, str) else self.mixture
+    return training_tasks(mixture, data_dir)
+
+  def settings(self) -> dict[str, Any]:
+    """The settings that are not datasets, as JSON."""
+    return {
+      "encoding_version": ENCODING_VERSION,
+      "vocabulary": self.vocabulary.fingerprint,
+      "format": self.format.as_dict(),
+      "layout": self.layout,
+      "lengths": dict(self.lengths),
+      "seed": self.seed,
+      "renderings": self.renderings,
+      "few_shot": self.few_shot,
+      "window": self.window,
+      "loss_on": self.loss_on,
+    }
+
+  def fingerprint(self, data_dir: Path | str) -> str:
+    """sha256 of the sources, templates, rates, vocabulary, format, lengths and seed.
+
+    Records that are missing are built first: their content is part of it.
+    """
+    return self.description(data_dir)["fingerprint"]
+
+  def description(self, data_dir: Path | str) -> dict[str, Any]:
+    """What `store.json` says about a store before it has windows."""
+    tasks = []
+    for task in self.tasks(data_dir):
+      spec = dataset_spec(task.name)
+      tasks.append(
+        {
+          **asdict(task),
+          "licence": spec.licence,
+          "citation": spec.citation,
+          "templates": [template.name for template in spec.training_templates()],
+          "templates_fingerprint": spec.fingerprint,
+          "records_fingerprint": load_records(spec, data_dir).fingerprint,
+        }
+      )
+    deciding = ("name", "examples", "share", "templates_fingerprint", "records_fingerprint")
+    content = [self.settings(), [[task[key] for key in deciding] for task in tasks]]
+    fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return {
+      "fingerprint": fingerprint,
+      "mixture": self.mixture_name,
+      "settings": self.settings(),
+      "tasks": tasks,
+      "windows": [],
+    }
+
+
+@dataclass(frozen=True)
+class StoreTask:
+  """A dataset of a store, as it was when the store was made.
+
+  Attributes:
+    name, cluster, licence, citation: of the dataset.
+    examples: training examples used.
+    share: of the draws.
+    templates: names of the templates drawn.
+  """
+
+  name: str
+  cluster: str
+  licence: str
+  citation: str
+  examples: int
+  share: float
+  templates: tuple[str, ...]
+
+
+@dataclass
+class TaskCounts:
+  """What became of a dataset's draws.
+
+  Attributes:
+    examples: stored.
+    tokens: the places that they take in rows.
+    loss_tokens: those among them that the loss is taken on.
+    shortened: the long field was cut.
+    shots_dropped: few-shot exemplars that did not fit, in all.
+    dropped: draws that were left out, by reason.
+  """
+
+  examples: int = 0
+  tokens: int = 0
+  loss_tokens: int = 0
+  shortened: int = 0
+  shots_dropped: int = 0
+  dropped: dict[str, int] = field(default_factory=dict)
+
+  def add(self, other: "TaskCounts") -> None:
+    self.examples += other.examples
+    self.tokens += other.tokens
+    self.loss_tokens += other.loss_tokens
+    self.shortened += other.shortened
+    self.shots_dropped += other.shots_dropped
+    for reason, count in other.dropped.items():
+      self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+
+class Store:
+  """A prepared store, opened for reading.
+
+  Attributes:
+    directory: where it is.
+    fingerprint: of everything that decides its content.
+    layout, lengths: of its rows.
+    tasks: its datasets; `task_ids` of a batch are places in this tuple.
+  """
+
+  def __init__(self, directory: Path | str):
+    self.directory = Path(directory)
+    about = read_description(self.directory)
+    try:
+      self.fingerprint: str = about["fingerprint"]
+      self.mixture: str = about["mixture"]
+      self.settings: dict[str, Any] = about["settings"]
+      self.layout: Layout = self.settings["layout"]
+      self.lengths: dict[str, int] = self.settings["lengths"]
+      self.tasks = tuple(_task(entry) for entry in about["tasks"])
+      self._windows: list[dict[str, Any]] = about["windows"]
+    except (KeyError, TypeError) as error:
+      raise StorageError(
+        f"{self.directory / _DESCRIPTION}: not the description of a store ({error!r}): delete "
+        f"{self.directory} and prepare it again."
+      ) from None
+    self._ends = np.cumsum([window["rows"] for window in self._windows], dtype=np.int64).tolist()
+    self._open: OrderedDict[int, Window] = OrderedDict()
+    self._lock = threading.Lock()
+
+  @classmethod
+  def open(cls, directory: Path | str) -> "Store":
+    """The store in a directory.
+
+    Raises:
+      StorageError: none is there, or its description is torn.
+    """
+    return cls(directory)
+
+  @property
+  def rows(self) -> int:
+    """Rows that are ready."""
+    return self._ends[-1] if self._ends else 0
+
+  def row(self, index: int) -> list[StoredExample]:
+    """The examples of a row, found without reading what is before it.
+
+    Raises:
+      StorageError: the row is not prepared, or its window is torn.
+    """
+    if not 0 <= index < self.rows:
+      raise StorageError(
+        f"row {index} is not in {self.directory}, which has {self.rows}: prepare more rows."
+      )
+    number = bisect_right(self._ends, index)
+    before = self._ends[number - 1] if number else 0
+    return self._window(number).row(index - before)
+
+  @cached_property
+  def vocabulary(self) -> Vocabulary:
+    """The vocabulary that it was made with."""
+    return load_vocabulary(self.directory / "vocabulary")
+
+  @cached_property
+  def format(self) -> Format:
+    """The format that it was made with, for evaluation to obey."""
+    return format_from_dict(self.settings["format"])
+
+  def encoder(self) -> Encoder:
+    """What turned its renderings into ids."""
+    return Encoder(
+      self.vocabulary, self.format, self.layout, self.lengths, self.settings["loss_on"]
+    )
+
+  def counts(self) -> dict[str, TaskCounts]:
+    """What became of the draws of each dataset, over all its windows."""
+    totals = {task.name: TaskCounts() for task in self.tasks}
+    for window in self._windows:
+      for name, counts in window["counts"].items():
+        totals[name].add(TaskCounts(**counts))
+    return totals
+
+  def _window(self, number: int) -> Window:
+    with self._lock:
+      if number not in self._open:
+        self._open[number] = Window(window_path(self.directory, number))
+        if len(self._open) > _OPEN_WINDOWS:
+          self._open.popitem(last=False)
+      self._open.move_to_end(number)
+      return self._open[number]
+
+
+def store_directory(config: StoreConfig, data_dir: Path | str) -> Path:
+  """Where the store of these settings is, or will be. Builds the records that are missing."""
+  return directory_of(config.description(data_dir), data_dir)
+
+
+def directory_of(description: Mapping[str, Any], data_dir: Path | str) -> Path:
+  """Where a store so described belongs."""
+  name = f"{description['mixture']}-{description['fingerprint'][:16]}"
+  return Path(data_dir) / "stores" / name
+
+
+def window_path(directory: Path, number: int) -> Path:
+  """The file of a window."""
+  return directory / "windows" / f"{number:06d}.safetensors"
+
+
+def read_description(directory: Path) -> dict[str, Any]:
+  """What `store.json` says.
+
+  Raises:
+    StorageError: it is missing or torn.
+  """
+  path = directory / _DESCRIPTION
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    raise StorageError(
+      f"{directory} holds no prepared store: `flan-jax prepare` makes one."
+    ) from None
+  except ValueError as error:
+    raise StorageError(
+      f"{path} is torn ({error}): delete {directory} and prepare it again."
+    ) from None
+
+
+def write_description(directory: Path, description: Mapping[str, Any]) -> None:
+  """Writes `store.json`, whole or not at all."""
+  write_whole(directory / _DESCRIPTION, (json.dumps(description, indent=1) + "\n").encode())
+
+
+def _task(entry: Mapping[str, Any]) -> StoreTask:
+  names = ("name", "cluster", "licence", "citation", "examples", "share")
+  return StoreTask(**{name: entry[name] for name in names}, templates=tuple(entry["templates"]))
