@@ -1,0 +1,125 @@
+"""Where a run writes what happened: metrics.jsonl, TensorBoard, and a progress bar."""
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from flan_jax.errors import StorageError
+
+METRICS = "metrics.jsonl"
+
+
+class RunLog:
+  """The log of one run, continued where a checkpoint stands.
+
+  `metrics.jsonl` has one line a step. What earlier attempts logged after the checkpoint is taken out, since those rows
+  are consumed again: the steps of the log are consecutive, and so are the row ranges. TensorBoard is told the same.
+
+  Args:
+    directory: of the run.
+    start: the step that the run continues from; 0 at first.
+    total: steps in all, for the progress bar.
+    progress: whether to draw the bar.
+  """
+
+  def __init__(self, directory: str | Path, *, start: int, total: int, progress: bool = True):
+    directory = Path(directory)
+    with _storage_errors(directory):
+      directory.mkdir(parents=True, exist_ok=True)
+      _rewind(directory / METRICS, start)
+      self._lines = (directory / METRICS).open("a", encoding="utf-8")
+      self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+    self._directory = directory
+    self._bar = tqdm(total=total, initial=start, desc="train", unit="step", disable=not progress)
+
+  def __enter__(self) -> "RunLog":
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self.close()
+
+  def write(self, record: Mapping[str, Any]) -> None:
+    """Logs one step. Plain JSON values; nested numbers become TensorBoard scalars named by their path.
+
+    Raises:
+      StorageError: the disk refused it.
+    """
+    with _storage_errors(self._directory):
+      self._lines.write(json.dumps(record) + "\n")
+      self._lines.flush()
+      for name, value in _scalars(record):
+        self._board.add_scalar(name, value, record["step"])
+    self._bar.set_postfix_str(_summary(record), refresh=False)
+    self._bar.update(record["step"] - self._bar.n)
+
+  def say(self, text: str) -> None:
+    """Prints a line above the progress bar."""
+    self._bar.write(text)
+
+  def close(self) -> None:
+    self._bar.close()
+    with _storage_errors(self._directory):
+      self._lines.close()
+      self._board.close()
+
+
+def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
+  """The lines of a run's metrics.jsonl. A last line that a killed process left unfinished is passed over."""
+  path = Path(directory) / METRICS
+  return list(_records(path)) if path.is_file() else []
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+  lines = path.read_text(encoding="utf-8").split("\n")
+  for line in filter(None, lines):
+    try:
+      yield json.loads(line)
+    except json.JSONDecodeError:
+      if line is not lines[-1]:
+        raise
+
+
+def _rewind(path: Path, step: int) -> None:
+  """Keeps the lines up to `step`; the file is whole before and after."""
+  if not path.exists():
+    return
+  kept = [record for record in _records(path) if record["step"] <= step]
+  rewound = path.with_suffix(".tmp")
+  rewound.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+  os.replace(rewound, path)
+
+
+def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+  for name, value in record.items():
+    if isinstance(value, Mapping):
+      yield from _scalars(value, f"{prefix}{name}/")
+    elif isinstance(value, int | float) and name != "step":
+      yield prefix + name, value
+
+
+def _summary(record: Mapping[str, Any]) -> str:
+  padding = record["positions"] - record["tokens"]
+  pace = 1 / max(record["seconds"], 1e-9)
+  loss = "not finite, step skipped" if record["loss"] is None else f"{record['loss']:.4f}"
+  return (
+    f"loss {loss}, {record['tokens'] * pace:,.0f} tokens/s + {padding * pace:,.0f} padding/s"
+  )
+
+
+@contextlib.contextmanager
+def _storage_errors(directory: Path) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+      raise StorageError(
+        f"the log in {directory} could not be written: {error.strerror}. Make room and run the same command again"
+      ) from error
+    raise

@@ -1,0 +1,350 @@
+"""The training loop: begin or go on, step, log, save, stop."""
+
+import dataclasses
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from flan_jax.checkpoints import Checkpoints
+from flan_jax.errors import CheckpointError, ConfigError
+from flan_jax.training.logging import RunLog
+from flan_jax.training.losses import Loss
+from flan_jax.training.partitioning import (
+  Layout,
+  ShardedModel,
+  check_batch,
+  param_shardings,
+  put_batch,
+  state_shardings,
+)
+from flan_jax.training.step import Metrics, TrainState, make_train_step
+
+PyTree = Any
+Batches = Callable[[int], Iterable[Mapping[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerConfig:
+  """How long, how much at a time, and how often to save.
+
+  Args:
+    steps: batches in all, those of earlier attempts included.
+    batch_size: rows of one step, over all processes.
+    accumulation: microbatches that a step is cut into.
+    checkpoint_every: steps between checkpoints. There is always one at the end.
+    keep: checkpoints kept; None: all.
+    seed: of fresh parameters and of dropout.
+    progress: draw a progress bar.
+  """
+
+  steps: int
+  batch_size: int
+  accumulation: int = 1
+  checkpoint_every: int = 500
+  keep: int | None = 2
+  seed: int = 0
+  progress: bool = True
+
+  def __post_init__(self) -> None:
+    for name in ("steps", "batch_size", "accumulation", "checkpoint_every"):
+      if getattr(self, name) < 1:
+        raise ConfigError(f"{name}={getattr(self, name)} must be 1 or more")
+
+
+class TrainingResult(NamedTuple):
+  """Args:
+  state: after the last step.
+  resumed_from: the step of the checkpoint that this attempt went on from; 0: it began afresh.
+  terminated: SIGTERM came before all steps were made. A checkpoint is saved; the same command goes on.
+  """
+
+  state: TrainState
+  resumed_from: int
+  terminated: bool
+
+
+class Trainer:
+  """Trains parameters with a loss over a stream of batches, and can be killed at any moment.
+
+  The run's directory holds `checkpoints/`, `metrics.jsonl` and `tensorboard/`. Running again in the same directory goes
+  on from the last whole checkpoint, and ends with the very bits of a run that was never interrupted.
+
+  Args:
+    model: initialises parameters and names their axes.
+    loss: of any kind; see `flan_jax.training.losses.Loss`.
+    tx, schedule: the optimizer, and the learning rate that it follows (for the log).
+    layout: mesh and rules.
+    batches: from a row number to the batches from that row on, `batch_size` rows each (this process's share of them).
+    directory: of the run.
+    load: from layout and key to parameters on the mesh; None: the model's own fresh ones. Not called on resuming.
+    frozen: parameters that the loss reads and that are not trained.
+    tasks: (name, cluster) of each task id, for losses by task and cluster.
+    fingerprints: what must be the same when a run goes on, by name (store, tokenizer, model, ...).
+    meta: other facts to keep beside each checkpoint; plain JSON values.
+    say: told, in a sentence, what the user should know.
+  """
+
+  def __init__(
+    self,
+    config: TrainerConfig,
+    *,
+    model: ShardedModel,
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    layout: Layout,
+    batches: Batches,
+    directory: str | Path,
+    load: Callable[[Layout, jax.Array], PyTree] | None = None,
+    frozen: PyTree = None,
+    tasks: Sequence[tuple[str, str]] = (),
+    fingerprints: Mapping[str, str] | None = None,
+    meta: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+  ):
+    check_batch(config.batch_size, config.accumulation, layout)
+    self.config, self.directory = config, Path(directory)
+    self._model, self._tx, self._layout = model, tx, layout
+    self._batches, self._load, self._frozen = batches, load, frozen
+    self._tasks, self._fingerprints = tuple(tasks), dict(fingerprints or {})
+    self._meta = dict(meta or {})
+    self._say = say if jax.process_index() == 0 else lambda text: None
+    with layout.active():
+      self._shapes, self._shardings = self._plan()
+    self._step = make_train_step(
+      loss, tx, accumulation=config.accumulation, schedule=schedule, shardings=self._shardings
+    )
+
+  def run(self) -> TrainingResult:
+    """Trains until all steps are made, or SIGTERM asks to stop.
+
+    Raises:
+      StorageError: the disk is full.
+      CheckpointError: the directory holds the checkpoint of another model or run.
+    """
+    folder = self.directory / "checkpoints"
+    with (
+      _Termination() as termination,
+      Checkpoints(folder, keep=self.config.keep, say=self._say) as checkpoints,
+      self._layout.active(),
+    ):
+      state, row = self._begin(checkpoints)
+      start = int(state.step)
+      if start >= self.config.steps:
+        self._say(f"all {start} steps are made: nothing left to train")
+        return TrainingResult(state, start, False)
+      with self._log(start) as log:
+        state = self._loop(state, row, checkpoints, log, termination)
+        checkpoints.wait()
+      stopped = int(state.step) < self.config.steps
+      if stopped:
+        self._say(f"stopped by SIGTERM; step {int(state.step)} is saved, the same command goes on")
+    return TrainingResult(state, start, stopped)
+
+  def _loop(
+    self,
+    state: TrainState,
+    row: int,
+    checkpoints: Checkpoints,
+    log: "RunLog | _NoLog",
+    termination: "_Termination",
+  ) -> TrainState:
+    config, key = self.config, _keys(self.config.seed)[1]
+    step, waiting, clock = int(state.step), None, time.perf_counter()
+    for batch in self._batches(row):
+      arrays = put_batch(batch, self._layout)
+      state, metrics = self._step(state, arrays, key, self._frozen)
+      step += 1
+      # The metrics of a step are fetched while the next one runs, so that the devices never wait for the log.
+      if waiting is not None:
+        clock = self._write(log, waiting, clock)
+      waiting = _Made((row, row + config.batch_size), _positions(arrays), metrics)
+      row += config.batch_size
+      last = step == config.steps or termination.asked(step)
+      if last or step % config.checkpoint_every == 0:
+        # The log first: a checkpoint whose steps are missing from the log would leave a hole in it.
+        clock, waiting = self._write(log, waiting, clock), None
+        checkpoints.save(step, _parts(state), self._facts(state, row))
+      if last:
+        return state
+    raise ConfigError(f"the batches ended after {step} of {config.steps} steps")
+
+  def _begin(self, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+    """The state to go on from, and the first row not consumed."""
+    if not checkpoints.steps():
+      return self._fresh(), 0
+    wanted = jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+      self._shapes,
+      self._shardings,
+    )
+    saved, meta = checkpoints.restore(_parts(wanted))
+    theirs = meta["fingerprints"]
+    for name, ours in self._fingerprints.items():
+      if theirs.get(name) != ours:
+        raise CheckpointError(
+          f"{checkpoints.directory} belongs to a run with another {name} ({theirs.get(name)}, not {ours}); "
+          "go on with what it was begun with, or begin in another directory"
+        )
+    state = TrainState(saved["params"], **saved["optimizer"])
+    self._say(f"going on from step {meta['step']} (row {meta['row']}) in {checkpoints.directory}")
+    return state, int(meta["row"])
+
+  def _fresh(self) -> TrainState:
+    key = _keys(self.config.seed)[0]
+    if self._load is None:
+      params = jax.jit(self._model.init, out_shardings=self._shardings.params)(key)
+    else:
+      params = self._load(self._layout, key)
+    create = jax.jit(
+      lambda params: TrainState.create(params, self._tx).replace(params=None),
+      out_shardings=self._shardings.replace(params=None),
+    )
+    return create(params).replace(params=params)
+
+  def _plan(self) -> tuple[TrainState, TrainState]:
+    """Shapes and shardings of the state."""
+    shapes = jax.eval_shape(
+      lambda key: TrainState.create(self._model.init(key), self._tx), jax.random.key(0)
+    )
+    everywhere = NamedSharding(self._layout.mesh, PartitionSpec())
+    params = param_shardings(self._model, self._layout)
+    opt_state = state_shardings(self._tx, shapes.params, params)
+    return shapes, TrainState(params, opt_state, everywhere, everywhere)
+
+  def _facts(self, state: TrainState, row: int) -> dict[str, Any]:
+    counts = {"step": int(state.step), "updates": int(state.updates), "row": row}
+    return {**self._meta, **counts, "fingerprints": self._fingerprints}
+
+  def _log(self, start: int) -> "RunLog | _NoLog":
+    if jax.process_index() != 0:
+      return _NoLog()
+    total = self.config.steps
+    return RunLog(self.directory, start=start, total=total, progress=self.config.progress)
+
+  def _write(self, log: "RunLog | _NoLog", made: "_Made", clock: float) -> float:
+    """Logs a step once its numbers are there, and returns the time."""
+    metrics = jax.device_get(made.metrics)
+    now = time.perf_counter()
+    log.write(_record(made, metrics, self._tasks, now - clock))
+    return now
+
+
+class _Made(NamedTuple):
+  """A step that was dispatched and is not logged yet."""
+
+  rows: tuple[int, int]
+  positions: int
+  metrics: Metrics
+
+
+class _NoLog:
+  """The log of the processes that keep none."""
+
+  def __enter__(self) -> "_NoLog":
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    pass
+
+  def write(self, record: Mapping[str, Any]) -> None:
+    pass
+
+
+class _Termination:
+  """Whether SIGTERM has come; on several processes, whether all have agreed to stop at this step."""
+
+  def __init__(self) -> None:
+    self._came = False
+    # JAX itself listens on several processes, and a handler of ours would take the signal from it.
+    self._listens = (
+      jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+    )
+
+  def __enter__(self) -> "_Termination":
+    if self._listens:
+      self._before = signal.signal(signal.SIGTERM, self._note)
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    if self._listens:
+      signal.signal(signal.SIGTERM, self._before)
+
+  def asked(self, step: int) -> bool:
+    if jax.process_count() > 1:
+      return multihost_utils.reached_preemption_sync_point(step)
+    return self._came
+
+  def _note(self, *_: object) -> None:
+    self._came = True
+
+
+def _keys(seed: int) -> tuple[jax.Array, jax.Array]:
+  """For the parameters, and for the steps."""
+  first, second = jax.random.split(jax.random.key(seed))
+  return first, second
+
+
+def _parts(state: TrainState) -> dict[str, PyTree]:
+  """A state as a checkpoint keeps it: parameters apart from what only training needs."""
+  rest = {"opt_state": state.opt_state, "step": state.step, "updates": state.updates}
+  return {"params": state.params, "optimizer": rest}
+
+
+def _positions(arrays: Mapping[str, jax.Array]) -> int:
+  """Tokens of a batch, padding included."""
+  return sum(x.size for name, x in arrays.items() if name.endswith("_segment_ids"))
+
+
+def _record(
+  made: _Made, metrics: Metrics, tasks: Sequence[tuple[str, str]], seconds: float
+) -> dict[str, Any]:
+  """One line of the log."""
+  tallies = metrics["tallies"]
+  tokens = int(tallies.get("tokens", 0))
+  record: dict[str, Any] = {
+    "step": int(metrics["step"]),
+    "updates": int(metrics["updates"]),
+    "rows": list(made.rows),
+    "loss": _number(metrics["loss"]),
+    "terms": {name: _number(value) for name, value in metrics["terms"].items()},
+    "learning_rate": _number(metrics["learning_rate"]),
+    "grad_norm": _number(metrics["grad_norm"]),
+    "skipped": int(metrics["skipped"]),
+    "tokens": tokens,
+    "targets": int(tallies.get("targets", 0)),
+    "positions": made.positions,
+    "seconds": round(seconds, 6),
+    "tokens_per_second": tokens / max(seconds, 1e-9),
+    "padding_per_second": (made.positions - tokens) / max(seconds, 1e-9),
+  }
+  if tasks and "task_loss" in tallies:
+    losses, weights = np.asarray(tallies["task_loss"]), np.asarray(tallies["task_weight"])
+    record["tasks"] = _means([name for name, _ in tasks], losses, weights)
+    record["clusters"] = _means([cluster for _, cluster in tasks], losses, weights)
+  return record
+
+
+def _number(value: Any) -> float | None:
+  """JSON knows no infinity and no NaN, which skipped steps have."""
+  return float(value) if np.isfinite(value) else None
+
+
+def _means(names: Sequence[str], losses: np.ndarray, weights: np.ndarray) -> dict[str, float | None]:
+  """Weighted mean loss of each name that has any weight in this batch."""
+  sums: dict[str, tuple[float, float]] = {}
+  for name, loss, weight in zip(names, losses.tolist(), weights.tolist(), strict=True):
+    total = sums.get(name, (0.0, 0.0))
+    sums[name] = (total[0] + loss, total[1] + weight)
+  return {name: _number(loss / weight) for name, (loss, weight) in sorted(sums.items()) if weight > 0}
+

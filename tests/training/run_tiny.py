@@ -1,0 +1,56 @@
+"""A run of the trainer on a tiny model, for tests that kill it: run_tiny.py DIRECTORY KILL_AT_STEP [SIGNAL]."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tiny import DECODER, batch_of
+
+from flan_jax.training import losses, optimizers, partitioning, schedules, trainer
+
+STEPS, ROWS, TASKS = 12, 8, 3
+
+
+def batches(start, kill_at=-1, how=signal.SIGKILL):
+  """Batches that are functions of their row; takes the process down when it is asked for one of them."""
+  row = start
+  while True:
+    if row // ROWS == kill_at:
+      os.kill(os.getpid(), how)
+    yield batch_of(rows=ROWS, tasks=TASKS, seed=row)
+    row += ROWS
+
+
+def make_trainer(directory, model=DECODER, **changes):
+  layout = partitioning.make_layout(model, partitioning.make_mesh(partitioning.MeshConfig(fsdp=2, data=1), jax.devices()[:2]))
+  schedule = schedules.cosine(1e-2, total_steps=STEPS, warmup_steps=3)
+  config = trainer.TrainerConfig(
+    **{"steps": STEPS, "batch_size": ROWS, "accumulation": 2, "checkpoint_every": 3, "keep": 3}
+    | changes.pop("config", {})
+  )
+  settings = {
+    "model": model,
+    "loss": losses.SupervisedLoss(model, z_loss=1e-4, tasks=TASKS),
+    "tx": optimizers.adamw(schedule, weight_decay=0.1),
+    "schedule": schedule,
+    "layout": layout,
+    "batches": batches,
+    "directory": directory,
+    "tasks": [("first", "reading"), ("second", "reading"), ("third", "topic")],
+    "fingerprints": {"store": "abc"},
+    "meta": {"note": "kept"},
+  }
+  return trainer.Trainer(config, **settings | changes)
+
+
+if __name__ == "__main__":
+  kill_at = int(sys.argv[2])
+  how = signal.Signals[sys.argv[3]] if len(sys.argv) > 3 else signal.SIGKILL
+  make_trainer(sys.argv[1], batches=lambda start: batches(start, kill_at, how)).run()
