@@ -19,7 +19,6 @@ from flan_jax.evaluation.rank_classification import (
 from flan_jax.evaluation.results import Evaluation, ScoredExample, TaskResult, TemplateResult
 from flan_jax.evaluation.storage import write_atomically
 from flan_jax.evaluation.tasks import RANKED, PreparedTask, PreparedTemplate, Prompt
-from flan_jax.inference import generate
 from flan_jax.models import LanguageModel, Params
 from flan_jax.training.partitioning import Layout
 
@@ -215,6 +214,8 @@ class _Runner:
     self, templates: Sequence[PreparedTemplate], progress: Callable[[int], object]
   ) -> list[list[ScoredExample]]:
     """Greedy decoding of at most as many tokens as the encoder allows a target."""
+    from flan_jax.inference import generate
+
     written = []
     for template in templates:
       ids = generate(

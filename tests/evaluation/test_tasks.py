@@ -99,7 +99,9 @@ def test_too_many_exemplars_are_refused(prepare):
 
 
 def test_what_does_not_fit_is_an_error_that_names_it(prepare):
-  with pytest.raises(EvaluationError, match=r"questions.pick_one: example \d+ of test .*unfit='count'"):
+  with pytest.raises(
+    EvaluationError, match=r"questions.pick_one: example \d+ of test .*unfit='count'"
+  ):
     prepare(EvaluationTask("questions"), inputs=10, targets=10)
 
 

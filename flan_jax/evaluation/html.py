@@ -1,0 +1,246 @@
+"""`report.html`: one file that needs nothing else, light or dark, readable on a phone."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from flan_jax.evaluation import charts
+from flan_jax.evaluation.report import Report
+from flan_jax.evaluation.results import ScoredExample
+from flan_jax.evaluation.storage import write_atomically
+from flan_jax.training.logging import read_metrics
+
+_SHOWN_EXAMPLES = 8
+_SHOWN_OPTIONS = 8
+_SHOWN_CHARACTERS = 1200
+
+
+def write_html(
+  report: Report,
+  path: Path | str,
+  *,
+  title: str = "Zero-shot evaluation",
+  run_dir: Path | str | None = None,
+) -> None:
+  """Write the report as one page.
+
+  Args:
+    run_dir: of the training run whose loss curve is shown.
+
+  Raises:
+    StorageError: the disk refused.
+  """
+  losses = losses_of(run_dir) if run_dir is not None else []
+  write_atomically(Path(path), [html_page(report, title, losses)])
+
+
+def html_page(report: Report, title: str, losses: Sequence[tuple[int, float]] = ()) -> str:
+  """The page as text."""
+  body = "\n".join(_sections(report, title, losses))
+  return (
+    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n{body}\n"
+    "</main></body></html>\n"
+  )
+
+
+def losses_of(run_dir: Path | str) -> list[tuple[int, float]]:
+  """(step, loss) of a training run, from its metrics log; a step whose loss was not finite has none."""
+  return [
+    (line["step"], line["loss"]) for line in read_metrics(run_dir) if line["loss"] is not None
+  ]
+
+
+def _sections(report: Report, title: str, losses: Sequence[tuple[int, float]]) -> Iterator[str]:
+  after = report.evaluations["after"]
+  yield f"<h1>{escape(title)}</h1>"
+  yield (
+    f'<p class="lead">{escape(after.checkpoint)}, read as {escape(after.format)} prompts, scored '
+    f"by <code>{escape(report.scoring)}</code>.</p>"
+  )
+  yield _cards(report)
+  if report.notes:
+    yield "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in report.notes) + "</ul>"
+  yield "<h2>Tasks</h2>" + _legend(report)
+  yield _figure(charts.task_bars(report.tasks))
+  yield _table(report)
+  yield "<h2>Spread over templates</h2>" + _legend(report)
+  yield _figure(charts.template_spread(report.tasks))
+  if losses:
+    yield "<h2>Training loss</h2>" + _figure(charts.loss_curve(losses))
+  yield "<h2>Examples</h2><p>The first drawn example of each task, under its first template.</p>"
+  yield from _examples(report)
+  yield "<h2>How it was run</h2>" + _definitions(_flat(report.environment))
+
+
+def _cards(report: Report) -> str:
+  cards = []
+  for row in report.macro:
+    if row["delta"] is None:
+      number, ends = f"{row['after']:.3f}", row["after_interval"]
+      small = f"mean of {len(row['tasks'])} tasks"
+    else:
+      number, ends = f"{row['delta']:+.3f}", row["delta_interval"]
+      small = f"{row['before']:.3f} to {row['after']:.3f}, mean of {len(row['tasks'])} tasks"
+      if row["collapsed"]:
+        small += f"; {len(row['collapsed'])} collapsed, no gain counted"
+    cards.append(
+      f'<div class="card"><div>{escape(row["name"])}</div><div class="number">{number}</div>'
+      f"<div>95 %: {_ends(ends)}</div><div>{escape(small)}</div></div>"
+    )
+  return '<div class="cards">' + "".join(cards) + "</div>"
+
+
+def _legend(report: Report) -> str:
+  keys = ['<span class="key after"></span>after']
+  if report.compares:
+    keys.insert(0, '<span class="key before"></span>before, the better of plain and chat')
+  if any(row["collapsed"] for row in report.tasks):
+    keys.append('<span class="key collapsed"></span>collapsed')
+  if any(row["held_out"] for row in report.tasks):
+    keys.append("* held out of tuning")
+  return '<p class="legend">' + " &nbsp; ".join(keys) + "</p>"
+
+
+def _figure(svg: str) -> str:
+  return f"<figure>{svg}</figure>"
+
+
+def _table(report: Report) -> str:
+  heads = ["task", "cluster", "metric", "n"]
+  if report.compares:
+    heads += ["before", "after", "change [95 %]", "verdict"]
+  else:
+    heads += ["value [95 %]", "collapsed"]
+  heads += ["majority", "random", "balanced", "calibrated", "AUC", "top label", "templates"]
+  lines = []
+  for row in report.tasks:
+    cells = [
+      f"<th>{escape(row['name'])}{' *' if row['held_out'] else ''}</th>",
+      f"<td>{escape(row['cluster'])}</td><td>{escape(row['metric'])}</td><td>{row['n']}</td>",
+    ]
+    if report.compares:
+      cells.append(
+        f"<td>{row['before']:.3f} <small>{escape(row['baseline_format'])}</small></td>"
+        f"<td>{row['after']:.3f}</td><td>{row['delta']:+.3f} {_ends(row['delta_interval'])}</td>"
+        f'<td><span class="chip {row["verdict"]}">{row["verdict"]}</span></td>'
+      )
+    else:
+      cells.append(
+        f"<td>{row['after']:.3f} {_ends(row['after_interval'])}</td>"
+        f"<td>{'yes' if row['collapsed'] else 'no'}</td>"
+      )
+    cells.append(f"<td>{_number(row['majority'])}</td><td>{_number(row['random'])}</td>")
+    for name in ("balanced_accuracy", "calibrated_accuracy", "auc", "top_label_share"):
+      cells.append(f"<td>{_change(row[f'{name}_before'], row[f'{name}_after'])}</td>")
+    cells.append(f"<td>{len(row['templates'])}</td>")
+    lines.append("<tr>" + "".join(cells) + "</tr>")
+  head = "".join(f"<th>{head}</th>" for head in heads)
+  return (
+    f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody>'
+    "</table></div>"
+  )
+
+
+def _examples(report: Report) -> Iterator[str]:
+  after = report.evaluations["after"]
+  before = report.evaluations.get("before")
+  for i, task in enumerate(after.tasks[:_SHOWN_EXAMPLES]):
+    template = task.templates[0]
+    example = template.examples[0]
+    prediction = template.predictions(report.scoring)[0]
+    rows = [("answer", " / ".join(example.golds)), ("after", prediction)]
+    if before is not None:
+      old = before.tasks[i].templates[0]
+      if old.examples and old.examples[0].index == example.index:
+        rows.insert(1, ("before", old.predictions(report.scoring)[0]))
+    yield (
+      f"<details><summary>{escape(task.name)} <small>{escape(template.template)}, example "
+      f"{example.index}</small></summary><pre>{escape(_cut(example.inputs))}</pre>"
+      f"{_option_list(example, report.scoring)}{_definitions(rows)}</details>"
+    )
+
+
+def _option_list(example: ScoredExample, scoring: str) -> str:
+  if example.scores is None:
+    return ""
+  scores = example.scores.by(scoring)
+  shown = list(zip(example.options, scores, strict=True))[:_SHOWN_OPTIONS]
+  items = [(option, f"{score:.2f}") for option, score in shown]
+  if len(scores) > len(shown):
+    items.append((f"and {len(scores) - len(shown)} more", ""))
+  return _definitions(items)
+
+
+def _definitions(pairs: Sequence[tuple[str, Any]]) -> str:
+  items = "".join(
+    f"<dt>{escape(_cut(str(key)))}</dt><dd>{escape(_cut(str(value)))}</dd>" for key, value in pairs
+  )
+  return f"<dl>{items}</dl>"
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+  pairs: list[tuple[str, Any]] = []
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      pairs += _flat(value, f"{prefix}{key}.")
+    else:
+      pairs.append((f"{prefix}{key}", value))
+  return pairs
+
+
+def _cut(text: str) -> str:
+  if len(text) <= _SHOWN_CHARACTERS:
+    return text
+  return text[: _SHOWN_CHARACTERS // 2] + " [...] " + text[-_SHOWN_CHARACTERS // 2 :]
+
+
+def _ends(interval: Sequence[float]) -> str:
+  return f"<small>[{interval[0]:.3f}, {interval[1]:.3f}]</small>"
+
+
+def _number(value: float | None) -> str:
+  return "" if value is None else f"{value:.2f}"
+
+
+def _change(before: float | None, after: float | None) -> str:
+  if before is None:
+    return _number(after)
+  return f"{_number(before)} &rarr; {_number(after)}"
+
+
+_STYLE = """
+:root { color-scheme: light dark; --paper: #ffffff; --ink: #1b1f24; --muted: #5f6873;
+  --grid: #e3e6ea; --before: #9aa7b5; --after: #1f6feb; --collapsed: #c2572b; --good: #1a7f4b; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14171b; --ink: #e6e9ed;
+  --muted: #9aa4b0; --grid: #2c333b; --before: #5d6b7a; --after: #5aa0ff; --collapsed: #e08a5b;
+  --good: #57c08a; } }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 60rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+.lead, small, .legend, dt { color: var(--muted); } .legend { font-size: .85rem; margin: 0; }
+.cards { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); }
+.card { border: 1px solid var(--grid); border-radius: .5rem; padding: .6rem .8rem;
+  font-size: .85rem; color: var(--muted); }
+.number { font-size: 1.7rem; line-height: 1.2; color: var(--ink); }
+figure { margin: .5rem 0; max-width: 44rem; } figure svg { width: 100%; height: auto; }
+.key { display: inline-block; width: .8em; height: .8em; margin-right: .3em; border-radius: 2px; }
+.key.before { background: var(--before); } .key.after { background: var(--after); }
+.key.collapsed { background: var(--collapsed); }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
+th, td { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid var(--grid);
+  white-space: nowrap; font-variant-numeric: tabular-nums; }
+thead th { color: var(--muted); font-weight: normal; }
+tbody th { position: sticky; left: 0; background: var(--paper); }
+.chip { border-radius: 1em; padding: .05em .6em; border: 1px solid var(--muted); }
+.chip.improved { border-color: var(--good); color: var(--good); }
+.chip.worse, .chip.collapsed { border-color: var(--collapsed); color: var(--collapsed); }
+details { border-bottom: 1px solid var(--grid); padding: .4rem 0; } summary { cursor: pointer; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; border-left: 3px solid var(--grid);
+  padding-left: .8rem; font-size: .85rem; }
+dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .15rem 1rem;
+  font-size: .85rem; margin: .5rem 0; } dt, dd { margin: 0; overflow-wrap: anywhere; }
+"""

@@ -1,0 +1,108 @@
+"""A checkpoint scored end to end, stopped, and gone on with."""
+
+import numpy as np
+import pytest
+
+from flan_jax.errors import UnknownName
+from flan_jax.evaluation import evaluator
+from flan_jax.evaluation.evaluator import evaluate
+from flan_jax.evaluation.report import build_report
+from flan_jax.evaluation.tasks import EvaluationTask, prepare_task
+
+
+@pytest.fixture
+def setting(tiny, reviews, questions, encoder_of, dataset_files):
+  """Arguments of `evaluate` for a tiny model and two tasks."""
+  model, params = tiny
+  encoder = encoder_of(model.layout)
+  tasks = [
+    prepare_task(
+      EvaluationTask(spec.name, examples=6, held_out=spec.name == "reviews"),
+      encoder,
+      dataset_files,
+      spec=spec,
+      records=records,
+    )
+    for spec, records in (reviews, questions)
+  ]
+  return model, params, tasks, encoder
+
+
+NAMED = {"checkpoint": "tiny", "fingerprint": "step 0"}
+
+
+def count_runs(monkeypatch) -> list[int]:
+  """How many requests each call of the scorer gets."""
+  sizes: list[int] = []
+  score = evaluator.score_options
+
+  def counted(model, params, requests, **options):
+    sizes.append(len(requests))
+    return score(model, params, requests, **options)
+
+  monkeypatch.setattr(evaluator, "score_options", counted)
+  return sizes
+
+
+def test_every_example_of_every_template_is_scored(setting):
+  seen = []
+  found = evaluate(*setting, **NAMED, progress=seen.append)
+  assert [task.name for task in found.tasks] == ["reviews", "questions"]
+  for task, templates in zip(found.tasks, (2, 1), strict=True):
+    assert task.table("t0").shape == (templates, 6)
+    for template in task.templates:
+      assert [example.index for example in template.examples] == list(task.indices)
+  assert (seen[-1].done, seen[-1].total, seen[-1].reused) == (18, 18, 0)
+  report = build_report(found, resamples=100)
+  assert [row["held_out"] for row in report.tasks] == [True, False]
+
+
+def test_a_finished_evaluation_is_read_back_the_same(setting, tmp_path, monkeypatch):
+  first = evaluate(*setting, **NAMED, out_dir=tmp_path)
+  sizes, seen = count_runs(monkeypatch), []
+  again = evaluate(*setting, **NAMED, out_dir=tmp_path, progress=seen.append)
+  assert sizes == [] and seen[-1].reused == 18
+  assert again.tasks == first.tasks
+  assert len(list((tmp_path / "scores").iterdir())) == 3
+
+
+def test_one_that_was_stopped_goes_on(setting, tmp_path, monkeypatch):
+  model, params, tasks, encoder = setting
+  evaluate(model, params, tasks[:1], encoder, **NAMED, out_dir=tmp_path)
+  next((tmp_path / "scores").glob("reviews.words_only-*")).unlink()
+  sizes = count_runs(monkeypatch)
+  evaluate(*setting, **NAMED, out_dir=tmp_path)
+  assert sizes == [6, 6]
+
+
+def test_another_checkpoint_is_scored_anew(setting, tmp_path, monkeypatch):
+  evaluate(*setting, **NAMED, out_dir=tmp_path)
+  sizes = count_runs(monkeypatch)
+  evaluate(*setting, checkpoint="tiny", fingerprint="step 1", out_dir=tmp_path)
+  evaluate(*setting, **NAMED, out_dir=tmp_path, resume=False)
+  assert sum(sizes) == 2 * 18
+
+
+def test_another_convention_needs_no_new_run(setting, tmp_path, monkeypatch):
+  evaluate(*setting, **NAMED, out_dir=tmp_path)
+  sizes = count_runs(monkeypatch)
+  found = evaluate(*setting, **NAMED, out_dir=tmp_path, scoring="lm_eval_norm")
+  assert sizes == [] and found.scoring == "lm_eval_norm"
+  (record, *_) = found.records()
+  assert len(record["scores"]) == 2
+
+
+def test_a_damaged_file_is_scored_again(setting, tmp_path, caplog):
+  first = evaluate(*setting, **NAMED, out_dir=tmp_path)
+  next((tmp_path / "scores").glob("questions.*")).write_text('{"index": 1')
+  again = evaluate(*setting, **NAMED, out_dir=tmp_path)
+  assert "damaged" in caplog.text
+  for old, new in zip(first.records(), again.records(), strict=True):
+    np.testing.assert_allclose(old["scores"], new["scores"], rtol=1e-5)
+
+
+def test_an_unknown_convention_stops_before_any_work(setting, monkeypatch):
+  sizes = count_runs(monkeypatch)
+  with pytest.raises(UnknownName, match="lm_eval"):
+    evaluate(*setting, **NAMED, scoring="lm_evl")
+  assert sizes == []

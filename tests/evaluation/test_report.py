@@ -1,0 +1,276 @@
+"""Reports of results whose numbers are known."""
+
+import html.parser
+import json
+
+import numpy as np
+import pytest
+
+from flan_jax.errors import StorageError
+from flan_jax.evaluation.html import html_page, losses_of, write_html
+from flan_jax.evaluation.rank_classification import OptionScores
+from flan_jax.evaluation.report import build_report
+from flan_jax.evaluation.results import Evaluation, ScoredExample, TaskResult, TemplateResult
+from flan_jax.evaluation.table import terminal_table
+
+NAMES = ("negative", "positive")
+REQUIRED = (
+  "name cluster held_out templates metric n before after delta delta_interval majority auc_before "
+  "auc_after top_label_share_before top_label_share_after baseline_format collapsed"
+).split()
+
+
+def example(index: int, gold: int, margin: float, options=("bad", "good")) -> ScoredExample:
+  """The second option scores `margin` above the first."""
+  totals = (-5.0, -5.0 + margin)
+  return ScoredExample(
+    index,
+    f"review <{index}>",
+    (7, 8, index),
+    (options[gold],),
+    options,
+    NAMES,
+    ((4, 1), (5, 1)),
+    OptionScores(totals, totals, (2, 2), (3, 4)),
+  )
+
+
+def template(name: str, margins, golds, unseen=False) -> TemplateResult:
+  examples = tuple(
+    example(i, int(gold), float(margin))
+    for i, (gold, margin) in enumerate(zip(golds, margins, strict=True))
+  )
+  return TemplateResult(name, "accuracy", True, examples, unseen)
+
+
+def task(name: str, templates, cluster="topic", held_out=False) -> TaskResult:
+  indices = tuple(e.index for e in templates[0].examples)
+  return TaskResult(name, cluster, held_out, "test", 0, 0, indices, (), tuple(templates))
+
+
+def evaluation(*tasks: TaskResult, format="plain", checkpoint="tuned") -> Evaluation:
+  return Evaluation(checkpoint, format, "t0", tasks, {"checkpoint": "abc", "format": "def"}, 1.5)
+
+
+GOLDS = np.arange(100) % 2
+RIGHT = np.where(GOLDS == 1, 1.0, -1.0)
+
+
+def right_on(share: float, seed: int = 0) -> np.ndarray:
+  """Margins that are right on this share of the examples."""
+  wrong = np.random.default_rng(seed).permutation(100) >= round(100 * share)
+  return np.where(wrong, -RIGHT, RIGHT)
+
+
+def row_of(before, after, baseline=None) -> dict:
+  report = build_report(
+    evaluation(task("t", [template("a", after, GOLDS)])),
+    evaluation(task("t", [template("a", before, GOLDS)])),
+    None
+    if baseline is None
+    else evaluation(task("t", [template("a", baseline, GOLDS)]), format="chat"),
+    resamples=2000,
+  )
+  (row,) = report.tasks
+  return row
+
+
+def test_a_row_has_what_the_report_promises():
+  row = row_of(right_on(0.5), right_on(0.9))
+  assert set(REQUIRED) <= set(row)
+  assert (row["before"], row["after"], row["n"]) == (0.5, 0.9, 100)
+  assert row["delta"] == pytest.approx(0.4)
+  assert (row["majority"], row["random"]) == (0.5, 0.5)
+  assert row["auc_after"] == pytest.approx(0.9)
+  assert row["verdict"] == "improved" and row["delta_interval"][0] > 0.2
+
+
+@pytest.mark.parametrize(
+  ("before", "after", "verdict"),
+  [(0.5, 0.9, "improved"), (0.9, 0.5, "worse"), (0.7, 0.71, "flat")],
+)
+def test_verdicts_follow_the_paired_interval(before, after, verdict):
+  assert row_of(right_on(before, 1), right_on(after, 2))["verdict"] == verdict
+
+
+def test_one_label_for_everything_is_collapsed_and_no_gain():
+  golds = np.arange(100) < 68  # the majority label is positive
+  before = np.where(np.random.default_rng(0).random(100) < 0.5, 1.0, -1.0)
+  report = build_report(
+    evaluation(task("t", [template("a", np.ones(100), golds)])),
+    evaluation(task("t", [template("a", before, golds)])),
+    resamples=1000,
+  )
+  (row,), (macro,) = report.tasks, report.macro
+  assert row["after"] == 0.68 and row["delta"] > 0
+  assert row["collapsed"] and row["verdict"] == "collapsed"
+  assert row["auc_after"] == 0.5 and row["balanced_accuracy_after"] == 0.5
+  assert macro["delta"] == 0 and macro["delta_with_collapsed"] == pytest.approx(row["delta"])
+  assert any("Collapsed" in note and "t" in note for note in report.notes)
+
+
+def test_a_letter_for_everything_is_collapsed_though_its_labels_vary():
+  golds = GOLDS
+  examples = []
+  for i, gold in enumerate(golds):
+    labels = NAMES if (i // 2) % 2 else NAMES[::-1]
+    scores = OptionScores((-1.0, -2.0), (-1.0, -2.0), (1, 1), (1, 1))
+    right = "AB"[labels.index(NAMES[gold])]
+    examples.append(
+      ScoredExample(
+        i, "x", (1,), (right,), ("A", "B"), labels, ((4,), (5,)), scores, None, "letters"
+      )
+    )
+  summary = TemplateResult("a", "accuracy", True, tuple(examples)).summary("t0")
+  assert summary.value == 0.5 and summary.collapsed
+
+
+def test_gains_are_against_the_better_of_plain_and_chat():
+  row = row_of(right_on(0.5), right_on(0.8, 3), baseline=right_on(0.78, 4))
+  assert row["baseline_format"] == "chat" and row["before"] == 0.78
+  assert row["before_by_format"] == {"plain": 0.5, "chat": 0.78}
+  assert row["verdict"] == "flat"
+  assert row_of(right_on(0.5), right_on(0.8), baseline=right_on(0.4))["baseline_format"] == "plain"
+
+
+def test_calibrated_accuracy_sees_through_a_prior():
+  row = row_of(right_on(0.5), 0.8 * RIGHT + 1.0)
+  assert row["after"] == 0.5 and row["auc_after"] == 1.0
+  assert row["calibrated_accuracy_after"] == 1.0
+  assert row["top_label_share_after"] == 1.0
+
+
+def test_templates_are_reported_one_by_one_and_as_median_and_quartiles():
+  after = [
+    template(n, right_on(s), GOLDS, n == "c") for n, s in zip("abc", (0.5, 0.6, 0.9), strict=True)
+  ]
+  (row,) = build_report(evaluation(task("t", after)), resamples=500).tasks
+  assert row["after"] == 0.6 and row["templates"] == ["a", "b", "c"]
+  spread = row["spread"]
+  assert [t["after"] for t in spread["templates"]] == [0.5, 0.6, 0.9]
+  assert [t["unseen"] for t in spread["templates"]] == [False, False, True]
+  assert spread["after"]["quartiles"] == pytest.approx([0.55, 0.75])
+
+
+def test_one_checkpoint_alone_has_no_before():
+  report = build_report(evaluation(task("t", [template("a", RIGHT, GOLDS)])), resamples=500)
+  (row,) = report.tasks
+  assert row["before"] is None and row["delta_interval"] is None and row["verdict"] is None
+  assert row["after_interval"] == [1.0, 1.0]
+  assert "value" in terminal_table(report) and "before" not in terminal_table(report)
+  html_page(report, "alone")
+
+
+def several() -> tuple[Evaluation, Evaluation]:
+  specs = [("bbc", "topic", False), ("movies", "sentiment", True), ("piqa", "commonsense", True)]
+  return tuple(
+    evaluation(
+      *(
+        task(name, [template(t, right_on(share + 0.03 * i), GOLDS) for t in "ab"], cluster, held)
+        for i, (name, cluster, held) in enumerate(specs)
+      ),
+      checkpoint=checkpoint,
+    )
+    for share, checkpoint in ((0.5, "untuned"), (0.8, "tuned"))
+  )
+
+
+def test_macro_averages_keep_training_and_held_out_apart():
+  before, after = several()
+  report = build_report(after, before, resamples=1000)
+  assert [row["name"] for row in report.macro] == [
+    "training tasks",
+    "held out: commonsense",
+    "held out: sentiment",
+    "held out: all",
+  ]
+  assert report.macro[0]["tasks"] == ["bbc"]
+  assert report.macro[-1]["delta"] == pytest.approx(0.3)
+  low, high = report.macro[-1]["delta_interval"]
+  assert 0 < low < 0.3 < high
+
+
+def test_evaluations_of_other_tasks_are_not_compared():
+  before, after = several()
+  with pytest.raises(ValueError, match="not the same task"):
+    build_report(evaluation(*after.tasks[:1]), evaluation(*before.tasks[1:2]), resamples=10)
+
+
+def test_the_files_can_be_read_back(tmp_path):
+  before, after = several()
+  report = build_report(
+    after, before, notes=["seen before?"], environment={"jax": "0.10"}, resamples=100
+  )
+  report.write(tmp_path)
+  data = json.loads((tmp_path / "report.json").read_text())
+  assert [row["name"] for row in data["tasks"]] == ["bbc", "movies", "piqa"]
+  assert data["notes"] == ["seen before?"] and data["environment"]["jax"] == "0.10"
+  lines = [json.loads(line) for line in (tmp_path / "examples.jsonl").read_text().splitlines()]
+  assert len(lines) == 3 * 2 * 100
+  keys = "task template index inputs options input_ids option_ids scores prediction target"
+  assert set(keys.split()) <= set(lines[0])
+  mean = np.mean([x["prediction"] == x["target"] for x in lines if x["task"] == "bbc"])
+  assert mean == pytest.approx(data["tasks"][0]["after"])
+  assert len((tmp_path / "examples_before.jsonl").read_text().splitlines()) == 600
+
+
+def test_a_disk_that_refuses_leaves_nothing(tmp_path):
+  (tmp_path / "file").write_text("")
+  _, after = several()
+  with pytest.raises(StorageError, match="cannot write"):
+    build_report(after, resamples=10).write(tmp_path / "file" / "run")
+  assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_terminal_table_is_narrow_and_says_the_verdict():
+  before, after = several()
+  table = terminal_table(build_report(after, before, resamples=500))
+  assert max(map(len, table.splitlines())) <= 118
+  assert "movies *" in table and "improved" in table and "held out: sentiment" in table
+
+
+class Page(html.parser.HTMLParser):
+  """Counts tags, and fails on any address outside the page."""
+
+  def __init__(self):
+    super().__init__()
+    self.open, self.seen = [], []
+
+  def handle_starttag(self, tag, attrs):
+    self.seen.append(tag)
+    if tag not in ("meta", "br"):
+      self.open.append(tag)
+    for name, value in attrs:
+      if name in ("src", "href", "xlink:href"):
+        assert value.startswith("#"), value
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_startendtag(self, tag, attrs):
+    self.seen.append(tag)
+
+
+def test_the_page_stands_alone(tmp_path):
+  before, after = several()
+  log = tmp_path / "metrics.jsonl"
+  log.write_text("".join(json.dumps({"step": s, "loss": 3 / (s + 1)}) + "\n" for s in range(40)))
+  write_html(build_report(after, before, resamples=200), tmp_path / "report.html", run_dir=tmp_path)
+  text = (tmp_path / "report.html").read_text()
+  page = Page()
+  page.feed(text)
+  assert page.open == [] and page.seen.count("svg") == 3
+  assert "review &lt;0&gt;" in text and "#0a0b" not in text
+
+
+def test_the_same_report_gives_the_same_page():
+  before, after = several()
+  report = build_report(after, before, resamples=200)
+  assert html_page(report, "x") == html_page(report, "x")
+
+
+def test_a_step_without_a_finite_loss_is_no_point_of_the_curve(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text(
+    '{"step": 1, "loss": 3.0}\n{"step": 2, "loss": null}\n{"st'
+  )
+  assert losses_of(tmp_path) == [(1, 3.0)]
