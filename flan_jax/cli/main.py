@@ -2,13 +2,11 @@
 
 import argparse
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
 
-from flan_jax.errors import ConfigError, FlanJaxError
+from flan_jax.errors import FlanJaxError
+from flan_jax.jobs.user_modules import import_module
 
 JOBS = {
   "train": "tune a model on a mixture; the same command again goes on where it was",
@@ -46,26 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
   except BrokenPipeError:  # `flan-jax templates x | head`
     sys.stderr.close()
   return 0
-
-
-def import_module(name: str) -> ModuleType:
-  """Imports a user's module, given as a dotted name or as a path to a .py file."""
-  path = Path(name)
-  if path.suffix != ".py":
-    try:
-      return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-      raise ConfigError(
-        f"--module {name}: {error}. Give a dotted name or a path ending in .py."
-      ) from error
-  if not path.is_file():
-    raise ConfigError(f"--module {name}: there is no such file.")
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[path.stem] = module
-  spec.loader.exec_module(module)
-  return module
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:

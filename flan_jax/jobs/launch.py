@@ -17,6 +17,7 @@ import gin
 from gin import config_parser
 
 from flan_jax.errors import ConfigError, nearest
+from flan_jax.jobs.user_modules import import_module
 
 CONFIG_DIRECTORY = Path(__file__).resolve().parent.parent / "gin_configs"
 COMMAND_LINE = "command line"
@@ -65,9 +66,17 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {}
 """Every factory and job that a gin file can name; filled by `configurable`."""
 
 
-def configurable(function: Callable[..., Any], name: str | None = None) -> Callable[..., Any]:
-  """Registers a top-level factory or job under its name, for gin files to bind."""
+JOBS: set[str] = set()
+"""Those of them that can be launched."""
+
+
+def configurable(
+  function: Callable[..., Any], name: str | None = None, *, job: bool = False
+) -> Callable[..., Any]:
+  """Registers a top-level factory or a job under its name, for gin files to bind."""
   name = name or function.__name__
+  if job:
+    JOBS.add(name)
   CONFIGURABLES[name] = gin.configurable(name, module="flan_jax")(function)
   return CONFIGURABLES[name]
 
@@ -125,6 +134,8 @@ def _parse(text: str, where: str) -> Iterator[_Statement]:
     while (statement := parser.parse_statement()) is not None:
       if isinstance(statement, config_parser.IncludeStatement):
         yield from _read_file(_find(statement.filename))
+      elif isinstance(statement, config_parser.ImportStatement):
+        import_module(statement.module)
       elif isinstance(statement, config_parser.BindingStatement):
         yield _Statement(
           selector=statement.selector.split(".")[-1],
@@ -194,11 +205,11 @@ def _require(name: str, known: Iterable[str] | Mapping[str, Any], kind: str, whe
 def _check_reach(job: str, statements: Sequence[_Statement], macros: set[str]) -> None:
   """What the job never meets would be accepted and ignored.
 
-  A file's binding may lose its use when a later file chooses another model or optimizer. What was typed
-  on the command line has to take effect.
+  A file's binding may lose its use when a later file chooses another model or optimizer, and it may be
+  for another job. What was typed on the command line has to take effect.
   """
   effective = list({(s.selector, s.argument): s for s in statements}.values())  # the last one wins
-  used, usable = _reachable(job, effective), _reachable(job, statements)
+  used, usable = _reachable({job}, effective), _reachable(JOBS | {job}, statements)
   for s in statements:
     if s.selector in (used if s.typed else usable):
       continue
@@ -217,12 +228,12 @@ def _check_reach(job: str, statements: Sequence[_Statement], macros: set[str]) -
     )
 
 
-def _reachable(job: str, statements: Sequence[_Statement]) -> set[str]:
-  """Names of the configurables and macros met on a walk from the job through the bindings."""
+def _reachable(jobs: set[str], statements: Sequence[_Statement]) -> set[str]:
+  """Names of the configurables and macros met on a walk from the jobs through the bindings."""
   mentions: dict[str, list[str]] = {}
   for s in statements:
     mentions.setdefault(s.selector, []).extend((*s.references, *s.macros))
-  reached, frontier = set[str](), [job]
+  reached, frontier = set[str](), list(jobs)
   while frontier:
     name = frontier.pop()
     if name not in reached:

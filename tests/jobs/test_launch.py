@@ -22,7 +22,7 @@ def glass(litres=1.0):
 def registered():
   for function in (brew, steel, glass):
     if function.__name__ not in launching.CONFIGURABLES:
-      launching.configurable(function)
+      launching.configurable(function, job=function is brew)
 
 
 @pytest.fixture

@@ -1,0 +1,73 @@
+"""The names that gin files can bind: four jobs and the few parts that they are put together from.
+
+Below these, everything is explicit dataclasses and arguments.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from flan_jax.data.home import data_home
+from flan_jax.jobs.data import DataPlan
+from flan_jax.jobs.evaluate import evaluate
+from flan_jax.jobs.evaluation import EvaluationPlan
+from flan_jax.jobs.infer import infer
+from flan_jax.jobs.launch import configurable
+from flan_jax.jobs.models import pretrained, scratch, tuned
+from flan_jax.jobs.prepare import prepare
+from flan_jax.jobs.train import Optimizer, train
+from flan_jax.models import DecoderConfig, EncoderDecoderConfig
+from flan_jax.training import optimizers, schedules
+from flan_jax.training.partitioning import MeshConfig
+from flan_jax.vocabularies import ByteVocabulary, SentencePieceVocabulary, Vocabulary
+
+
+def pretrained_vocabulary(source: str) -> Vocabulary:
+  """The vocabulary of a published model; see `pretrained`."""
+  from flan_jax.checkpoints.pretrained import load_pretrained
+
+  return load_pretrained(source, cache_dir=data_home()).vocabulary
+
+
+def _made(cls: type) -> Callable[..., Any]:
+  """A function that makes a `cls`. Gin would subclass the class itself, and such cannot be pickled."""
+
+  def make(**settings: Any) -> Any:
+    return cls(**settings)
+
+  make.__signature__ = inspect.signature(cls)  # type: ignore[attr-defined]
+  make.__doc__ = cls.__doc__
+  return make
+
+
+def _optimizer(make: Callable[..., optax.GradientTransformation]) -> Callable[..., Optimizer]:
+  """The optimizer together with its learning rate, which the log shows."""
+
+  def build(schedule: optax.Schedule, **settings: Any) -> Optimizer:
+    return Optimizer(make(schedule, **settings), schedule)
+
+  build.__signature__ = inspect.signature(make)  # type: ignore[attr-defined]
+  build.__doc__ = make.__doc__
+  return build
+
+
+for job in (train, evaluate, prepare, infer):
+  configurable(job, job=True)
+for source in (scratch, pretrained, tuned, pretrained_vocabulary):
+  configurable(source)
+for name, cls in {
+  "decoder": DecoderConfig,
+  "encoder_decoder": EncoderDecoderConfig,
+  "sentencepiece": SentencePieceVocabulary,
+  "byte_vocabulary": ByteVocabulary,
+  "data": DataPlan,
+  "evaluation": EvaluationPlan,
+  "mesh": MeshConfig,
+}.items():
+  configurable(_made(cls), name)
+for name, make in {"adamw": optimizers.adamw, "adafactor": optimizers.adafactor}.items():
+  configurable(_optimizer(make), name)
+for schedule in (schedules.constant, schedules.linear, schedules.cosine):
+  configurable(schedule)

@@ -1,0 +1,77 @@
+"""`flan-jax evaluate`: judge a checkpoint zero-shot, alone or against what it was tuned from."""
+
+from pathlib import Path
+
+import jax
+
+from flan_jax.data.home import data_home
+from flan_jax.data.mixtures import dataset_spec
+from flan_jax.data.records import load_records
+from flan_jax.evaluation import Evaluation
+from flan_jax.jobs.evaluation import EvaluationPlan
+from flan_jax.jobs.models import ModelSource
+from flan_jax.jobs.report import Phases, environment, write_report
+from flan_jax.training.partitioning import (
+  DEFAULT_RULES,
+  Layout,
+  MeshConfig,
+  Rules,
+  make_layout,
+  make_mesh,
+)
+from flan_jax.vocabularies import ChatFormat, Format
+
+
+def evaluate(
+  out_dir: str,
+  model: ModelSource,
+  evaluation: EvaluationPlan,
+  *,
+  before: ModelSource | None = None,
+  format: str | None = None,
+  mesh: MeshConfig = MeshConfig(),
+  axis_rules: Rules = DEFAULT_RULES,
+  notes: tuple[str, ...] = (),
+) -> None:
+  """Scores a model on every task of a plan and writes a report. Run again, it goes on where it was.
+
+  Args:
+    out_dir: where the scores and the report are written.
+    before: the untuned model, scored on the same prompts and in its native chat format.
+    format: "plain" or "chat"; None: the format that the model was tuned in, else plain.
+    notes: sentences for the report.
+  """
+  run, phases = Path(out_dir), Phases()
+  with phases("prepare"):
+    for task in evaluation.evaluation_tasks():
+      load_records(dataset_spec(task.dataset), data_home())
+  written = model.written_in(format)
+  untuned: dict[str, Evaluation] = {}
+  if before is not None:
+    with phases("evaluate before"):
+      untuned = judge_untuned(evaluation, before, written, _layout(before, mesh, axis_rules), run)
+  with phases("evaluate after"):
+    layout = _layout(model, mesh, axis_rules)
+    params = model.load(layout, jax.random.key(0))
+    after = evaluation.run(model, params, layout, written, run / "evaluation", label=model.origin)
+  write_report(run, after, untuned, notes, environment(phases))
+
+
+def judge_untuned(
+  evaluation: EvaluationPlan, source: ModelSource, written: Format, layout: Layout, run: Path
+) -> dict[str, Evaluation]:
+  """A model before tuning: in the format of the run, and in its native chat format if it has one."""
+  formats = {"plain": written}
+  if evaluation.native_chat and source.vocabulary.chat_template:
+    native = ChatFormat.of(source.vocabulary)
+    if native.fingerprint != written.fingerprint:
+      formats["chat"] = native
+  params = source.load(layout, jax.random.key(0))
+  return {
+    name: evaluation.run(source, params, layout, each, run / "evaluation", label=source.origin)
+    for name, each in formats.items()
+  }
+
+
+def _layout(source: ModelSource, mesh: MeshConfig, axis_rules: Rules) -> Layout:
+  return make_layout(source.model, make_mesh(mesh), axis_rules)

@@ -1,0 +1,128 @@
+"""What is scored zero-shot, and how: the part of a launch that `train` and `evaluate` share."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from flan_jax.data.encode import Encoder
+from flan_jax.data.home import data_home
+from flan_jax.data.mixtures import get_mixture, held_out_datasets, training_datasets
+from flan_jax.errors import UnknownName
+from flan_jax.evaluation import (
+  Evaluation,
+  EvaluationTask,
+  PreparedTask,
+  Progress,
+  evaluate,
+  prepare_task,
+)
+from flan_jax.jobs.models import ModelSource
+from flan_jax.models import Params
+from flan_jax.training.partitioning import Layout
+from flan_jax.vocabularies import Format
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+  """Which tasks are scored, on which examples, by which convention.
+
+  Attributes:
+    mixture: its datasets can be scored; those of its held-out clusters are told apart.
+    tasks: dataset -> names of templates, () for all; None scores every dataset of the mixture.
+    lengths: tokens of a prompt and of an answer: {"inputs": I, "targets": T}.
+    split, examples, seed, shots: see `flan_jax.evaluation.EvaluationTask`.
+    scoring: the primary convention: t0, lm_eval, lm_eval_norm, mean.
+    native_chat: score the untuned model in its own chat format as well.
+    batch_tokens: tokens of one forward pass.
+  """
+
+  mixture: str
+  lengths: Mapping[str, int]
+  tasks: Mapping[str, Sequence[str]] | None = None
+  split: str = "test"
+  examples: int | None = 100
+  seed: int = 0
+  shots: int = 0
+  scoring: str = "t0"
+  native_chat: bool = True
+  batch_tokens: int = 2048
+
+  def evaluation_tasks(self) -> list[EvaluationTask]:
+    """The tasks, those trained on first.
+
+    Raises:
+      UnknownName: a task is no dataset of the mixture.
+    """
+    mixture = get_mixture(self.mixture)
+    trained, held_out = training_datasets(mixture), held_out_datasets(mixture)
+    tasks = dict.fromkeys([*trained, *held_out], ()) if self.tasks is None else self.tasks
+    for name in tasks:
+      if name not in (*trained, *held_out):
+        raise UnknownName(f"dataset of {mixture.name}", name, [*trained, *held_out])
+    return [
+      EvaluationTask(
+        name,
+        split=self.split,
+        templates=tuple(tasks[name]),
+        examples=self.examples,
+        seed=self.seed,
+        shots=self.shots,
+        held_out=name in held_out,
+        unfit="count",
+      )
+      for name in (*trained, *held_out)
+      if name in tasks
+    ]
+
+  def encoder(self, source: ModelSource, format: Format) -> Encoder:
+    """How prompts become ids for a model."""
+    return Encoder(source.vocabulary, format, source.model.layout, dict(self.lengths))
+
+  def prepare(self, encoder: Encoder) -> list[PreparedTask]:
+    """The tasks as ids."""
+    return [prepare_task(task, encoder, data_home()) for task in self.evaluation_tasks()]
+
+  def run(
+    self,
+    source: ModelSource,
+    params: Params,
+    layout: Layout,
+    format: Format,
+    out_dir: Path,
+    *,
+    label: str,
+    fingerprint: str | None = None,
+  ) -> Evaluation:
+    """Scores a model; what an interrupted run has finished in `out_dir` is not scored again.
+
+    Args:
+      label: what the progress bar and the report call this checkpoint.
+      fingerprint: of `params`, where they are not what `source.load` gives.
+    """
+    encoder = self.encoder(source, format)
+    tasks = self.prepare(encoder)
+    kind = format.as_dict()["kind"]
+    with tqdm(desc=f"{label}, {kind}", unit="prompt", file=sys.stderr, dynamic_ncols=True) as bar:
+
+      def show(progress: Progress) -> None:
+        bar.total = progress.total
+        bar.set_postfix_str(progress.task, refresh=False)
+        bar.update(progress.done - bar.n)
+
+      return evaluate(
+        source.model,
+        params,
+        tasks,
+        encoder,
+        checkpoint=label,
+        fingerprint=fingerprint or source.fingerprint,
+        format_name=kind,
+        scoring=self.scoring,
+        out_dir=out_dir,
+        batch_tokens=self.batch_tokens,
+        layout=layout,
+        progress=show,
+      )

@@ -1,0 +1,143 @@
+"""Where a job's model comes from: drawn afresh, published by somebody, or tuned by an earlier run."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flan_jax.checkpoints import Checkpoints
+from flan_jax.data.home import data_home
+from flan_jax.errors import CheckpointError, ConfigError, VocabularyError
+from flan_jax.models import DecoderConfig, EncoderDecoderConfig, LanguageModel, build_model
+from flan_jax.training.partitioning import Layout, param_shardings
+from flan_jax.vocabularies import (
+  ChatFormat,
+  Format,
+  PlainFormat,
+  Vocabulary,
+  format_from_dict,
+  load_vocabulary,
+)
+
+PyTree = Any
+
+_CONFIGS: dict[str, Any] = {"decoder": DecoderConfig, "encoder_decoder": EncoderDecoderConfig}
+_DESCRIPTION = "model.json"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+  """A model before it is on a mesh.
+
+  Attributes:
+    origin: said in logs and reports.
+    model: shapes and functions.
+    vocabulary: its words.
+    load: puts the parameters on a mesh; the key is for parameters that are drawn afresh.
+    fingerprint: of the parameters that `load` gives; two models never share one.
+    format: how the prompts were written that it was tuned on; None where nobody said.
+  """
+
+  origin: str
+  model: LanguageModel
+  vocabulary: Vocabulary
+  load: Callable[[Layout, jax.Array], PyTree]
+  fingerprint: str
+  format: Format | None = None
+
+  def __post_init__(self) -> None:
+    rows, words = self.model.config.vocab_size, self.vocabulary.size
+    if words > rows:
+      raise VocabularyError(
+        f"the vocabulary has {words:,} ids, and the model's embedding only {rows:,} rows; "
+        f"set vocab_size to {words} or more."
+      )
+
+  def written_in(self, name: str | None) -> Format:
+    """The format "plain" or "chat"; for None the one that it was tuned in, else plain."""
+    if name not in (None, "plain", "chat"):
+      raise ConfigError(f"format={name!r} is neither 'plain' nor 'chat'.")
+    if name == "chat":
+      return ChatFormat.of(self.vocabulary)
+    return self.format if name is None and self.format is not None else PlainFormat()
+
+
+def scratch(
+  architecture: DecoderConfig | EncoderDecoderConfig, vocabulary: Vocabulary
+) -> ModelSource:
+  """A model with fresh parameters."""
+  model = build_model(architecture)
+
+  def load(layout: Layout, key: jax.Array) -> PyTree:
+    with layout.active():
+      return jax.jit(model.init, out_shardings=param_shardings(model, layout))(key)
+
+  return ModelSource("fresh parameters", model, vocabulary, load, f"fresh {architecture}")
+
+
+def pretrained(
+  source: str, dtype: str = "float32", param_dtype: str = "float32", remat: str = "none"
+) -> ModelSource:
+  """A published model; see `flan_jax.checkpoints.pretrained.load_pretrained` for `source`."""
+  from flan_jax.checkpoints.pretrained import load_pretrained
+
+  found = load_pretrained(source, param_dtype, cache_dir=data_home())
+  model = build_model(dataclasses.replace(found.config, dtype=dtype, remat=remat))
+
+  def load(layout: Layout, key: jax.Array) -> PyTree:
+    del key
+    return jax.tree.map(jax.device_put, found.params, param_shardings(model, layout))
+
+  return ModelSource(
+    source.partition("#")[0], model, found.vocabulary, load, f"{source} {param_dtype}"
+  )
+
+
+def tuned(run_dir: str, step: int | None = None, remat: str | None = None) -> ModelSource:
+  """What a training run saved: its last checkpoint, or that of `step`."""
+  path = Path(run_dir) / _DESCRIPTION
+  if not path.is_file():
+    raise CheckpointError(f"{run_dir} is no run of `flan-jax train`: it has no {_DESCRIPTION}.")
+  about = json.loads(path.read_text())
+  config = _CONFIGS[about["layout"]](**about["config"])
+  model = build_model(config if remat is None else dataclasses.replace(config, remat=remat))
+  checkpoints = Checkpoints(Path(run_dir) / "checkpoints")
+  if not checkpoints.steps():
+    raise CheckpointError(f"{run_dir} holds no complete checkpoint yet.")
+  step = checkpoints.steps()[-1] if step is None else step
+
+  def load(layout: Layout, key: jax.Array) -> PyTree:
+    del key
+    with layout.active():
+      shapes = jax.eval_shape(model.init, jax.random.key(0))
+    abstract = jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+      shapes,
+      param_shardings(model, layout),
+    )
+    return checkpoints.restore_params(abstract, step)[0]
+
+  return ModelSource(
+    f"{run_dir}, step {step}",
+    model,
+    load_vocabulary(Path(run_dir) / "vocabulary"),
+    load,
+    checkpoints.digest(step),
+    format_from_dict(about["format"]),
+  )
+
+
+def describe_model(source: ModelSource, format: Format, run_dir: Path) -> None:
+  """Writes beside a run's checkpoints what `tuned` needs to open them."""
+  source.vocabulary.save(run_dir / "vocabulary")
+  about = {
+    "origin": source.origin,
+    "layout": source.model.layout,
+    "config": dataclasses.asdict(source.model.config),
+    "format": format.as_dict(),
+  }
+  (run_dir / _DESCRIPTION).write_text(json.dumps(about, indent=2) + "\n")

@@ -1,0 +1,143 @@
+"""`flan-jax train`: tune a model on a mixture, and say what that changed.
+
+store (prepared if missing) --> untuned model judged --> training --> tuned model judged --> report
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import optax
+
+from flan_jax.checkpoints import Checkpoints
+from flan_jax.data.batches import Batches
+from flan_jax.jobs.data import DataPlan
+from flan_jax.jobs.evaluate import judge_untuned
+from flan_jax.jobs.evaluation import EvaluationPlan
+from flan_jax.jobs.launch import operative_config
+from flan_jax.jobs.models import ModelSource, describe_model
+from flan_jax.jobs.report import Phases, environment, write_report
+from flan_jax.training.losses import SupervisedLoss
+from flan_jax.training.partitioning import (
+  DEFAULT_RULES,
+  MeshConfig,
+  Rules,
+  make_layout,
+  make_mesh,
+)
+from flan_jax.training.trainer import Trainer, TrainerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """An optax transformation and the learning rate that it follows."""
+
+  transformation: optax.GradientTransformation
+  schedule: optax.Schedule
+
+
+def train(
+  run_dir: str,
+  model: ModelSource,
+  data: DataPlan,
+  optimizer: Optimizer,
+  steps: int,
+  batch_size: int,
+  *,
+  mesh: MeshConfig = MeshConfig(),
+  axis_rules: Rules = DEFAULT_RULES,
+  accumulation: int = 1,
+  z_loss: float = 0.0,
+  label_smoothing: float = 0.0,
+  normalising_factor: float | None = None,
+  checkpoint_every: int = 500,
+  keep: int | None = 2,
+  evaluation: EvaluationPlan | None = None,
+  notes: tuple[str, ...] = (),
+  seed: int = 0,
+) -> None:
+  """Tunes a model. The same command again goes on where it was.
+
+  Args:
+    run_dir: where everything of this run is written.
+    steps: batches in all.
+    batch_size: packed rows of a batch, over all devices.
+    accumulation: microbatches that a batch is cut into.
+    normalising_factor: divides the loss in place of the sum of its weights.
+    checkpoint_every, keep: steps between checkpoints, and how many are kept.
+    evaluation: judge the model zero-shot before and after; None: train only.
+    notes: sentences for the report, such as what the untuned model may already have seen.
+    seed: of fresh parameters and of dropout; the data has its own.
+  """
+  run, phases = Path(run_dir), Phases()
+  layout = make_layout(model.model, make_mesh(mesh), axis_rules)
+  for fallback in layout.fallbacks:
+    print(fallback, file=sys.stderr)
+  encoder = data.encoder(model)
+  judged = [task.dataset for task in evaluation.evaluation_tasks()] if evaluation else []
+  with phases("prepare"):
+    store = data.store(model, steps * batch_size, judged)
+  config = TrainerConfig(steps, batch_size, accumulation, checkpoint_every, keep, seed)
+  loss = SupervisedLoss(
+    model.model,
+    z_loss=z_loss,
+    label_smoothing=label_smoothing,
+    normalising_factor=normalising_factor,
+    tasks=len(store.tasks),
+  )
+
+  def batches(row: int) -> Batches:
+    return Batches(
+      store,
+      batch_size,
+      row,
+      steps * batch_size,
+      data.normalise,
+      jax.process_index(),
+      jax.process_count(),
+    )
+
+  trainer = Trainer(
+    config,
+    model=model.model,
+    loss=loss,
+    tx=optimizer.transformation,
+    schedule=optimizer.schedule,
+    layout=layout,
+    batches=batches,
+    directory=run,
+    load=model.load,
+    tasks=[(task.name, task.cluster) for task in store.tasks],
+    fingerprints={
+      "store": store.fingerprint,
+      "tokenizer": model.vocabulary.fingerprint,
+      "model": model.fingerprint,
+    },
+    meta={"mixture": data.mixture, "config": dataclasses.asdict(model.model.config)},
+  )
+  run.mkdir(parents=True, exist_ok=True)
+  describe_model(model, encoder.format, run)
+  (run / "operative_config.gin").write_text(operative_config())
+  before = {}
+  if evaluation is not None:
+    with phases("evaluate before"):
+      before = judge_untuned(evaluation, model, encoder.format, layout, run)
+  with phases("train"):
+    result = trainer.run()
+  if evaluation is None or result.terminated:
+    return
+  with phases("evaluate after"):
+    step = int(result.state.step)
+    after = evaluation.run(
+      model,
+      result.state.params,
+      layout,
+      encoder.format,
+      run / "evaluation",
+      label=f"step {step}",
+      fingerprint=Checkpoints(run / "checkpoints").digest(step),
+    )
+  consumed = sum(len(store.row(row)) for row in range(steps * batch_size))
+  training = {"steps": steps, "rows": steps * batch_size, "examples": consumed, "seed": seed}
+  write_report(run, after, before, notes, {**environment(phases), "training": training})
