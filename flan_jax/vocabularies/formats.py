@@ -63,6 +63,10 @@ class Format(abc.ABC):
   def as_dict(self) -> dict[str, Any]:
     """The settings as JSON, for `format_from_dict`."""
 
+  def __reduce__(self) -> tuple[Any, ...]:
+    # The compiled template cannot be pickled.
+    return format_from_dict, (self.as_dict(),)
+
   @cached_property
   def fingerprint(self) -> str:
     """sha256 of the settings."""
