@@ -2,7 +2,8 @@
 
 The contract of a split: records whose fields have the same normalised text count once; records of
 one group (a passage, a contract) never stand in two splits; a training record whose group occurs
-in an evaluation split is dropped. Whatever is dropped is counted.
+in an evaluation split is dropped. Where a dataset file says `balance`, the labels are evened out.
+Whatever is dropped is counted.
 """
 
 import json
@@ -15,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b, sha256
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import IO, Any, NamedTuple, overload
 
 import numpy as np
 
@@ -40,6 +41,7 @@ class RecordCounts:
     blank: without an answer.
     duplicates: equal to another record in the normalised text of the `unique` fields.
     overlapping: training records whose group occurs in an evaluation split.
+    unbalanced: more than the rarest label has among records that are alike in the `balance` fields.
     kept: by split.
   """
 
@@ -48,6 +50,7 @@ class RecordCounts:
   blank: int = 0
   duplicates: int = 0
   overlapping: int = 0
+  unbalanced: int = 0
   kept: dict[str, int] = field(default_factory=dict)
 
 
@@ -169,6 +172,7 @@ class _Builder:
     self._held_groups: set[int] = set()
     self._directory = directory
     self._writers: dict[str, _SplitWriter] = {}
+    self._waiting: dict[tuple[str, bytes], dict[str, list[_Place]]] = {}
 
   def build(self) -> RecordCounts:
     with ExitStack() as files:
@@ -178,6 +182,7 @@ class _Builder:
       for part, split_of in self._plan():
         for number, raw in enumerate(self._source.records(part), start=1):
           self._add(raw, part, number, split_of)
+      self._write_balanced()
     for split, writer in self._writers.items():
       self._counts.kept[split] = writer.save(self._directory, split)
     empty = [split for split, kept in self._counts.kept.items() if not kept]
@@ -187,7 +192,8 @@ class _Builder:
         f"dataset {self._spec.name!r}: the split {empty[0]!r} is empty. Of {counts.raw} records, "
         f"{counts.dropped} were dropped by the derive function, {counts.blank} have no answer, "
         f"{counts.duplicates} are duplicates, {counts.overlapping} share a group with an "
-        f"evaluation split. Give the dataset more records or change `splits:` in {self._spec.path}."
+        f"evaluation split, {counts.unbalanced} tip the balance. Give the dataset more records or "
+        f"change `splits:` in {self._spec.path}."
       )
     return self._counts
 
@@ -228,7 +234,30 @@ class _Builder:
     self._seen.add(unique)
     if split != "train":
       self._held_groups.add(group)
-    self._writers[split].write(record, _number(unique, b"order"), group)
+    place = _Place(record, _number(unique, b"order"), group)
+    if spec.balance and spec.answer is not None:
+      alike = self._waiting.setdefault((split, _key(record, spec.balance)), {})
+      alike.setdefault(record[spec.answer.field], []).append(place)
+    else:
+      self._writers[split].write(place)
+
+  def _write_balanced(self) -> None:
+    """Of the records that are alike, as many with each label as the rarest label has."""
+    labels = (self._spec.answer.labels or ()) if self._spec.answer else ()
+    for (split, _), alike in self._waiting.items():
+      count = min(len(alike.get(label, ())) for label in labels)
+      for places in alike.values():
+        self._counts.unbalanced += len(places) - count
+        for place in sorted(places, key=lambda place: place.order)[:count]:
+          self._writers[split].write(place)
+
+
+class _Place(NamedTuple):
+  """A record, what it is ordered by, and its group."""
+
+  record: Mapping[str, Any]
+  order: int
+  group: int
 
 
 class _SplitWriter:
@@ -238,12 +267,12 @@ class _SplitWriter:
     self._file = file
     self._ends, self._order, self._groups = array("q", [0]), array("Q"), array("q")
 
-  def write(self, record: Mapping[str, Any], order: int, group: int) -> None:
-    line = json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+  def write(self, place: _Place) -> None:
+    line = json.dumps(place.record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
     self._file.write(line)
     self._ends.append(self._ends[-1] + len(line))
-    self._order.append(order % (1 << 64))
-    self._groups.append(group)
+    self._order.append(place.order % (1 << 64))
+    self._groups.append(place.group)
 
   def save(self, directory: Path, split: str) -> int:
     order = np.argsort(np.array(self._order, np.uint64), kind="stable")

@@ -14,6 +14,7 @@ import numpy as np
 from flan_jax.data.encode import Dropped, Encoder
 from flan_jax.data.mixtures import Mixture, dataset_spec, get_mixture, mixture_tasks
 from flan_jax.data.records import Records, load_records
+from flan_jax.data.rendering import DatasetDraws
 from flan_jax.errors import ConfigError, RecordError
 from flan_jax.prompting import DatasetSpec, Draw, Rendering, Template
 from flan_jax.vocabularies import Format, Vocabulary
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 _UNLIMITED = 1 << 30
 _registered: dict[str, tuple[Any, ...]] = {}
 
-Choose = Callable[[Draw], Template]
-
 
 def register_seqio(
   mixture: Mixture | str,
@@ -35,6 +34,7 @@ def register_seqio(
   data_dir: Path | str,
   seed: int = 0,
   renderings: int = 4,
+  few_shot: int = 0,
   prefix: str = "",
 ) -> list[str]:
   """Registers a mixture in SeqIO's registries.
@@ -57,6 +57,7 @@ def register_seqio(
     data_dir: where records are kept; those that are missing are built.
     seed: of the draws.
     renderings: how many passes over an example differ.
+    few_shot: exemplars before each query of a training dataset.
     prefix: goes before every name, for a second registration with other settings.
 
   Returns:
@@ -68,12 +69,14 @@ def register_seqio(
   import seqio
 
   mixture = get_mixture(mixture) if isinstance(mixture, str) else mixture
-  settings = (vocabulary.fingerprint, format.fingerprint, str(data_dir), seed, renderings)
+  settings = (vocabulary.fingerprint, format.fingerprint, str(data_dir), seed, renderings, few_shot)
   rates: list[tuple[str, float]] = []
   names: list[str] = []
   for task in mixture_tasks(mixture, data_dir):
     spec = dataset_spec(task.name)
-    build = functools.partial(_task_settings, spec, vocabulary, format, data_dir, seed, renderings)
+    build = functools.partial(
+      _task_settings, spec, vocabulary, format, data_dir, seed, renderings, few_shot
+    )
     if not task.held_out:
       names.append(prefix + task.name)
       rates.append((names[-1], task.rate))
@@ -171,6 +174,7 @@ def _task_settings(
   data_dir: Path | str,
   seed: int,
   renderings: int,
+  few_shot: int,
   template: Template | None = None,
 ) -> dict[str, Any]:
   """The arguments of a SeqIO task: for one template, or for a template drawn each time."""
@@ -182,7 +186,11 @@ def _task_settings(
     "inputs": seqio.Feature(view, add_eos=format.eos_on_inputs),
     "targets": seqio.Feature(view, add_eos=format.eos),
   }
-  drawing = _Drawing(spec, records, vocabulary, format, seed, renderings, template)
+  draws = {
+    split: DatasetDraws(spec, records[split], len(records[split]), seed, renderings, few_shot)
+    for split in records
+  }
+  preprocess = _Features(spec, draws, vocabulary, format, template).preprocess
   source = seqio.FunctionDataSource(
     functools.partial(_places, records),
     splits=list(records),
@@ -190,7 +198,7 @@ def _task_settings(
   )
   settings: dict[str, Any] = {
     "source": source,
-    "preprocessors": [drawing.preprocess],
+    "preprocessors": [preprocess],
     "output_features": features,
   }
   if template is not None:
@@ -210,22 +218,19 @@ def _places(
   return places.map(lambda place: {**place, "split": tf.constant(split)})
 
 
-class _Drawing:
+class _Features:
   """The preprocessor: places of records to features."""
 
   def __init__(
     self,
     spec: DatasetSpec,
-    records: Mapping[str, Records],
+    draws: Mapping[str, DatasetDraws],
     vocabulary: Vocabulary,
     format: Format,
-    seed: int,
-    renderings: int,
     template: Template | None,
   ):
-    self._spec, self._records, self._template = spec, records, template
+    self._spec, self._draws, self._template = spec, draws, template
     self._vocabulary, self._format = vocabulary, format
-    self._seed, self._renderings = seed, renderings
 
   def preprocess(self, dataset, sequence_length: Mapping[str, int] | None = None):
     import tensorflow as tf
@@ -258,14 +263,25 @@ class _Drawing:
     return dataset.filter(lambda example: tf.size(example["targets"]) > 0)
 
   def _encode(self, encoder: Encoder, split: bytes, example: int, epoch: int) -> tuple[Any, ...]:
-    record = self._records[split.decode()][int(example)]
+    draws = self._draws[split.decode()]
     shown: list[Rendering] = []
 
     def render(long_limit: int | None) -> Rendering:
-      shown.append(self._render(record, int(example), int(epoch), long_limit))
-      return shown[-1]
+      if self._template is None:
+        rendering = draws.render(int(example), int(epoch), long_limit)
+      else:
+        record = draws.records[int(example)]
+        draw = Draw(draws.seed, self._spec.name, int(example))
+        rendering = self._template.render(record, draw, long_limit)
+      shown.append(rendering)
+      return rendering
 
-    encoded = encoder.encode(render)
+    try:
+      encoded = encoder.encode(render)
+    except RecordError:
+      if self._template is not None:
+        raise
+      encoded = Dropped("unrenderable")
     if isinstance(encoded, Dropped):
       if self._template is not None:
         raise RecordError(
@@ -278,16 +294,6 @@ class _Drawing:
     texts = (self._format.encoder_text(whole.turns), self._format.target_text(whole.turns))
     golds = np.array([gold.encode() for gold in whole.golds], object)
     return encoded.inputs, encoded.targets, texts[0].encode(), texts[1].encode(), golds
-
-  def _render(
-    self, record: Mapping[str, Any], example: int, epoch: int, long_limit: int | None
-  ) -> Rendering:
-    draw = Draw(self._seed, self._spec.name, example, epoch % self._renderings)
-    template = self._template
-    if template is None:
-      templates = self._spec.training_templates()
-      template = templates[draw.fork("template").below(len(templates))]
-    return template.render(record, draw, long_limit)
 
 
 def _golds_or_prediction(output: Any, is_target: bool = False, example: Any = None) -> Any:

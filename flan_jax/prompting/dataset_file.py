@@ -30,7 +30,7 @@ _REQUIRED = (
   "record",
   "templates",
 )
-_OPTIONAL = ("group", "unique", "derive", "answer", "licence", "citation", "url")
+_OPTIONAL = ("group", "unique", "balance", "derive", "answer", "licence", "citation", "url")
 
 
 def read_dataset(path: str | Path) -> DatasetSpec:
@@ -54,6 +54,8 @@ def read_dataset(path: str | Path) -> DatasetSpec:
   fields = _fields(root.section("fields"))
   answer = _answer(root, fields)
   metrics = root.names("metrics")
+  if "balance" in root and (answer is None or answer.labels is None):
+    raise root.error("balance is for an answer with fixed choices", "balance")
   spec = DatasetSpec(
     name=path.stem,
     cluster=folder,
@@ -63,6 +65,7 @@ def read_dataset(path: str | Path) -> DatasetSpec:
     splits=_splits(root.section("splits", SPLITS)),
     group=root.names("group", ()),
     unique=root.names("unique", tuple(fields)),
+    balance=root.names("balance", ()),
     derive=_derive(root),
     fields=fields,
     long=next((name for name, kind in fields.items() if kind == "long"), None),

@@ -30,6 +30,8 @@ class DatasetSpec:
     splits: split -> part of the source, or split -> fraction of all records.
     group: the fields whose equal values never cross splits; () where each record stands alone.
     unique: the fields whose normalised text makes a record a duplicate.
+    balance: among records with equal values of these fields every label is kept equally often, so
+      that the fields alone tell nothing about the answer; () where all records are kept.
     derive: "module:function", record -> record or None; None where records are used as they come.
     fields: field -> "text", "long" or "list".
     long: the one field that may be shortened.
@@ -44,6 +46,7 @@ class DatasetSpec:
   splits: Mapping[str, str | float]
   group: tuple[str, ...]
   unique: tuple[str, ...]
+  balance: tuple[str, ...]
   derive: str | None
   fields: Mapping[str, str]
   long: str | None
@@ -77,7 +80,7 @@ class DatasetSpec:
     return tuple(template for template in self.templates if not template.turned_around)
 
   def derive_record(self, raw: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A raw record's fields as text and lists of text: those declared, grouped by, or unique.
+    """A raw record's fields as text and lists of text: those declared, grouped by, unique or balanced.
 
     Returns:
       None if the derive function dropped the record.
@@ -114,7 +117,7 @@ class DatasetSpec:
   @cached_property
   def records_fingerprint(self) -> str:
     """SHA-256 of what decides the derived records and their splits; templates have no part in it."""
-    keys = ("source", "splits", "group", "unique", "derive", "fields", "answer")
+    keys = ("source", "splits", "group", "unique", "balance", "derive", "fields", "answer")
     return _sha256(self.name, {key: self.data.get(key) for key in keys}, self._derive_source)
 
   @property
@@ -125,7 +128,7 @@ class DatasetSpec:
     checked: dict[str, Any] = {}
     for name, kind in self.fields.items():
       checked[name] = texts_of(record, name) if kind == "list" else text_of(record, name)
-    for name in (*self.group, *self.unique):
+    for name in (*self.group, *self.unique, *self.balance):
       if name not in checked:
         checked[name] = text_of(record, name)
     if self.answer is not None and self.answer.has_choices:

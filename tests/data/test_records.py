@@ -1,5 +1,6 @@
 """Records are split by group, deduplicated, and never half-written."""
 
+import collections
 import json
 import multiprocessing
 import os
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from flan_jax.data import load_records
 from flan_jax.data.records import _by_fraction, normalise
-from flan_jax.errors import ConfigError, RecordError, StorageError, UnknownName
+from flan_jax.errors import ConfigError, RecordError, StorageError, TemplateError, UnknownName
 from flan_jax.prompting import read_dataset
 
 FIELDS = {"passage": "text", "question": "text", "label": "text"}
@@ -99,6 +100,24 @@ def test_records_without_an_answer_are_dropped_and_counted(load):
     templates=[{"name": "ask", "input": "{question}", "target": "{answer}"}],
   )
   assert (splits.counts.blank, splits.counts.kept) == (1, {"train": 1})
+
+
+def test_balanced_labels_leave_a_passage_without_a_hint(load_passages):
+  skewed = [
+    {"passage": f"Passage {g}.", "question": f"question {g} {q}?", "label": "y" if q < g else "n"}
+    for g in range(5)
+    for q in range(4)
+  ]
+  splits = load_passages(skewed, splits={"train": 1.0}, balance="passage")
+  labels = collections.Counter((r["passage"], r["label"]) for r in splits["train"])
+  # Of four questions to each passage 0, 1, 2, 3 and 4 are right: 0, 1, 2, 1 and 0 pairs are left.
+  assert labels == {(f"Passage {g}.", x): n for g, n in ((1, 1), (2, 2), (3, 1)) for x in "yn"}
+  assert splits.counts.unbalanced == 20 - 8
+
+
+def test_balance_needs_fixed_choices(load_passages):
+  with pytest.raises(TemplateError, match="balance is for an answer with fixed choices"):
+    load_passages(rows(2), balance="passage", answer={"field": "label"})
 
 
 def test_the_order_is_hashed_and_always_the_same(load, tmp_path):

@@ -77,6 +77,12 @@ def test_a_drawn_task_gives_the_ids_of_our_own_encoder_pass_after_pass(register,
   assert texts[0] == texts[2] != texts[1]
 
 
+def test_few_shot_prompts_show_answered_exemplars_first(register):
+  register(few_shot=2)
+  texts = [example["inputs_pretokenized"].decode() for example in dataset("facts")]
+  assert all(text.count("odd?") == 3 for text in texts)
+
+
 def test_shuffling_changes_the_order_and_not_the_examples(register):
   register(renderings=1)
   straight, shuffled = dataset("facts"), dataset("facts", shuffle=True, seed=3)
