@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from flan_jax.data.archives import fetch, members
+  from flan_jax.data.batches import Batches, make_features
+  from flan_jax.data.encode import Dropped, Encoded, Encoder, OptionsEncoding, PromptEncoding
+  from flan_jax.data.home import data_home
   from flan_jax.data.mixtures import (
     Mixture,
     MixtureTask,
@@ -26,12 +29,17 @@ if TYPE_CHECKING:
     training_datasets,
     training_tasks,
   )
+  from flan_jax.data.packing import pack
   from flan_jax.data.records import RecordCounts, Records, RecordSplits, load_records
   from flan_jax.data.seqio_tasks import register_seqio
   from flan_jax.data.sources import Source, open_source
+  from flan_jax.data.store import Store, StoreConfig
 
 _MODULES = {
   "archives": ("fetch", "members"),
+  "batches": ("Batches", "make_features"),
+  "encode": ("Dropped", "Encoded", "Encoder", "OptionsEncoding", "PromptEncoding"),
+  "home": ("data_home",),
   "mixtures": (
     "Mixture",
     "MixtureTask",
@@ -49,20 +57,31 @@ _MODULES = {
     "training_datasets",
     "training_tasks",
   ),
+  "packing": ("pack",),
   "records": ("RecordCounts", "RecordSplits", "Records", "load_records"),
   "seqio_tasks": ("register_seqio",),
   "sources": ("Source", "open_source"),
+  "store": ("Store", "StoreConfig"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+  "Batches",
+  "Dropped",
+  "Encoded",
+  "Encoder",
   "Mixture",
   "MixtureTask",
+  "OptionsEncoding",
+  "PromptEncoding",
   "RecordCounts",
   "RecordSplits",
   "Records",
   "Source",
+  "Store",
+  "StoreConfig",
   "TaskDescription",
+  "data_home",
   "dataset_names",
   "dataset_spec",
   "describe",
@@ -71,10 +90,12 @@ __all__ = [
   "held_out_datasets",
   "held_out_tasks",
   "load_records",
+  "make_features",
   "members",
   "mixture_names",
   "mixture_tasks",
   "open_source",
+  "pack",
   "register_mixture",
   "register_seqio",
   "register_templates",

@@ -159,14 +159,20 @@ def _flat(name: str) -> str:
 
 def _in_folders(name: str, version: str, suffixes: tuple[str, ...], sha256: str) -> Path | None:
   stem = _flat(f"{name}-{version}")
+  candidates = []
   for folder in filter(None, os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep)):
     if not Path(folder).is_dir():
       raise ConfigError(f"{FOLDERS_VARIABLE} names {folder}, which is no folder.")
     for path in sorted(Path(folder).iterdir()):
       flat = _flat(path.name)
       if path.name.endswith(suffixes) and (flat + "-").startswith(stem + "-"):
-        _verify(path, f"{name} {version}", sha256)
-        return path
+        candidates.append(path)
+  # A package may have a wheel for each platform: only if none is the right one is that an error.
+  for path in candidates:
+    if file_sha256(path) == sha256:
+      return path
+  for path in candidates:
+    _verify(path, f"{name} {version}", sha256)
   return None
 
 
