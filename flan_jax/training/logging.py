@@ -108,9 +108,7 @@ def _summary(record: Mapping[str, Any]) -> str:
   padding = record["positions"] - record["tokens"]
   pace = 1 / max(record["seconds"], 1e-9)
   loss = "not finite, step skipped" if record["loss"] is None else f"{record['loss']:.4f}"
-  return (
-    f"loss {loss}, {record['tokens'] * pace:,.0f} tokens/s + {padding * pace:,.0f} padding/s"
-  )
+  return f"loss {loss}, {record['tokens'] * pace:,.0f} tokens/s + {padding * pace:,.0f} padding/s"
 
 
 @contextlib.contextmanager

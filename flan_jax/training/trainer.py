@@ -340,11 +340,14 @@ def _number(value: Any) -> float | None:
   return float(value) if np.isfinite(value) else None
 
 
-def _means(names: Sequence[str], losses: np.ndarray, weights: np.ndarray) -> dict[str, float | None]:
+def _means(
+  names: Sequence[str], losses: np.ndarray, weights: np.ndarray
+) -> dict[str, float | None]:
   """Weighted mean loss of each name that has any weight in this batch."""
   sums: dict[str, tuple[float, float]] = {}
   for name, loss, weight in zip(names, losses.tolist(), weights.tolist(), strict=True):
     total = sums.get(name, (0.0, 0.0))
     sums[name] = (total[0] + loss, total[1] + weight)
-  return {name: _number(loss / weight) for name, (loss, weight) in sorted(sums.items()) if weight > 0}
-
+  return {
+    name: _number(loss / weight) for name, (loss, weight) in sorted(sums.items()) if weight > 0
+  }

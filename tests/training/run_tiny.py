@@ -7,8 +7,6 @@ from pathlib import Path
 
 import jax
 
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 2)
 sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import DECODER, batch_of
@@ -29,7 +27,9 @@ def batches(start, kill_at=-1, how=signal.SIGKILL):
 
 
 def make_trainer(directory, model=DECODER, **changes):
-  layout = partitioning.make_layout(model, partitioning.make_mesh(partitioning.MeshConfig(fsdp=2, data=1), jax.devices()[:2]))
+  layout = partitioning.make_layout(
+    model, partitioning.make_mesh(partitioning.MeshConfig(fsdp=2, data=1), jax.devices()[:2])
+  )
   schedule = schedules.cosine(1e-2, total_steps=STEPS, warmup_steps=3)
   config = trainer.TrainerConfig(
     **{"steps": STEPS, "batch_size": ROWS, "accumulation": 2, "checkpoint_every": 3, "keep": 3}
@@ -51,6 +51,8 @@ def make_trainer(directory, model=DECODER, **changes):
 
 
 if __name__ == "__main__":
+  jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_num_cpu_devices", 2)
   kill_at = int(sys.argv[2])
   how = signal.Signals[sys.argv[3]] if len(sys.argv) > 3 else signal.SIGKILL
   make_trainer(sys.argv[1], batches=lambda start: batches(start, kill_at, how)).run()

@@ -1,8 +1,5 @@
 """The supervised loss against optax on the whole logits of both families."""
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +9,6 @@ import pytest
 from flan_jax.errors import ConfigError
 from flan_jax.training.losses import SupervisedLoss, token_logprobs
 
-sys.path.insert(0, str(Path(__file__).parent))
 from tiny import DECODER, FAMILIES, assert_trees_close, batch_of
 
 BATCH = batch_of()

@@ -1,8 +1,6 @@
 """A training step, against the gradient of the whole batch and optax."""
 
 import functools
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +12,6 @@ from flan_jax.training import optimizers, schedules
 from flan_jax.training.losses import LossSums, SupervisedLoss, Term
 from flan_jax.training.step import TrainState, make_train_step
 
-sys.path.insert(0, str(Path(__file__).parent))
 from tiny import DECODER, assert_trees_close, assert_trees_equal, batch_of
 
 KEY = jax.random.key(7)

@@ -1,0 +1,234 @@
+"""The training loop: the same curve on every mesh, the same bits after every interruption."""
+
+import functools
+import itertools
+import json
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+import run_tiny
+from tiny import FAMILIES, assert_trees_equal, batch_of
+
+from flan_jax.checkpoints import Checkpoints, checkpoint_table
+from flan_jax.errors import CheckpointError, ConfigError, MeshError
+from flan_jax.training import optimizers, schedules
+from flan_jax.training.logging import RunLog, read_metrics
+from flan_jax.training.losses import SupervisedLoss
+from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh
+from flan_jax.training.trainer import Trainer, TrainerConfig
+
+MESHES = {
+  "one device": (MeshConfig(), 1),
+  "data=8": (MeshConfig(data=8), 8),
+  "fsdp=8": (MeshConfig(data=1, fsdp=8), 8),
+  "data=2,fsdp=2,tensor=2": (MeshConfig(data=2, fsdp=2, tensor=2), 8),
+  "data=2,sequence=2,tensor=2": (MeshConfig(data=2, sequence=2, tensor=2), 8),
+}
+
+
+def curve(model, mesh, directory):
+  """Losses of 30 AdamW steps in float32, and the final state."""
+  config, devices = MESHES[mesh]
+  schedule = schedules.cosine(1e-2, total_steps=30, warmup_steps=5)
+  trainer = Trainer(
+    TrainerConfig(steps=30, batch_size=8, checkpoint_every=1000, progress=False),
+    model=model,
+    loss=SupervisedLoss(model, z_loss=1e-4, tasks=3),
+    tx=optimizers.adamw(schedule, weight_decay=0.1),
+    schedule=schedule,
+    layout=make_layout(model, make_mesh(config, jax.devices()[:devices])),
+    batches=lambda row: (batch_of(rows=8, seed=r % 24) for r in itertools.count(row, 8)),
+    directory=directory,
+  )
+  state = trainer.run().state
+  return [record["loss"] for record in read_metrics(directory)], state
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+  @functools.cache
+  def of(family):
+    return curve(FAMILIES[family], "one device", tmp_path_factory.mktemp("one"))[0]
+
+  return of
+
+
+@pytest.mark.parametrize("mesh", [name for name in MESHES if name != "one device"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_mesh_gives_the_loss_curve_of_one_device(family, mesh, reference, tmp_path):
+  losses, state = curve(FAMILIES[family], mesh, tmp_path)
+  assert len(losses) == 30 and losses[-1] < losses[0]
+  np.testing.assert_allclose(losses, reference(family), rtol=1e-5)
+  share = MESHES[mesh][0].fsdp * MESHES[mesh][0].tensor
+  for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.opt_state)):
+    if leaf.size >= 256 and "relative_bias" not in jax.tree_util.keystr(path):
+      for shard in leaf.addressable_shards:
+        assert shard.data.nbytes * share == leaf.nbytes, jax.tree_util.keystr(path)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("uninterrupted")
+  run_tiny.make_trainer(directory).run()
+  return directory
+
+
+def start(directory, kill_at, how="SIGKILL"):
+  program = Path(run_tiny.__file__)
+  return subprocess.run(
+    [sys.executable, program, str(directory), str(kill_at), how], capture_output=True, text=True
+  )
+
+
+def assert_same_end(directory, uninterrupted):
+  ours, theirs = (checkpoint_table(d / "checkpoints") for d in (directory, uninterrupted))
+  assert [(row["step"], row["digest"]) for row in ours] == [
+    (row["step"], row["digest"]) for row in theirs
+  ]
+  log, whole = read_metrics(directory), read_metrics(uninterrupted)
+  assert [record["rows"] for record in log] == [[8 * k, 8 * k + 8] for k in range(12)]
+  for record, other in zip(log, whole, strict=True):
+    assert {k: v for k, v in record.items() if "second" not in k} == {
+      k: v for k, v in other.items() if "second" not in k
+    }
+
+
+def test_a_run_killed_at_any_step_ends_with_the_same_bits(tmp_path, uninterrupted):
+  first, second = sorted(random.sample(range(12), 2))
+  killed = start(tmp_path, first)
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
+  logged = (tmp_path / "metrics.jsonl").read_text() if first > 1 else ""
+  assert len(logged.splitlines()) <= first
+  killed = start(tmp_path, second)
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
+  finished = start(tmp_path, -1)
+  assert finished.returncode == 0, finished.stderr
+  assert_same_end(tmp_path, uninterrupted)
+
+
+def test_sigterm_saves_and_exits_with_zero_and_the_same_command_goes_on(tmp_path, uninterrupted):
+  stopped = start(tmp_path, 4, "SIGTERM")
+  assert stopped.returncode == 0, stopped.stderr
+  assert "stopped by SIGTERM; step 5 is saved" in stopped.stderr
+  said = []
+  result = run_tiny.make_trainer(tmp_path, say=said.append).run()
+  assert (result.resumed_from, result.terminated) == (5, False)
+  assert "going on from step 5 (row 40)" in said[0]
+  assert checkpoint_table(tmp_path / "checkpoints")[-1] == checkpoint_table(
+    uninterrupted / "checkpoints"
+  )[-1] | {"bytes": checkpoint_table(tmp_path / "checkpoints")[-1]["bytes"]}
+
+
+def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(tmp_path, uninterrupted):
+  run_tiny.make_trainer(tmp_path, config={"steps": 6}).run()
+  largest = max((tmp_path / "checkpoints/6").rglob("*"), key=lambda path: path.stat().st_size)
+  largest.write_bytes(largest.read_bytes()[:10])
+  said = []
+  result = run_tiny.make_trainer(tmp_path, say=said.append).run()
+  assert result.resumed_from == 3
+  assert "6 is damaged" in said[0] and "going on from step 3" in said[1]
+  records = read_metrics(tmp_path)
+  assert [record["rows"][0] for record in records] == [8 * k for k in range(12)]
+
+
+def test_a_finished_run_has_nothing_left_to_do(uninterrupted):
+  said = []
+  before = (uninterrupted / "metrics.jsonl").read_bytes()
+  result = run_tiny.make_trainer(uninterrupted, say=said.append).run()
+  assert (result.resumed_from, int(result.state.step)) == (12, 12)
+  assert "nothing left" in said[-1]
+  assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_checkpoint_tells_the_position_and_what_was_given(uninterrupted):
+  meta = Checkpoints(uninterrupted / "checkpoints").meta()
+  assert {name: meta[name] for name in ("step", "updates", "row")} == {
+    "step": 12,
+    "updates": 12,
+    "row": 96,
+  }
+  assert meta["fingerprints"] == {"store": "abc"} and meta["note"] == "kept"
+
+
+def test_the_log_tells_losses_by_task_and_cluster(uninterrupted):
+  record = read_metrics(uninterrupted)[3]
+  assert set(record["tasks"]) == {"first", "second", "third"}
+  assert set(record["clusters"]) == {"reading", "topic"}
+  assert record["clusters"]["topic"] == record["tasks"]["third"]
+  low, high = sorted((record["tasks"]["first"], record["tasks"]["second"]))
+  assert low < record["clusters"]["reading"] < high
+  assert 0 < record["targets"] < record["tokens"] < record["positions"]
+  assert list((uninterrupted / "tensorboard").iterdir())
+
+
+def test_another_store_is_another_run(uninterrupted):
+  with pytest.raises(CheckpointError, match=r"another store \(abc, not xyz\)"):
+    run_tiny.make_trainer(uninterrupted, fingerprints={"store": "xyz"}).run()
+
+
+def test_another_model_is_told_array_by_array(uninterrupted):
+  with pytest.raises(CheckpointError, match="embed/embedding"):
+    run_tiny.make_trainer(uninterrupted, tx=optax.sgd(0.1)).run()
+  with pytest.raises(CheckpointError, match="ours missing"):
+    run_tiny.make_trainer(uninterrupted, model=FAMILIES["encoder_decoder"]).run()
+
+
+def test_a_step_that_is_not_finite_is_logged_and_the_cursor_goes_on(tmp_path):
+  def batches(start):
+    for row, batch in zip(itertools.count(start, 8), run_tiny.batches(start), strict=False):
+      if row == 8:
+        batch["decoder_loss_weights"] = np.where(batch["decoder_loss_weights"], np.inf, 0).astype(
+          np.float32
+        )
+      yield batch
+
+  run_tiny.make_trainer(tmp_path, batches=batches, config={"steps": 3}).run()
+  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [line["skipped"] for line in lines] == [0, 1, 0]
+  assert [line["updates"] for line in lines] == [1, 1, 2]
+  assert [line["rows"] for line in lines] == [[0, 8], [8, 16], [16, 24]]
+  assert lines[1]["loss"] is None
+  assert Checkpoints(tmp_path / "checkpoints").meta()["updates"] == 2
+
+
+def test_loaded_parameters_are_where_training_starts(tmp_path):
+  model = FAMILIES["decoder"]
+  ours = jax.tree.map(np.asarray, model.init(jax.random.key(5)))
+  before = jax.tree.map(np.copy, ours)
+  trainer = run_tiny.make_trainer(
+    tmp_path,
+    load=lambda layout, key: jax.tree.map(jax.device_put, ours, trainer._shardings.params),
+    tx=optax.sgd(0.0),
+    config={"steps": 2},
+  )
+  assert_trees_equal(trainer.run().state.params, before)
+  assert_trees_equal(ours, before)
+
+
+def test_numbers_that_cannot_be_obeyed_are_refused(tmp_path):
+  with pytest.raises(ConfigError, match="checkpoint_every=0"):
+    TrainerConfig(steps=1, batch_size=8, checkpoint_every=0)
+  with pytest.raises(MeshError, match="multiple of 6"):
+    run_tiny.make_trainer(tmp_path, config={"accumulation": 3})
+
+
+def test_batches_that_end_too_early_are_an_error(tmp_path):
+  with pytest.raises(ConfigError, match="ended after 2 of 12 steps"):
+    run_tiny.make_trainer(
+      tmp_path, batches=lambda row: itertools.islice(run_tiny.batches(row), 2)
+    ).run()
+
+
+def test_a_line_that_a_kill_left_unfinished_is_dropped_on_resuming(tmp_path):
+  lines = [json.dumps({"step": step}) for step in (1, 2, 3)]
+  (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "lo')
+  assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3]
+  RunLog(tmp_path, start=2, total=9, progress=False).close()
+  assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2]
