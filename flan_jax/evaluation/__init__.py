@@ -1,0 +1,34 @@
+"""Zero-shot evaluation: what is scored, how, and what may be said about it afterwards."""
+
+from flan_jax.evaluation.evaluator import Progress, evaluate
+from flan_jax.evaluation.html import write_html
+from flan_jax.evaluation.rank_classification import (
+  CONVENTIONS,
+  OptionScores,
+  RankRequest,
+  score_options,
+)
+from flan_jax.evaluation.report import Report, build_report
+from flan_jax.evaluation.results import Evaluation, ScoredExample, TaskResult, TemplateResult
+from flan_jax.evaluation.table import terminal_table
+from flan_jax.evaluation.tasks import EvaluationTask, PreparedTask, prepare_task
+
+__all__ = [
+  "CONVENTIONS",
+  "Evaluation",
+  "EvaluationTask",
+  "OptionScores",
+  "PreparedTask",
+  "Progress",
+  "RankRequest",
+  "Report",
+  "ScoredExample",
+  "TaskResult",
+  "TemplateResult",
+  "build_report",
+  "evaluate",
+  "prepare_task",
+  "score_options",
+  "terminal_table",
+  "write_html",
+]

@@ -52,7 +52,7 @@ def task_bars(rows: Sequence[Mapping[str, Any]]) -> str:
       axes.plot([row["majority"]] * 2, span, color=_COLOURS["ink"], linewidth=1.2, linestyle=":")
   _task_axis(axes, rows)
   axes.set_xlim(0, 1)
-  axes.set_xlabel("metric of the task, median over templates; dotted: majority label")
+  axes.set_xlabel("median over templates (dotted: majority)")
   return _svg(figure, "Each task before and after tuning, with 95 % intervals")
 
 
@@ -75,7 +75,7 @@ def template_spread(rows: Sequence[Mapping[str, Any]]) -> str:
         axes.plot([low, high], [level, level], color=_COLOURS[colour], linewidth=1.6, zorder=0)
   _task_axis(axes, rows)
   axes.set_xlim(-0.03, 1.03)
-  axes.set_xlabel("each template (ring: unseen in training); line: quartiles")
+  axes.set_xlabel("each template (ring: kept out of training)")
   return _svg(figure, "Each task under each of its templates")
 
 
@@ -92,7 +92,7 @@ def _figure(height: float):
   return figure, axes
 
 
-def _settings() -> dict[str, Any]:
+def _settings() -> Any:
   ink, muted = _COLOURS["ink"], _COLOURS["muted"]
   return {
     "font.size": _FONT_SIZE,

@@ -63,11 +63,12 @@ def _sections(report: Report, title: str, losses: Sequence[tuple[int, float]]) -
   yield _cards(report)
   if report.notes:
     yield "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in report.notes) + "</ul>"
+  rows = sorted(report.tasks, key=lambda row: row["held_out"])
   yield "<h2>Tasks</h2>" + _legend(report)
-  yield _figure(charts.task_bars(report.tasks))
-  yield _table(report)
+  yield _figure(charts.task_bars(rows))
+  yield _table(report, rows)
   yield "<h2>Spread over templates</h2>" + _legend(report)
-  yield _figure(charts.template_spread(report.tasks))
+  yield _figure(charts.template_spread(rows))
   if losses:
     yield "<h2>Training loss</h2>" + _figure(charts.loss_curve(losses))
   yield "<h2>Examples</h2><p>The first drawn example of each task, under its first template.</p>"
@@ -96,31 +97,30 @@ def _cards(report: Report) -> str:
 def _legend(report: Report) -> str:
   keys = ['<span class="key after"></span>after']
   if report.compares:
-    keys.insert(0, '<span class="key before"></span>before, the better of plain and chat')
+    both = " (the better of two formats)" if "baseline" in report.evaluations else ""
+    keys.insert(0, f'<span class="key before"></span>before{both}')
   if any(row["collapsed"] for row in report.tasks):
     keys.append('<span class="key collapsed"></span>collapsed')
   if any(row["held_out"] for row in report.tasks):
     keys.append("* held out of tuning")
-  return '<p class="legend">' + " &nbsp; ".join(keys) + "</p>"
+  return '<p class="legend">' + "".join(f"<span>{key}</span> " for key in keys) + "</p>"
 
 
 def _figure(svg: str) -> str:
   return f"<figure>{svg}</figure>"
 
 
-def _table(report: Report) -> str:
-  heads = ["task", "cluster", "metric", "n"]
+def _table(report: Report, rows: Sequence[Mapping[str, Any]]) -> str:
+  heads = ["task"]
   if report.compares:
     heads += ["before", "after", "change [95 %]", "verdict"]
   else:
     heads += ["value [95 %]", "collapsed"]
-  heads += ["majority", "random", "balanced", "calibrated", "AUC", "top label", "templates"]
+  heads += ["majority", "random", "balanced", "calibrated", "AUC", "top label"]
+  heads += ["metric", "n", "templates", "cluster"]
   lines = []
-  for row in report.tasks:
-    cells = [
-      f"<th>{escape(row['name'])}{' *' if row['held_out'] else ''}</th>",
-      f"<td>{escape(row['cluster'])}</td><td>{escape(row['metric'])}</td><td>{row['n']}</td>",
-    ]
+  for row in rows:
+    cells = [f"<th>{escape(row['name'])}{' *' if row['held_out'] else ''}</th>"]
     if report.compares:
       cells.append(
         f"<td>{row['before']:.3f} <small>{escape(row['baseline_format'])}</small></td>"
@@ -135,7 +135,8 @@ def _table(report: Report) -> str:
     cells.append(f"<td>{_number(row['majority'])}</td><td>{_number(row['random'])}</td>")
     for name in ("balanced_accuracy", "calibrated_accuracy", "auc", "top_label_share"):
       cells.append(f"<td>{_change(row[f'{name}_before'], row[f'{name}_after'])}</td>")
-    cells.append(f"<td>{len(row['templates'])}</td>")
+    cells.append(f"<td>{escape(row['metric'])}</td><td>{row['n']}</td>")
+    cells.append(f"<td>{len(row['templates'])}</td><td>{escape(row['cluster'])}</td>")
     lines.append("<tr>" + "".join(cells) + "</tr>")
   head = "".join(f"<th>{head}</th>" for head in heads)
   return (
@@ -222,6 +223,7 @@ body { margin: 0; background: var(--paper); color: var(--ink);
 main { max-width: 60rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 .lead, small, .legend, dt { color: var(--muted); } .legend { font-size: .85rem; margin: 0; }
+.legend > span { white-space: nowrap; margin-right: 1rem; }
 .cards { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); }
 .card { border: 1px solid var(--grid); border-radius: .5rem; padding: .6rem .8rem;
   font-size: .85rem; color: var(--muted); }

@@ -12,34 +12,33 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
 
 
-def first_maximum(scores: Sequence[float]) -> int:
-  """The option with the highest score; of equals the first, so that a tie is never won by its order
-  of arrival.
-  """
+def first_maximum(scores: ArrayLike) -> int:
+  """The option with the highest score; of equals the first."""
   return int(np.argmax(np.asarray(scores, np.float64)))
 
 
 def chosen_is_gold(options: Sequence[str], chosen: int, golds: Sequence[str]) -> bool:
-  """Whether the chosen option's text is a gold answer's: of two equal options either may be chosen."""
+  """Whether the chosen option says what a gold answer says; of two equal options either is right."""
   return options[chosen] in golds
 
 
-def accuracy(correct: Sequence[bool] | Sequence[float]) -> float:
+def accuracy(correct: ArrayLike) -> float:
   """Share of correct examples, or the mean of what they earned."""
   return float(np.mean(np.asarray(correct, np.float64)))
 
 
 def balanced_accuracy(targets: Sequence[Hashable], predictions: Sequence[Hashable]) -> float:
-  """Mean over the labels that occur among the targets of the share of their examples that is found."""
+  """Recall of each label that occurs among the targets, averaged over these labels."""
   found: dict[Hashable, list[bool]] = collections.defaultdict(list)
   for target, prediction in zip(targets, predictions, strict=True):
     found[target].append(prediction == target)
   return float(np.mean([np.mean(hits) for hits in found.values()]))
 
 
-def binary_auc(positive: Sequence[bool], scores: Sequence[float]) -> float | None:
+def binary_auc(positive: ArrayLike, scores: ArrayLike) -> float | None:
   """Area under the ROC curve: how often a positive example scores above a negative one, a tie
   counting one half.
 

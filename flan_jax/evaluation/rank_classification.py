@@ -147,12 +147,12 @@ class _Unit(NamedTuple):
 
 
 class _Batch(NamedTuple):
-  """Rows of units, to be laid out in `count` rows of `length` tokens; an encoder-decoder's decoder
+  """Rows of units, to be laid out in `row_count` rows of `length` tokens; an encoder-decoder's decoder
   rows have `options` tokens.
   """
 
   rows: list[list[_Unit]]
-  count: int
+  row_count: int
   length: int
   options: int
 
@@ -172,7 +172,7 @@ class _DecoderRows:
     return len(unit.prompt) - 1
 
   def arrays(self, batch: _Batch) -> dict[str, np.ndarray]:
-    shape = batch.count, batch.length
+    shape = batch.row_count, batch.length
     tokens, targets, positions, units, options = (np.zeros(shape, np.int32) for _ in range(5))
     for r, row in enumerate(batch.rows):
       end = number = 0
@@ -214,7 +214,7 @@ class _EncoderDecoderRows:
     return 0
 
   def arrays(self, batch: _Batch) -> dict[str, np.ndarray]:
-    source_shape, shape = (batch.count, batch.length), (batch.count, batch.options)
+    source_shape, shape = (batch.row_count, batch.length), (batch.row_count, batch.options)
     source, source_positions, source_units = (np.zeros(source_shape, np.int32) for _ in range(3))
     tokens, targets, positions, units, options = (np.zeros(shape, np.int32) for _ in range(5))
     for r, row in enumerate(batch.rows):

@@ -21,8 +21,6 @@ from flan_jax.evaluation.results import (
 )
 from flan_jax.evaluation.storage import write_atomically
 
-VERDICTS = ("improved", "flat", "worse", "collapsed")
-
 
 @dataclass(frozen=True)
 class Report:

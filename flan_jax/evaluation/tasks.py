@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,8 @@ from flan_jax.prompting import DatasetSpec, Draw, Rendering, Template, few_shot
 
 RANKED = "accuracy"
 """The metric of a task whose options are ranked."""
+
+_STYLE_ATTEMPTS = 16
 
 
 @dataclass(frozen=True)
@@ -215,8 +217,9 @@ class _Renderer:
         f"{self._spec.name}: {self._task.shots} exemplars were asked for and its training split "
         f"has only {len(chosen)} records of other groups than example {index}."
       )
+    style = self.query(index).style
     return [
-      self._template.render(self._train[i], draw.fork("exemplar", rank))
+      self._exemplar(self._train[i], draw.fork("exemplar", rank), style)
       for rank, i in enumerate(chosen)
     ]
 
@@ -231,6 +234,14 @@ class _Renderer:
       other = self._template.render(relabelled, self._draw(index))
       found[other.options.index(other.golds[0])] = label
     return tuple(found)
+
+  def _exemplar(self, record: Mapping[str, Any], draw: Draw, style: str) -> Rendering:
+    """The options shown as the query shows them, in an order of their own."""
+    for attempt in range(_STYLE_ATTEMPTS):
+      shown = self._template.render(record, draw.fork(attempt))
+      if shown.style == style:
+        break
+    return shown
 
   def _draw(self, index: int) -> Draw:
     return Draw("evaluation", self._task.seed, self._spec.name, self._task.split, index)
@@ -319,16 +330,3 @@ def _check_metrics(spec: DatasetSpec, templates: Sequence[PreparedTemplate]) -> 
       f"{spec.name}: its templates are measured in different ways ({kinds}). Name the templates of "
       "one metric in each evaluation task."
     )
-
-
-def task_summary(task: PreparedTask) -> dict[str, Any]:
-  """What is scored, in a few words: for a line printed before the run."""
-  return {
-    "task": task.task.dataset,
-    "cluster": task.cluster,
-    "split": task.task.split,
-    "examples": len(task.indices),
-    "unfit": len(task.unfit),
-    "templates": [template.name for template in task.templates],
-    "metric": task.templates[0].metric,
-  }

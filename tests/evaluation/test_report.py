@@ -14,10 +14,25 @@ from flan_jax.evaluation.results import Evaluation, ScoredExample, TaskResult, T
 from flan_jax.evaluation.table import terminal_table
 
 NAMES = ("negative", "positive")
-REQUIRED = (
-  "name cluster held_out templates metric n before after delta delta_interval majority auc_before "
-  "auc_after top_label_share_before top_label_share_after baseline_format collapsed"
-).split()
+REQUIRED = [
+  "name",
+  "cluster",
+  "held_out",
+  "templates",
+  "metric",
+  "n",
+  "before",
+  "after",
+  "delta",
+  "delta_interval",
+  "majority",
+  "auc_before",
+  "auc_after",
+  "top_label_share_before",
+  "top_label_share_after",
+  "baseline_format",
+  "collapsed",
+]
 
 
 def example(index: int, gold: int, margin: float, options=("bad", "good")) -> ScoredExample:
