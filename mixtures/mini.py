@@ -8,7 +8,7 @@ from flan_jax.data.mixtures import register_mixture
 
 SENTIMENT = ("rotten_tomatoes", "amazon_snippets", "tweets", "nyt_editorials")
 COMMONSENSE = ("piqa", "commonsense_qa", "openbookqa", "social_iqa")
-SHORT = ("bbc_news", "nq_open", "asdiv", "quartz", "sarcasm", "chatterbot")
+SHORT = ("bbc_news", "nq_open", "asdiv", "quartz", "sarcasm", "chatterbot", "dreaddit")
 LONG = (
   "spam_assassin",
   "boolq",
@@ -17,7 +17,6 @@ LONG = (
   "xsum",
   "paper_titles",
   "pararule",
-  "dreaddit",
 )
 
 register_mixture(
