@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
       getattr(inspect, f"show_{options.command}")(options)
   except FlanJaxError as error:
-    print(f"flan-jax: {error}", file=sys.stderr)
+    # Gin adds to every message through which of its configurables it came.
+    message = str(error).partition("\n  In call to configurable")[0]
+    print(f"flan-jax: {message}", file=sys.stderr)
     return 2
   except BrokenPipeError:  # `flan-jax templates x | head`
     sys.stderr.close()

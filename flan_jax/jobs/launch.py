@@ -48,12 +48,9 @@ def configure(job: str, files: Sequence[str], bindings: Sequence[str]) -> None:
   statements += [s for line in lines for s in _parse(line, COMMAND_LINE)]
   _check(job, statements)
   gin.clear_config()
-  gin.add_config_file_search_path(str(CONFIG_DIRECTORY))
   try:
-    gin.parse_config_files_and_bindings(
-      [str(_find(f)) for f in files], lines, print_includes_and_imports=False
-    )
-  except (ValueError, SyntaxError, OSError) as error:
+    gin.parse_config([_inlined(_find(path)) for path in files] + lines)
+  except (ValueError, SyntaxError) as error:
     raise ConfigError(f"gin refuses this launch: {error}") from error
 
 
@@ -121,6 +118,18 @@ def _find(path: str) -> Path:
   close = nearest(path.removeprefix("gin_configs/"), known)
   hint = f" Did you mean {close[0]!r}?" if close else ""
   raise ConfigError(f"no gin file {path!r}, neither here nor in {CONFIG_DIRECTORY}.{hint}")
+
+
+_INCLUDE = re.compile(r"""^include\s+(["'])(?P<path>[^"']+)\1\s*(#.*)?$""", re.MULTILINE)
+
+
+def _inlined(path: Path) -> str:
+  """A file's text with the files that it includes in their places.
+
+  Gin's own search for them would log every folder in which it does not find one.
+  """
+  text = path.read_text(encoding="utf-8")
+  return _INCLUDE.sub(lambda match: _inlined(_find(match["path"])), text)
 
 
 def _read_file(path: Path) -> Iterator[_Statement]:

@@ -62,7 +62,7 @@ def write_report(
     after, before.get("plain"), before.get("chat"), notes=notes, environment=facts
   )
   report.write(directory)
-  write_html(report, directory)
+  write_html(report, directory / "report.html", run_dir=directory)
   print(terminal_table(report))
   seconds = ", ".join(f"{phase} {taken:.0f} s" for phase, taken in facts["seconds"].items())
   print(f"{seconds}; peak memory {facts['peak_memory_gb']:.1f} GB")
