@@ -9,7 +9,6 @@ from flan_jax.evaluation import charts
 from flan_jax.evaluation.report import Report
 from flan_jax.evaluation.results import ScoredExample
 from flan_jax.evaluation.storage import write_atomically
-from flan_jax.training.logging import read_metrics
 
 _SHOWN_EXAMPLES = 8
 _SHOWN_OPTIONS = 8
