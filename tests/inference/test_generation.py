@@ -1,0 +1,82 @@
+"""Generation against decoding without a cache, and the hook into it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from flan_jax.errors import ConfigError
+from flan_jax.inference import generate, greedy
+from flan_jax.models import DecoderConfig, EncoderDecoderConfig, build_model
+
+DECODER = DecoderConfig(40, 16, 2, 4, 2, 8, 32)
+T5 = EncoderDecoderConfig(40, 16, 4, 8, 2, 2, 32)
+# One longer than the shortest width, so that two widths are in play.
+PROMPTS = [[5, 9, 2], [7] * 40, [3], [11, 30, 8, 21, 4]]
+
+
+@pytest.fixture(scope="module", params=[DECODER, T5], ids=["decoder", "t5"])
+def trained(request):
+  model = build_model(request.param)
+  params = jax.jit(model.init)(jax.random.key(3))
+  return model, jax.tree.map(lambda x: x * 6.0 if x.ndim > 1 else x, params)
+
+
+def without_cache(model, params, prompt: list[int], steps: int, start_id: int = 0) -> list[int]:
+  """Greedy decoding that reads everything again for every token."""
+  answer: list[int] = []
+  for _ in range(steps):
+    seen = [*prompt, *answer] if model.layout == "decoder" else [start_id, *answer]
+    padded = jnp.array([seen + [0] * (64 - len(seen))])
+    logits = all_logits(model, params, padded, jnp.array([prompt]))
+    answer.append(int(logits[0, len(seen) - 1].argmax()))
+  return answer
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def all_logits(model, params, tokens, source):
+  return model.logits(params, {"decoder_input_tokens": tokens, "encoder_input_tokens": source})
+
+
+def test_the_cache_changes_no_token(trained):
+  model, params = trained
+  answers = generate(model, params, PROMPTS, 6, eos_ids=(), batch_size=2)
+  assert answers == [without_cache(model, params, prompt, 6) for prompt in PROMPTS]
+  assert len({tuple(answer) for answer in answers}) > 1
+
+
+def test_a_row_stops_before_an_end_token_and_the_others_go_on(trained):
+  model, params = trained
+  free = generate(model, params, PROMPTS, 6, eos_ids=())
+  end = free[0][2]
+  stopped = generate(model, params, PROMPTS, 6, eos_ids=(39, end))
+  for answer, full in zip(stopped, free, strict=True):
+    kept = [i for i, token in enumerate(full) if token in (39, end)]
+    assert answer == full[: kept[0] if kept else None]
+
+
+def test_a_hook_sees_the_logits_forces_a_token_and_stops_a_row(trained):
+  model, params = trained
+  best = greedy(())
+
+  def choose(logits, state):
+    token, _ = best(logits, state)
+    token = jnp.where(state.step == 1, 17, token)
+    row = jnp.arange(logits.shape[0])
+    return token, (row == 0) & (state.step == 3)
+
+  free = generate(model, params, PROMPTS[:1] * 2, 5, eos_ids=())
+  held = generate(model, params, PROMPTS[:1] * 2, 5, eos_ids=(), choose=choose)
+  assert held[0] == held[1][:3] and len(held[1]) == 5
+  assert held[1][0] == free[1][0] and held[1][1] == 17
+  if model.layout == "decoder":
+    assert held[1][2:] == without_cache(model, params, [*PROMPTS[0], free[1][0], 17], 3)
+
+
+def test_an_empty_prompt_is_refused_by_number():
+  model = build_model(DECODER)
+  with pytest.raises(ConfigError, match="prompt 1 is empty"):
+    generate(model, {}, [[1], []], 4, eos_ids=(2,))
+  with pytest.raises(ConfigError, match="max_new_tokens=0"):
+    generate(model, {}, [[1]], 0, eos_ids=(2,))
