@@ -20,8 +20,8 @@ class SentencePieceVocabulary(Vocabulary):
 
   Args:
     path: the model file (`spiece.model`, `tokenizer.model`).
-    extra_ids: sentinels added after the model's own pieces, written `<extra_id_0>` ... in texts;
-      the first one gets the last id, as T5 numbers them.
+    extra_ids: sentinels added after the model's own pieces, written `<extra_id_0>` ... at the
+      beginning of words; the first one gets the last id, as T5 numbers them.
     control_tokens: control pieces that a text may spell out, such as ("<s>", "</s>") for a chat
       template that writes them. Others stay ordinary text, as SentencePiece has it.
     chat_template: the Jinja text of the model that this vocabulary belongs to.
@@ -129,13 +129,15 @@ def _processor(path: str | Path, model: bytes) -> SentencePieceProcessor:
 def _sentinel_pieces(count: int) -> bytes:
   """`count` more user-defined pieces, to be put behind a serialised model.
 
+  As in SeqIO a sentinel is a piece that begins a word: the space before it is a part of it.
+
   Protocol buffers that are written one after the other read as one, with repeated fields joined:
   a model is extended without the protobuf package. In ModelProto, field 1 is a piece; in a piece,
   field 1 is the text, 2 the score (a 32-bit float), 3 the type.
   """
   added = b""
   for index in reversed(range(count)):
-    text = f"<extra_id_{index}>".encode()
+    text = f"▁<extra_id_{index}>".encode()
     piece = b"\x0a" + bytes([len(text)]) + text + b"\x15" + struct.pack("<f", 0.0)
     piece += b"\x18" + bytes([_USER_DEFINED])
     added += b"\x0a" + bytes([len(piece)]) + piece
