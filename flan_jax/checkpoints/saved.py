@@ -7,15 +7,13 @@
   120/meta/metadata    JSON: step, row cursor, fingerprints, whatever the run wants to find again
     160/...
 
-A step is complete or invisible: it is written under a temporary name, in the background, and renamed. Arrays are stored
-by name, so they can be restored on any mesh, and the parameters without the optimizer.
+A step is complete or invisible: it is written under a temporary name, in the background, and
+renamed. Arrays are stored by name, so they can be restored on any mesh, and the parameters without
+the optimizer.
 """
 
 import contextlib
 import errno
-import hashlib
-import json
-import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -23,19 +21,26 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from flan_jax.checkpoints.saved_arrays import (
+  META,
+  State,
+  check_sizes,
+  compare,
+  digest_of,
+  named,
+  nested,
+  quiet,
+  read_meta,
+  read_part,
+  write_sizes,
+)
 from flan_jax.errors import CheckpointError, StorageError
 
 PyTree = Any
-State = Mapping[str, PyTree]
-
-_META = "meta"
-_SIZES = "sizes.json"
-_READ_AT_ONCE = 256 * 2**20  # bytes of arrays that a digest holds in memory
 
 
 class Checkpoints:
@@ -77,10 +82,11 @@ class Checkpoints:
       meta: plain JSON values.
 
     Raises:
-      StorageError: the disk refused this checkpoint or the one before it. Earlier ones are untouched.
+      StorageError: the disk refused this checkpoint or the one before it. Earlier ones are
+      untouched.
     """
-    parts = {part: ocp.args.PyTreeSave(_nested(_named(tree))) for part, tree in state.items()}
-    arguments = ocp.args.Composite(**parts, **{_META: ocp.args.JsonSave(dict(meta))})
+    parts = {part: ocp.args.PyTreeSave(nested(named(tree))) for part, tree in state.items()}
+    arguments = ocp.args.Composite(**parts, **{META: ocp.args.JsonSave(dict(meta))})
     with self._storage_errors():
       writer = self._writer()
       writer.wait_until_finished()
@@ -108,7 +114,7 @@ class Checkpoints:
       self.wait()
     finally:
       manager, self._manager = self._manager, None
-      with contextlib.suppress(Exception), _quiet():
+      with contextlib.suppress(Exception), quiet():
         manager.close()
 
   def steps(self) -> list[int]:
@@ -119,12 +125,14 @@ class Checkpoints:
     """The state and meta of a checkpoint.
 
     Args:
-      abstract: `jax.ShapeDtypeStruct`s with shardings (or arrays), in trees like those saved. Parts left out are not
-        read: give only {"params": ...} for the parameters alone.
-      step: None: the latest. A torn one is said, put aside as `torn-<step>`, and the one before it taken.
+      abstract: `jax.ShapeDtypeStruct`s with shardings (or arrays), in trees like those saved. Parts
+        left out are not read: give only {"params": ...} for the parameters alone.
+      step: None: the latest. A torn one is said, put aside as `torn-<step>`, and the one before it
+        taken.
 
     Raises:
-      CheckpointError: there is none, all are torn, or it is of another shape; names every array that differs.
+      CheckpointError: there is none, all are torn, or it is of another shape; names every array
+      that differs.
     """
     self.wait()
     steps = self.steps()
@@ -157,7 +165,7 @@ class Checkpoints:
     steps = self.steps()
     if not steps or (step is not None and step not in steps):
       raise CheckpointError(f"{self.directory} has no checkpoint of step {step}; it has {steps}")
-    return _read_meta(self.directory / str(steps[-1] if step is None else step))
+    return read_meta(self.directory / str(steps[-1] if step is None else step))
 
   def digest(self, step: int) -> str:
     """sha256 over names, dtypes, shapes and bytes of every array: equal digests, equal states.
@@ -189,14 +197,14 @@ class Checkpoints:
     """Orbax calls this when every file is written under the temporary name."""
     if jax.process_index() == 0:
       for folder in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
-        _write_sizes(folder)
+        write_sizes(folder)
 
   def _read(self, abstract: State, step: int) -> tuple[dict[str, PyTree], dict]:
     folder = self.directory / str(step)
-    _check_sizes(folder)
-    _compare(folder, abstract)
-    state = {part: _read_part(folder / part, tree) for part, tree in abstract.items()}
-    return state, _read_meta(folder)
+    check_sizes(folder)
+    compare(folder, abstract)
+    state = {part: read_part(folder / part, tree) for part, tree in abstract.items()}
+    return state, read_meta(folder)
 
   def _put_aside(self, step: int) -> None:
     """Out of the way of the run, which will save this step again."""
@@ -211,7 +219,7 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _storage_errors(self) -> Iterator[None]:
-    """Turns what a full disk makes of Orbax into a StorageError, and removes what was half written."""
+    """Turns a full disk into a StorageError, and removes what was half written."""
     try:
       yield
     except Exception as error:
@@ -220,7 +228,7 @@ class Checkpoints:
         raise
       manager, self._manager = self._manager, None
       if manager is not None:
-        with contextlib.suppress(Exception), _quiet():
+        with contextlib.suppress(Exception), quiet():
           manager.close()
       if jax.process_index() == 0:
         for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
@@ -232,7 +240,9 @@ class Checkpoints:
 
 
 def checkpoint_table(directory: str | Path) -> list[dict[str, Any]]:
-  """For every complete checkpoint of a run: step, updates, row, digest, bytes; and `damaged`, a reason or None.
+  """What the complete checkpoints of a run hold: step, updates, row, bytes, digest, damaged.
+
+  `damaged` is a reason or None.
 
   Raises:
     CheckpointError: there is no such directory, or no checkpoint in it.
@@ -247,32 +257,12 @@ def checkpoint_table(directory: str | Path) -> list[dict[str, Any]]:
     row["bytes"] = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     row["digest"], row["damaged"] = _try_digest(folder)
     if row["damaged"] is None:
-      meta = _read_meta(folder)
+      meta = read_meta(folder)
       row |= {"updates": meta.get("updates"), "row": meta.get("row")}
     rows.append(row)
   if not rows:
     raise CheckpointError(f"{directory} holds no complete checkpoint")
   return rows
-
-
-def _named(tree: PyTree) -> dict[str, Any]:
-  """The leaves of a tree by path, such as "layers/mlp/up/kernel" or "1/mu/embed/embedding"."""
-  named = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    keys = (str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
-    named["/".join(key.replace("/", "|") for key in keys)] = leaf
-  return named
-
-
-def _nested(named: Mapping[str, Any]) -> dict[str, Any]:
-  nested: dict[str, Any] = {}
-  for name, leaf in named.items():
-    *above, last = name.split("/")
-    folder = nested
-    for key in above:
-      folder = folder.setdefault(key, {})
-    folder[last] = leaf
-  return nested
 
 
 def _steps(directory: Path) -> list[int]:
@@ -281,131 +271,17 @@ def _steps(directory: Path) -> list[int]:
   options = ocp.CheckpointManagerOptions(
     read_only=True, save_interval_steps=0, create=False, lightweight_initialize=True
   )
-  with _quiet(), ocp.CheckpointManager(directory, options=options) as manager:
+  with quiet(), ocp.CheckpointManager(directory, options=options) as manager:
     return sorted(manager.all_steps())
-
-
-def _saved(folder: Path) -> dict[str, Any]:
-  """Shape and dtype of every array in a part of a checkpoint, by name."""
-  with _reader() as reader:
-    return _named(reader.metadata(folder).item_metadata.tree)
-
-
-def _compare(folder: Path, abstract: State) -> None:
-  """Raises CheckpointError with every array that is not as the run wants it."""
-  differences = []
-  for part, tree in abstract.items():
-    if not (folder / part).is_dir():
-      raise CheckpointError(f"checkpoint {folder} has no part {part!r}")
-    ours, theirs = _named(tree), _saved(folder / part)
-    for name in sorted(ours.keys() | theirs.keys()):
-      wanted, found = _signature(ours.get(name)), _signature(theirs.get(name))
-      if wanted != found:
-        differences.append(f"  {part}/{name}: ours {wanted}, the checkpoint's {found}")
-  if differences:
-    raise CheckpointError(
-      f"checkpoint {folder} is of another model or optimizer; {len(differences)} arrays differ:\n"
-      + "\n".join(differences)
-    )
-
-
-def _signature(leaf: Any) -> str:
-  if leaf is None:
-    return "missing"
-  return f"{np.dtype(leaf.dtype).name}[{', '.join(map(str, leaf.shape))}]"
-
-
-def _read_part(folder: Path, abstract: PyTree) -> PyTree:
-  """Arrays laid out as `abstract` says, in its structure."""
-  targets = _named(abstract)
-  arguments = {
-    name: ocp.ArrayRestoreArgs(
-      sharding=getattr(leaf, "sharding", None), global_shape=leaf.shape, dtype=leaf.dtype
-    )
-    if getattr(leaf, "sharding", None) is not None
-    else ocp.RestoreArgs(restore_type=np.ndarray)
-    for name, leaf in targets.items()
-  }
-  with _reader() as reader:
-    restored = reader.restore(
-      folder, args=ocp.args.PyTreeRestore(_nested(targets), restore_args=_nested(arguments))
-    )
-  found = _named(restored)
-  return jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in targets])
-
-
-def _read_meta(folder: Path) -> dict:
-  with _quiet(), contextlib.closing(ocp.Checkpointer(ocp.JsonCheckpointHandler())) as reader:
-    return reader.restore(folder / _META, args=ocp.args.JsonRestore())
-
-
-def _digest(folder: Path) -> str:
-  parts = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name != _META)
-  digest = hashlib.sha256()
-  for part in parts:
-    for name, array in _arrays(folder / part):
-      digest.update(f"{part}/{name} {_signature(array)}\n".encode())
-      digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
-  return digest.hexdigest()
-
-
-def _arrays(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-  """Every array of a part on the host, by name in order, some at a time."""
-  waiting: dict[str, Any] = {}
-  size = 0
-  saved = sorted(_saved(folder).items())
-  for position, (name, leaf) in enumerate(saved):
-    waiting[name] = leaf
-    size += int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
-    if size < _READ_AT_ONCE and position + 1 < len(saved):
-      continue
-    arguments = dict.fromkeys(waiting, ocp.RestoreArgs(restore_type=np.ndarray))
-    with _reader() as reader:
-      read = _named(
-        reader.restore(
-          folder,
-          args=ocp.args.PyTreeRestore(
-            _nested(waiting), restore_args=_nested(arguments), partial_restore=True
-          ),
-        )
-      )
-    yield from sorted(read.items())
-    waiting, size = {}, 0
 
 
 def _try_digest(folder: Path) -> tuple[str | None, str | None]:
   """The digest, or why the checkpoint cannot be read."""
   try:
-    _check_sizes(folder)
-    return _digest(folder), None
+    check_sizes(folder)
+    return digest_of(folder), None
   except Exception as error:
     return None, _first_line(error)
-
-
-def _write_sizes(folder: Path) -> None:
-  """Notes what a whole checkpoint consists of, so that a torn one is told before anything is read from it."""
-  sizes = {
-    str(file.relative_to(folder)): file.stat().st_size
-    # Files beside the parts are Orbax's own marks, which it writes again when it renames.
-    for file in sorted(folder.glob("*/**/*"))
-    if file.is_file()
-  }
-  (folder / _SIZES).write_text(json.dumps(sizes, indent=1))
-
-
-def _check_sizes(folder: Path) -> None:
-  """Raises ValueError where a file is missing or has another size than when it was written."""
-  for name, size in json.loads((folder / _SIZES).read_text()).items():
-    file = folder / name
-    found = file.stat().st_size if file.is_file() else None
-    if found != size:
-      raise ValueError(f"{name} has {found} bytes, not {size}" if file.is_file() else f"no {name}")
-
-
-@contextlib.contextmanager
-def _reader() -> Iterator[ocp.Checkpointer]:
-  with _quiet(), contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
-    yield reader
 
 
 def _refusal(error: BaseException | None) -> str | None:
@@ -424,15 +300,3 @@ def _refusal(error: BaseException | None) -> str | None:
 def _first_line(error: BaseException) -> str:
   lines = str(error).strip().splitlines()
   return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Orbax warns of options that reading implies, and of metadata that parts do not have."""
-  logger = logging.getLogger("absl")
-  level = logger.level
-  logger.setLevel(logging.ERROR)
-  try:
-    yield
-  finally:
-    logger.setLevel(level)

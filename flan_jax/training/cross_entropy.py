@@ -1,15 +1,16 @@
 """Log-probabilities of given tokens, with no array as large as the logits in either direction.
 
-The logits of B x T tokens over V words are the largest array of a training step, and most of them are not asked for:
-in instruction tuning nine tokens of ten are inputs, which carry no loss. So:
+The logits of B x T tokens over V words are the largest array of a training step, and most of them
+are not asked for: in instruction tuning nine tokens of ten are inputs, which carry no loss. So:
 
   1. each device sorts its own tokens: those that are asked for come first;
-  2. a loop over blocks of `token_block` tokens ends after the last block that holds one (its trip count is a value,
-     not a shape: a batch of short answers costs less, and no batch overflows a budget);
+  2. a loop over blocks of `token_block` tokens ends after the last block that holds one (its trip
+     count is a value, not a shape: short answers cost less, and no batch overflows a budget);
   3. within it, a loop over blocks of `vocabulary_block` words keeps a running log-sum-exp;
   4. the backward pass runs the same two loops and computes the logits of each block again.
 
-On a mesh no token leaves its device for this, and each block of the unembedding is gathered once a block of tokens.
+On a mesh no token leaves its device for this, and each block of the unembedding is gathered once a
+block of tokens.
 """
 
 import functools
@@ -50,7 +51,8 @@ def token_scores(
 ) -> TokenScores:
   """Scores of `targets` under softmax(hidden @ unembedding), exact in value and gradient.
 
-  Products are computed in the dtype of `hidden` and accumulated in float32; everything after them is float32.
+  Products are computed in the dtype of `hidden` and accumulated in float32; everything after them
+  is float32.
 
   Args:
     asked: which tokens to score; the others get zeros and give no gradient. None: all.
@@ -60,7 +62,7 @@ def token_scores(
   grouping = _Grouping.of(targets.shape, token_block)
   hidden, targets = grouping.split(hidden), grouping.split(targets)
   if asked is None:
-    asked = jnp.ones(targets.shape[:2] + (grouping.tokens,), bool)
+    asked = jnp.ones((*targets.shape[:2], grouping.tokens), bool)
   else:
     asked = grouping.split(asked)
   hidden, targets, asked = grouping.pad(hidden), grouping.pad(targets), grouping.pad(asked)
@@ -81,7 +83,7 @@ def token_scores(
 
 
 class _Grouping(NamedTuple):
-  """How [B, T] tokens become [R, S, N] on R batch shards and S sequence shards, N = blocks * block."""
+  """How [B, T] tokens become [R, S, N]: R batch shards, S sequence shards, N = blocks * block."""
 
   batch: int
   length: int
@@ -129,12 +131,12 @@ class _Grouping(NamedTuple):
 
 
 class _WordBlocks(NamedTuple):
-  """A vocabulary cut into `count` blocks of `size` words on each of `shards` devices."""
+  """A vocabulary cut into `blocks` of `size` words on each of `shards` devices, which hold `held`."""
 
   shards: int
   held: int
   size: int
-  count: int
+  blocks: int
 
   def take(self, unembedding: jax.Array, block: jax.Array, dtype: Any) -> jax.Array:
     """[D, shards, held] -> [D, shards, size]."""
@@ -142,7 +144,8 @@ class _WordBlocks(NamedTuple):
     return _constrain(words.astype(dtype), None, "vocab")
 
   def start(self, block: jax.Array) -> jax.Array:
-    # The last block reaches back over the one before it, where the size does not divide; `fresh` hides that part.
+    # The last block reaches back over the one before it, where the size does not divide; `fresh`
+    # hides that part.
     return jnp.minimum(block * self.size, self.held - self.size)
 
   def words(
@@ -194,7 +197,7 @@ def _forward(hidden, unembedding, targets, trips, words):
 
     zero = jnp.zeros(target.shape, jnp.float32)
     start = (jnp.full(target.shape, -jnp.inf, jnp.float32), zero, zero, zero)
-    top, total, at_target, everything = _each(words.count, score_words, start)
+    top, total, at_target, everything = _each(words.blocks, score_words, start)
     log_z = top + jnp.log(total)
     mean = everything / np.float32(words.shards * words.held)
     found = (at_target - log_z, log_z, mean - log_z)
@@ -209,7 +212,10 @@ def _forward(hidden, unembedding, targets, trips, words):
 
 
 def _backward(words, residuals, cotangents):
-  """d logprob = [word is target] - p, d log_normaliser = p, d mean_logprob = 1/V - p, with p the softmax."""
+  """Pulls the scores' cotangents back through the softmax p of each token's logits.
+
+  d logprob = [word is target] - p, d log_normaliser = p, d mean_logprob = 1/V - p.
+  """
   hidden, unembedding, targets, trips, log_z = residuals
   table = unembedding.reshape(-1, words.shards, words.held)
 
@@ -233,7 +239,7 @@ def _backward(words, residuals, cotangents):
       new = _constrain(old + d_columns, "embed", "vocab")
       return d_x, jax.lax.dynamic_update_slice_in_dim(d_table, new, words.start(j), axis=2)
 
-    d_x, d_table = _each(words.count, pull_words, (jnp.zeros(x.shape, jnp.float32), d_table))
+    d_x, d_table = _each(words.blocks, pull_words, (jnp.zeros(x.shape, jnp.float32), d_table))
     d_x = jax.lax.dynamic_update_index_in_dim(d_hidden, d_x.astype(hidden.dtype), i, 2)
     return _constrain(d_x, "batch", "length"), d_table
 

@@ -19,8 +19,9 @@ METRICS = "metrics.jsonl"
 class RunLog:
   """The log of one run, continued where a checkpoint stands.
 
-  `metrics.jsonl` has one line a step. What earlier attempts logged after the checkpoint is taken out, since those rows
-  are consumed again: the steps of the log are consecutive, and so are the row ranges. TensorBoard is told the same.
+  `metrics.jsonl` has one line a step. What earlier attempts logged after the checkpoint is taken
+  out, since those rows are consumed again: the steps of the log are consecutive, and so are the row
+  ranges. TensorBoard is told the same.
 
   Args:
     directory: of the run.
@@ -46,7 +47,7 @@ class RunLog:
     self.close()
 
   def write(self, record: Mapping[str, Any]) -> None:
-    """Logs one step. Plain JSON values; nested numbers become TensorBoard scalars named by their path.
+    """Logs one step: plain JSON values. Nested numbers become TensorBoard scalars, named by path.
 
     Raises:
       StorageError: the disk refused it.
@@ -71,7 +72,7 @@ class RunLog:
 
 
 def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
-  """The lines of a run's metrics.jsonl. A last line that a killed process left unfinished is passed over."""
+  """The lines of a run's metrics.jsonl, without a last one that a kill left unfinished."""
   path = Path(directory) / METRICS
   return list(_records(path)) if path.is_file() else []
 

@@ -1,12 +1,13 @@
 """Losses as sums and weights, so that any split of a batch gives the same gradient.
 
-A loss answers two questions. `weights(batch)`: what each of its terms will be divided by, asked once of the whole global
-batch. `sums(params, batch, key, frozen)`: the undivided sum of each term over the rows given, asked of every
-microbatch. The training step minimises
+A loss answers two questions. `weights(batch)`: what each of its terms will be divided by, asked
+once of the whole global batch. `sums(params, batch, key, frozen)`: the undivided sum of each term
+over the rows given, asked of every microbatch. The training step minimises
 
-  sum over terms of  coefficient * (sum over microbatches of the term's sum) / (weight of the whole batch)
+  sum over terms of  coefficient * (sum over microbatches of its sum) / (weight of the whole batch)
 
-A mean of microbatch means would be another number wherever the microbatches carry different numbers of targets.
+A mean of microbatch means would be another number wherever the microbatches carry different numbers
+of targets.
 """
 
 import dataclasses
@@ -55,7 +56,7 @@ class Loss(Protocol):
   """What a training step asks for. The batch is any tree of arrays with the rows first."""
 
   def weights(self, batch: Any) -> Mapping[str, Float[Array, ""]]:
-    """The divisor of each term over all these rows. Additive over rows, and no function of parameters."""
+    """The divisor of each term over these rows. Additive over rows; no function of parameters."""
     ...
 
   def sums(
@@ -66,7 +67,8 @@ class Loss(Protocol):
     Args:
       params: what is trained, heads and adapters included.
       key: for dropout and sampling. None: neither.
-      frozen: parameters that are read and not trained (a reference policy, the base under an adapter).
+      frozen: parameters that are read and not trained (a reference policy, the base under an
+        adapter).
     """
     ...
 
@@ -83,9 +85,10 @@ class ScoredModel(Protocol):
 class SupervisedLoss:
   """Cross-entropy of `decoder_target_tokens`, weighted per token by `decoder_loss_weights`.
 
-  Terms: "cross_entropy", and "z_loss" (squared log-normaliser; PaLM, arXiv 2204.02311, section 5) where it counts.
-  Tallies: "tokens" and "targets" (tokens that are no padding, tokens with a weight), and, with `tasks`, "task_loss" and
-  "task_weight" [tasks], weighted cross-entropy and weight by `task_ids`.
+  Terms: "cross_entropy", and "z_loss" (squared log-normaliser; PaLM, arXiv 2204.02311, section 5)
+  where it counts. Tallies: "tokens" and "targets" (tokens that are no padding, tokens with a
+  weight), and, with `tasks`, "task_loss" and "task_weight" [tasks], weighted cross-entropy and
+  weight by `task_ids`.
 
   Args:
     z_loss: coefficient of the z-loss term.
@@ -161,7 +164,9 @@ def token_logprobs(
   token_block: int = 512,
   vocabulary_block: int = 8192,
 ) -> Float[Array, "B T"]:
-  """log p of each of `decoder_target_tokens`, differentiable, by the very computation that `SupervisedLoss` trains.
+  """log p of each of `decoder_target_tokens`, by the very computation that `SupervisedLoss` trains.
+
+  Differentiable.
 
   Args:
     key: for dropout; None: none.

@@ -1,10 +1,12 @@
 """AdamW and Adafactor on parameters whose layers are stacked.
 
-Both apply to the gradient, in this order: clipping of the norm over all parameters, the optimizer's own rescaling,
-decoupled weight decay (so that decay is scaled by the rate and never enters a moment), the learning rate.
+Both apply to the gradient, in this order: clipping of the norm over all parameters, the optimizer's
+own rescaling, decoupled weight decay (so that decay is scaled by the rate and never enters a
+moment), the learning rate.
 
-Kernels of scanned layers are stacked into [layers, in, out]. A statistic of one matrix (Adafactor's row and column
-factors, its clipping, its parameter scale) must not mix layers: `per_layer` computes it for each layer apart.
+Kernels of scanned layers are stacked into [layers, in, out]. A statistic of one matrix (Adafactor's
+row and column factors, its clipping, its parameter scale) must not mix layers: `per_layer` computes
+it for each layer apart.
 """
 
 import fnmatch
@@ -36,11 +38,13 @@ def adamw(
   """AdamW (Loshchilov and Hutter, arXiv 1711.05101): clip, Adam, decay, rate.
 
   Args:
-    decay: patterns of the parameters that decay, such as "*kernel" or "decoder/layers/*"; `*` also crosses slashes.
+    decay: patterns of the parameters that decay, such as "*kernel" or "decoder/layers/*"; `*` also
+      crosses slashes.
     clip_norm: largest norm of the whole gradient; None: no clipping.
 
   Raises:
-    ConfigError: a number is out of range, or, once the parameters are seen, a pattern matches none of them.
+    ConfigError: a number is out of range, or, once the parameters are seen, a pattern matches none
+    of them.
   """
   _check_range("b1", b1, 0, 1)
   _check_range("b2", b2, 0, 1)
@@ -99,7 +103,7 @@ def adafactor(
 
 
 class PerLayerState(NamedTuple):
-  """The states of `per_layer`: one for all that is not stacked, one (with a leading axis) for every stack.
+  """The states of `per_layer`: one for what is not stacked, one with a leading axis for every stack.
 
   Args:
     groups: by the path of the stack, such as "encoder/layers"; "" for the rest.
@@ -111,7 +115,8 @@ class PerLayerState(NamedTuple):
 def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
   """Applies `tx` to each layer of a stack as if the layers were separate parameters.
 
-  Everything under a key named "layers" has its layers on the leading axis. Parameters are plain nested dicts.
+  Everything under a key named "layers" has its layers on the leading axis. Parameters are plain
+  nested dicts.
   """
 
   def init(params: PyTree) -> PerLayerState:

@@ -1,13 +1,14 @@
-"""Who holds what: the device mesh, logical axis rules, and shardings of parameters, optimizer states and batches.
+"""Who holds what: the mesh, axis rules, and shardings of parameters, optimizer states, batches.
 
 Models name the axes of their arrays; rules, which are data, map those names to mesh axes:
 
-  batch, length         --> (data, fsdp), sequence    a token lives on one coordinate of these three
-  embed                 --> fsdp                      parameters are split, and gathered where they are used
+  batch, length         --> (data, fsdp), sequence    a token lives on one coordinate of these
+  embed                 --> fsdp                      parameters are gathered where they are used
   vocab, heads, kv, mlp --> tensor
 
-A rule may have an alternative: a second rule for the same name. The alternative is taken where the first one's mesh
-axes do not divide a dimension, and the layout says so. Without an alternative that is an error.
+A rule may have an alternative: a second rule for the same name. The alternative is taken where the
+first one's mesh axes do not divide a dimension, and the layout says so. Without an alternative that
+is an error.
 """
 
 import contextlib
@@ -155,9 +156,9 @@ def param_shardings(model: ShardedModel, layout: Layout) -> PyTree:
 def state_shardings(tx: optax.GradientTransformation, params: PyTree, shardings: PyTree) -> PyTree:
   """The sharding of every array in the state of an optimizer, whatever its structure.
 
-  A state array belongs to the parameter whose path its own path ends with. It is laid out as the parameter; where it
-  has fewer dimensions (Adafactor's factors), as those dimensions of the parameter that it kept. Everything else
-  (counts, rates) is held by every device.
+  A state array belongs to the parameter whose path its own path ends with. It is laid out as the
+  parameter; where it has fewer dimensions (Adafactor's factors), as those dimensions of the
+  parameter that it kept. Everything else (counts, rates) is held by every device.
 
   Args:
     params: arrays or shapes, a tree like `shardings`.
@@ -188,10 +189,10 @@ def state_shardings(tx: optax.GradientTransformation, params: PyTree, shardings:
 
 
 def batch_shardings(batch: Mapping[str, Any], layout: Layout) -> PyTree:
-  """Rows over the batch axes; the second dimension of each array over the sequence where it divides."""
+  """Rows over the batch axes; the second dimension over the sequence where it divides."""
 
   def place(leaf: Any) -> NamedSharding:
-    names: list[str | None] = ["batch", "length"][: leaf.ndim]
+    names: list[str | None] = [*("batch", "length")[: leaf.ndim]]
     if leaf.ndim > 1 and leaf.shape[1] % layout.shards("length"):
       names[1] = None
     return layout.sharding(*names)
@@ -223,7 +224,7 @@ def check_batch(batch_size: int, accumulation: int, layout: Layout) -> None:
 
 
 def current_shards(name: str) -> int:
-  """Into how many pieces the mesh and rules in force, if any, cut a dimension of this logical name."""
+  """Into how many pieces the mesh and rules in force, if any, cut this logical dimension."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return 1
@@ -269,8 +270,8 @@ def _dimension_sizes(model: ShardedModel) -> dict[str, dict[int, str]]:
 def _settle(
   name: str, choices: Sequence[Any], sizes: Mapping[int, str], mesh: Mesh
 ) -> tuple[Any, list[str]]:
-  """The first of a name's rules that divides all its dimensions, and what to say about the others."""
-  report = []
+  """The first of a name's rules that divides all its dimensions, and what to say of the others."""
+  report: list[str] = []
   for position, axes in enumerate(choices):
     extent = _extent(axes, mesh)
     uneven = {size: array for size, array in sizes.items() if size % extent}
@@ -292,7 +293,8 @@ def _kept_dimensions(
 ) -> tuple[int, ...] | None:
   """Which dimensions of a parameter a statistic kept, or None if it is not made of them.
 
-  A square matrix leaves a choice: Adafactor's column statistic keeps the last dimension, its row statistic the first.
+  A square matrix leaves a choice: Adafactor's column statistic keeps the last dimension, its row
+  statistic the first.
   """
   found: list[tuple[int, ...]] = []
 

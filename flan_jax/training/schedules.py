@@ -1,9 +1,10 @@
 """Learning rates: a linear warmup, then constant, linear or cosine decay.
 
-A schedule maps the number of optimizer updates already made to the rate of the next one, so update n (counted from 1)
-uses `schedule(n - 1)`. Warmup reaches the peak at update `warmup_steps`, and its first update already moves the
-parameters: at 40 updates in all, a first rate of zero would throw one away. The decay reaches its final rate at update
-`total_steps` and stays there. Skipped steps are no updates: they do not advance a schedule.
+A schedule maps the number of optimizer updates already made to the rate of the next one, so update
+n (counted from 1) uses `schedule(n - 1)`. Warmup reaches the peak at update `warmup_steps`, and its
+first update already moves the parameters: at 40 updates in all, a first rate of zero would throw
+one away. The decay reaches its final rate at update `total_steps` and stays there. Skipped steps
+are no updates: they do not advance a schedule.
 """
 
 import jax
@@ -61,7 +62,7 @@ def _warmup(count: jax.typing.ArrayLike, warmup_steps: int) -> jax.Array:
 
 
 def _progress(count: jax.typing.ArrayLike, warmup_steps: int, total_steps: int) -> jax.Array:
-  """0 up to the last update of the warmup (the first of all if there is none), 1 at update `total_steps`."""
+  """0 up to the last update of the warmup, or the first of all; 1 at update `total_steps`."""
   start = max(warmup_steps, 1)
   length = max(total_steps - start, 1)
   return jnp.clip((_f32(count) + _f32(1.0 - start)) / _f32(length), 0.0, 1.0)

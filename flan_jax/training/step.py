@@ -1,10 +1,10 @@
 """One training step, made from any loss of the sums contract over any batch tree."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +17,8 @@ PyTree = Any
 Metrics = Mapping[str, Any]
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class TrainState:
   """Everything a step changes.
 
@@ -47,16 +48,19 @@ def make_train_step(
   schedule: optax.Schedule | None = None,
   shardings: TrainState | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-  """A jitted `step(state, batch, key, frozen=None) -> (state, metrics)`. It consumes (donates) the state.
+  """A jitted `step(state, batch, key, frozen=None) -> (state, metrics)`, which donates the state.
 
-  The batch is cut into `accumulation` microbatches, each of which spans all devices, and gradients are summed in float32;
-  the result is that of the whole batch at once, whatever weights the microbatches carry. Randomness comes from
-  `fold_in(key, state.step)`, so a resumed run draws what the uninterrupted one would have drawn.
+  The batch is cut into `accumulation` microbatches, each of which spans all devices, and gradients
+  are summed in float32; the result is that of the whole batch at once, whatever weights the
+  microbatches carry. Randomness comes from `fold_in(key, state.step)`, so a resumed run draws what
+  the uninterrupted one would have drawn.
 
-  A step whose loss or gradient is not finite, or whose batch weighs nothing, changes nothing but `state.step`.
+  A step whose loss or gradient is not finite, or whose batch weighs nothing, changes nothing but
+  `state.step`.
 
-  Metrics: "loss" (what is minimised), "terms" (each divided by its weight), "weights", "tallies", "grad_norm" (before
-  clipping), "skipped" (0 or 1), "step" and "updates" (after this step), and with a schedule "learning_rate".
+  Metrics: "loss" (what is minimised), "terms" (each divided by its weight), "weights", "tallies",
+  "grad_norm" (before clipping), "skipped" (0 or 1), "step" and "updates" (after this step), and
+  with a schedule "learning_rate".
 
   Args:
     schedule: reported, not applied: `tx` has its own.
@@ -147,7 +151,10 @@ def _accumulate(
 
 
 def _microbatches(x: jax.Array, count: int) -> jax.Array:
-  """[B, ...] -> [count, B / count, ...]: microbatch j holds rows j, j + count, ..., so it spans every shard."""
+  """[B, ...] -> [count, B / count, ...].
+
+  Microbatch j holds rows j, j + count, ..., so it spans every shard.
+  """
   if x.shape[0] % count:
     raise ValueError(f"{x.shape[0]} rows do not divide into {count} microbatches")
   return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)

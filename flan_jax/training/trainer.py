@@ -65,7 +65,7 @@ class TrainingResult(NamedTuple):
   """Args:
   state: after the last step.
   resumed_from: the step of the checkpoint that this attempt went on from; 0: it began afresh.
-  terminated: SIGTERM came before all steps were made. A checkpoint is saved; the same command goes on.
+  terminated: SIGTERM came before all steps were made. A checkpoint is saved.
   """
 
   state: TrainState
@@ -76,17 +76,20 @@ class TrainingResult(NamedTuple):
 class Trainer:
   """Trains parameters with a loss over a stream of batches, and can be killed at any moment.
 
-  The run's directory holds `checkpoints/`, `metrics.jsonl` and `tensorboard/`. Running again in the same directory goes
-  on from the last whole checkpoint, and ends with the very bits of a run that was never interrupted.
+  The run's directory holds `checkpoints/`, `metrics.jsonl` and `tensorboard/`. Running again in the
+  same directory goes on from the last whole checkpoint, and ends with the very bits of a run that
+  was never interrupted.
 
   Args:
     model: initialises parameters and names their axes.
     loss: of any kind; see `flan_jax.training.losses.Loss`.
     tx, schedule: the optimizer, and the learning rate that it follows (for the log).
     layout: mesh and rules.
-    batches: from a row number to the batches from that row on, `batch_size` rows each (this process's share of them).
+    batches: from a row number to the batches from that row on, `batch_size` rows each (this
+      process's share of them).
     directory: of the run.
-    load: from layout and key to parameters on the mesh; None: the model's own fresh ones. Not called on resuming.
+    load: from layout and key to parameters on the mesh; None: the model's own fresh ones. Not
+      called on resuming.
     frozen: parameters that the loss reads and that are not trained.
     tasks: (name, cluster) of each task id, for losses by task and cluster.
     fingerprints: what must be the same when a run goes on, by name (store, tokenizer, model, ...).
@@ -165,7 +168,8 @@ class Trainer:
       arrays = put_batch(batch, self._layout)
       state, metrics = self._step(state, arrays, key, self._frozen)
       step += 1
-      # The metrics of a step are fetched while the next one runs, so that the devices never wait for the log.
+      # The metrics of a step are fetched while the next one runs, so that the devices never wait
+      # for the log.
       if waiting is not None:
         clock = self._write(log, waiting, clock)
       waiting = _Made((row, row + config.batch_size), _positions(arrays), metrics)
@@ -207,17 +211,17 @@ class Trainer:
     else:
       params = self._load(self._layout, key)
     create = jax.jit(
-      lambda params: TrainState.create(params, self._tx).replace(params=None),
-      out_shardings=self._shardings.replace(params=None),
+      lambda params: dataclasses.replace(TrainState.create(params, self._tx), params=None),
+      out_shardings=dataclasses.replace(self._shardings, params=None),
     )
-    return create(params).replace(params=params)
+    return dataclasses.replace(create(params), params=params)
 
   def _plan(self) -> tuple[TrainState, TrainState]:
     """Shapes and shardings of the state."""
     shapes = jax.eval_shape(
       lambda key: TrainState.create(self._model.init(key), self._tx), jax.random.key(0)
     )
-    everywhere = NamedSharding(self._layout.mesh, PartitionSpec())
+    everywhere: Any = NamedSharding(self._layout.mesh, PartitionSpec())
     params = param_shardings(self._model, self._layout)
     opt_state = state_shardings(self._tx, shapes.params, params)
     return shapes, TrainState(params, opt_state, everywhere, everywhere)
@@ -262,7 +266,7 @@ class _NoLog:
 
 
 class _Termination:
-  """Whether SIGTERM has come; on several processes, whether all have agreed to stop at this step."""
+  """Whether SIGTERM has come; on several processes, whether all agreed to stop at this step."""
 
   def __init__(self) -> None:
     self._came = False

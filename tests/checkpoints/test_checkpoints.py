@@ -1,4 +1,4 @@
-"""Checkpoints are complete or invisible, whole or said to be damaged, and the same on every mesh."""
+"""Checkpoints are complete or invisible, whole or told damaged, and the same on every mesh."""
 
 import contextlib
 import hashlib
@@ -160,7 +160,7 @@ def files_of(folder):
 
 @pytest.mark.parametrize("length", ["half", "nothing"])
 def test_a_truncated_checkpoint_falls_back_to_the_last_whole_one_or_is_not_needed(tmp_path, length):
-  """Whichever file of the newest is cut, a restore yields that checkpoint in full or the one before it."""
+  """Whichever file is cut, a restore yields that checkpoint in full or the one before it."""
   source = tmp_path / "source"
   with Checkpoints(source) as checkpoints:
     save_steps(checkpoints, 1, 2)
@@ -215,7 +215,7 @@ def test_what_is_not_renamed_yet_is_invisible_and_swept_away(checkpoints):
 
 @contextlib.contextmanager
 def small_disk(folder):
-  """A file system with room for one checkpoint and not for two; skips where it may not be mounted."""
+  """A file system with room for one checkpoint and not for two; skips where none may be mounted."""
   folder.mkdir()
   mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
   if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:

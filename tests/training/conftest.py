@@ -1,4 +1,4 @@
-"""Makes the tiny models of `tiny.py` importable by the tests beside it, and by the runs that they start."""
+"""Makes the tiny models of `tiny.py` importable by the tests beside it."""
 
 import sys
 from pathlib import Path

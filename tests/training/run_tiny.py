@@ -1,4 +1,4 @@
-"""A run of the trainer on a tiny model, for tests that kill it: run_tiny.py DIRECTORY KILL_AT_STEP [SIGNAL]."""
+"""A run of a tiny model, for tests that kill it: run_tiny.py DIRECTORY KILL_AT_STEP [SIGNAL]."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ STEPS, ROWS, TASKS = 12, 8, 3
 
 
 def batches(start, kill_at=-1, how=signal.SIGKILL):
-  """Batches that are functions of their row; takes the process down when it is asked for one of them."""
+  """Batches that are functions of their row; asked for one of them, takes the process down."""
   row = start
   while True:
     if row // ROWS == kill_at:

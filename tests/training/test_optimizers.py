@@ -14,7 +14,10 @@ LAYERS = 3
 
 def stacked_params(seed=0):
   draw = np.random.default_rng(seed)
-  one = lambda *shape: jnp.asarray(draw.normal(size=shape), jnp.float32)
+
+  def one(*shape):
+    return jnp.asarray(draw.normal(size=shape), jnp.float32)
+
   return {
     "embed": {"embedding": one(16, 8)},
     "encoder": {"layers": {"mlp": {"kernel": one(2, 8, 8)}, "norm": {"scale": one(2, 8)}}},
@@ -81,7 +84,10 @@ def test_adamw_is_optax_clipping_and_adamw():
   ours = optimizers.adamw(
     schedules.constant(0.1), weight_decay=0.3, decay=("*kernel", "embed/*"), clip_norm=0.5
   )
-  mask = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
+
+  def mask(params):
+    return jax.tree.map(lambda x: x.ndim > 1, params)
+
   theirs = optax.chain(
     optax.clip_by_global_norm(0.5), optax.adamw(0.1, weight_decay=0.3, mask=mask)
   )

@@ -78,7 +78,8 @@ def test_an_axis_with_an_alternative_falls_back_and_says_so():
 
 
 def test_heads_count_as_heads_and_not_as_the_width_of_their_kernel():
-  # 4 query heads and 2 key heads over 4 devices: the kernels' widths would divide, the key heads do not.
+  # 4 query heads and 2 key heads over 4 devices: the kernels' widths would divide, the key heads do
+  # not.
   layout = make_layout(DECODER, make_mesh(MeshConfig(data=2, tensor=4)))
   assert dict(layout.rules)["heads"] == "tensor" and dict(layout.rules)["kv"] is None
   assert "2 heads" in layout.fallbacks[0]

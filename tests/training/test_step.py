@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import DECODER, assert_trees_close, assert_trees_equal, batch_of
 
 from flan_jax.training import optimizers, schedules
 from flan_jax.training.losses import LossSums, SupervisedLoss, Term
 from flan_jax.training.step import TrainState, make_train_step
-
-from tiny import DECODER, assert_trees_close, assert_trees_equal, batch_of
 
 KEY = jax.random.key(7)
 SCHEDULE = schedules.linear(1e-2, total_steps=10, warmup_steps=2)

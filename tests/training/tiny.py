@@ -26,7 +26,7 @@ FAMILIES = {"decoder": DECODER, "encoder_decoder": ENCODER_DECODER}
 
 
 def batch_of(rows=8, length=12, words=64, tasks=3, seed=0):
-  """A batch with the keys of both families. Row r has r % 5 targets or so, so halves weigh differently."""
+  """A batch with the keys of both families, whose rows carry very different numbers of targets."""
   draw = np.random.default_rng(seed)
   tokens = draw.integers(3, words, (rows, length + 1)).astype(np.int32)
   weights = (draw.random((rows, length)) < (np.arange(rows)[:, None] % 5 + 1) / 6).astype(

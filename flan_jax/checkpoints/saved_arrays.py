@@ -1,0 +1,169 @@
+"""The arrays of one saved step, by name: written, compared, read back, digested."""
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from flan_jax.errors import CheckpointError
+
+PyTree = Any
+State = Mapping[str, PyTree]
+
+META = "meta"
+
+_SIZES = "sizes.json"
+_READ_AT_ONCE = 256 * 2**20  # bytes of arrays that a digest holds in memory
+
+
+def compare(folder: Path, abstract: State) -> None:
+  """Raises CheckpointError with every array that is not as the run wants it."""
+  differences = []
+  for part, tree in abstract.items():
+    if not (folder / part).is_dir():
+      raise CheckpointError(f"checkpoint {folder} has no part {part!r}")
+    ours, theirs = named(tree), _saved(folder / part)
+    for name in sorted(ours.keys() | theirs.keys()):
+      wanted, found = _signature(ours.get(name)), _signature(theirs.get(name))
+      if wanted != found:
+        differences.append(f"  {part}/{name}: ours {wanted}, the checkpoint's {found}")
+  if differences:
+    raise CheckpointError(
+      f"checkpoint {folder} is of another model or optimizer; {len(differences)} arrays differ:\n"
+      + "\n".join(differences)
+    )
+
+
+def read_part(folder: Path, abstract: PyTree) -> PyTree:
+  """Arrays laid out as `abstract` says, in its structure."""
+  targets = named(abstract)
+  arguments = {
+    name: ocp.ArrayRestoreArgs(
+      sharding=getattr(leaf, "sharding", None), global_shape=leaf.shape, dtype=leaf.dtype
+    )
+    if getattr(leaf, "sharding", None) is not None
+    else ocp.RestoreArgs(restore_type=np.ndarray)
+    for name, leaf in targets.items()
+  }
+  with _reader() as reader:
+    restored = reader.restore(
+      folder, args=ocp.args.PyTreeRestore(nested(targets), restore_args=nested(arguments))
+    )
+  found = named(restored)
+  return jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in targets])
+
+
+def read_meta(folder: Path) -> dict:
+  with quiet(), contextlib.closing(ocp.Checkpointer(ocp.JsonCheckpointHandler())) as reader:
+    return reader.restore(folder / META, args=ocp.args.JsonRestore())
+
+
+def digest_of(folder: Path) -> str:
+  parts = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name != META)
+  digest = hashlib.sha256()
+  for part in parts:
+    for name, array in _arrays(folder / part):
+      digest.update(f"{part}/{name} {_signature(array)}\n".encode())
+      digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+  return digest.hexdigest()
+
+
+def write_sizes(folder: Path) -> None:
+  """Notes what a whole checkpoint consists of, so that a torn one is told before it is read."""
+  sizes = {
+    str(file.relative_to(folder)): file.stat().st_size
+    # Files beside the parts are Orbax's own marks, which it writes again when it renames.
+    for file in sorted(folder.glob("*/**/*"))
+    if file.is_file()
+  }
+  (folder / _SIZES).write_text(json.dumps(sizes, indent=1))
+
+
+def check_sizes(folder: Path) -> None:
+  """Raises ValueError where a file is missing or has another size than when it was written."""
+  for name, size in json.loads((folder / _SIZES).read_text()).items():
+    file = folder / name
+    found = file.stat().st_size if file.is_file() else None
+    if found != size:
+      raise ValueError(f"{name} has {found} bytes, not {size}" if file.is_file() else f"no {name}")
+
+
+def named(tree: PyTree) -> dict[str, Any]:
+  """The leaves of a tree by path, such as "layers/mlp/up/kernel" or "1/mu/embed/embedding"."""
+  found = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    keys = (str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+    found["/".join(key.replace("/", "|") for key in keys)] = leaf
+  return found
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+  tree: dict[str, Any] = {}
+  for name, leaf in leaves.items():
+    *above, last = name.split("/")
+    folder = tree
+    for key in above:
+      folder = folder.setdefault(key, {})
+    folder[last] = leaf
+  return tree
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Orbax warns of options that reading implies, and of metadata that parts do not have."""
+  logger = logging.getLogger("absl")
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
+
+
+def _saved(folder: Path) -> dict[str, Any]:
+  """Shape and dtype of every array in a part of a checkpoint, by name."""
+  with _reader() as reader:
+    return named(reader.metadata(folder).item_metadata.tree)
+
+
+def _signature(leaf: Any) -> str:
+  if leaf is None:
+    return "missing"
+  return f"{np.dtype(leaf.dtype).name}[{', '.join(map(str, leaf.shape))}]"
+
+
+def _arrays(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+  """Every array of a part on the host, by name in order, some at a time."""
+  waiting: dict[str, Any] = {}
+  size = 0
+  saved = sorted(_saved(folder).items())
+  for position, (name, leaf) in enumerate(saved):
+    waiting[name] = leaf
+    size += int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+    if size < _READ_AT_ONCE and position + 1 < len(saved):
+      continue
+    arguments = dict.fromkeys(waiting, ocp.RestoreArgs(restore_type=np.ndarray))
+    with _reader() as reader:
+      read = named(
+        reader.restore(
+          folder,
+          args=ocp.args.PyTreeRestore(
+            nested(waiting), restore_args=nested(arguments), partial_restore=True
+          ),
+        )
+      )
+    yield from sorted(read.items())
+    waiting, size = {}, 0
+
+
+@contextlib.contextmanager
+def _reader() -> Iterator[ocp.Checkpointer]:
+  with quiet(), contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
+    yield reader
