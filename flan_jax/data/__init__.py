@@ -34,6 +34,7 @@ if TYPE_CHECKING:
   from flan_jax.data.seqio_tasks import register_seqio
   from flan_jax.data.sources import Source, open_source
   from flan_jax.data.store import Store, StoreConfig
+  from flan_jax.data.windows import StoredExample
 
 _MODULES = {
   "archives": ("fetch", "members"),
@@ -62,6 +63,7 @@ _MODULES = {
   "seqio_tasks": ("register_seqio",),
   "sources": ("Source", "open_source"),
   "store": ("Store", "StoreConfig"),
+  "windows": ("StoredExample",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -80,6 +82,7 @@ __all__ = [
   "Source",
   "Store",
   "StoreConfig",
+  "StoredExample",
   "TaskDescription",
   "data_home",
   "dataset_names",

@@ -63,20 +63,19 @@ class Window:
 
   Args:
     path: the file.
-    check: compare the tensors with their digest.
 
   Raises:
     StorageError: the file is missing, cut short or altered.
   """
 
-  def __init__(self, path: Path, check: bool = True):
+  def __init__(self, path: Path):
     self.path = path
     try:
-      self._arrays, metadata = _mapped(path)
-      if check and metadata["digest"] != _digest(self._arrays):
+      self._arrays, about = _mapped(path)
+      if about["digest"] != _digest(self._arrays):
         raise ValueError("its content does not match its digest")
       self.rows = len(self._arrays["row_offsets"]) - 1
-      self.counts: dict[str, Any] = json.loads(metadata["counts"])
+      self.counts: dict[str, Any] = about["counts"]
     except FileNotFoundError:
       raise StorageError(f"{path} is missing: prepare the store again.") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -138,8 +137,9 @@ def write_window(
     "row_examples": np.array([i for row in rows for i in row], np.int32),
     "row_offsets": _offsets([len(row) for row in rows]),
   }
-  metadata = {"digest": _digest(arrays), "counts": json.dumps(counts)}
-  write_whole(path, save(arrays, metadata))
+  # One entry, because safetensors writes several in a random order.
+  about = json.dumps({"digest": _digest(arrays), "counts": counts})
+  write_whole(path, save(arrays, {"about": about}))
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -164,22 +164,22 @@ def write_whole(path: Path, content: bytes) -> None:
     unfinished.unlink(missing_ok=True)
 
 
-def _mapped(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """The tensors of a safetensors file as views of the mapped file, and its metadata."""
+def _mapped(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """The tensors of a window file as views of the mapped file, and what is said about them."""
   if path.stat().st_size < 8:
     raise ValueError(f"{path.stat().st_size} bytes")
   file = np.memmap(path, np.uint8, mode="r")
   body = 8 + int.from_bytes(file[:8].tobytes(), "little")
   header = json.loads(file[8:body].tobytes())
-  metadata = header.pop("__metadata__")
+  about = json.loads(header.pop("__metadata__")["about"])
   arrays = {}
-  for name, about in header.items():
-    start, end = about["data_offsets"]
+  for name, tensor in header.items():
+    start, end = tensor["data_offsets"]
     if body + end > len(file):
       raise ValueError(f"{len(file)} bytes of {body + end}")
-    flat = file[body + start : body + end].view(_DTYPES[about["dtype"]])
-    arrays[name] = np.asarray(flat).reshape(about["shape"])
-  return arrays, metadata
+    flat = file[body + start : body + end].view(_DTYPES[tensor["dtype"]])
+    arrays[name] = np.asarray(flat).reshape(tensor["shape"])
+  return arrays, about
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:

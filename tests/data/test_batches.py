@@ -163,7 +163,10 @@ def test_step_k_takes_the_k_th_rows_from_wherever_it_starts():
 def test_the_shares_of_the_processes_are_the_global_batch():
   whole = [examples_in(b) for b in Batches(Rows(12), 6)]
   shares = [Batches(Rows(12), 6, process_index=i, process_count=3) for i in range(3)]
-  joined = [sum(map(examples_in, parts), []) for parts in zip(*shares, strict=True)]
+  joined = [
+    [number for part in parts for number in examples_in(part)]
+    for parts in zip(*shares, strict=True)
+  ]
   assert joined == whole
 
 
