@@ -29,15 +29,21 @@ from flan_jax.errors import ConfigError, MeshError, StorageError
 Batch = dict[str, np.ndarray]
 Normalise = Literal["token", "example"]
 
-_START = 0
+START_ID = 0
+"""What the decoder of an encoder-decoder reads first, as in T5 and in SeqIO's converters."""
 _NONE = -1
 
 
 class Rows(Protocol):
   """What batches are made from; a `Store` is one."""
 
-  layout: str
-  lengths: Mapping[str, int]
+  @property
+  def layout(self) -> str:
+    """"encoder_decoder" or "decoder"."""
+
+  @property
+  def lengths(self) -> Mapping[str, int]:
+    """Tokens of a row."""
 
   @property
   def rows(self) -> int:
@@ -234,6 +240,6 @@ class _Places:
 
 def _shifted(targets: np.ndarray) -> np.ndarray:
   shifted = np.empty_like(targets)
-  shifted[:1] = _START
+  shifted[:1] = START_ID
   shifted[1:] = targets[:-1]
   return shifted

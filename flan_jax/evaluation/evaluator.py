@@ -1,5 +1,6 @@
 """Scores a checkpoint on prepared tasks, and goes on where it was stopped."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flan_jax.data.batches import START_ID
 from flan_jax.data.encode import Encoder
 from flan_jax.errors import UnknownName
 from flan_jax.evaluation.rank_classification import (
@@ -19,6 +21,7 @@ from flan_jax.evaluation.rank_classification import (
 from flan_jax.evaluation.results import Evaluation, ScoredExample, TaskResult, TemplateResult
 from flan_jax.evaluation.storage import write_atomically
 from flan_jax.evaluation.tasks import RANKED, PreparedTask, PreparedTemplate, Prompt
+from flan_jax.inference import generate
 from flan_jax.models import LanguageModel, Params
 from flan_jax.training.partitioning import Layout
 
@@ -91,7 +94,13 @@ def evaluate(
   store = _Store(
     Path(out_dir) if out_dir is not None else None,
     resume,
-    (SCORER_VERSION, fingerprint, encoder.format.fingerprint, encoder.vocabulary.fingerprint),
+    (
+      SCORER_VERSION,
+      fingerprint,
+      encoder.format.fingerprint,
+      encoder.vocabulary.fingerprint,
+      encoder.lengths["targets"],
+    ),
   )
   meter = _Meter(progress, sum(len(t.prompts) for task in tasks for t in task.templates))
   results = tuple(_task_result(task, runner, store, meter) for task in tasks)
@@ -203,7 +212,7 @@ class _Runner:
         requests,
         row_lengths=self._row_lengths,
         batch_tokens=self._batch_tokens,
-        start_id=self._encoder.vocabulary.pad_id,
+        start_id=START_ID,
         layout=self._layout,
         progress=progress,
       )
@@ -214,17 +223,17 @@ class _Runner:
     self, templates: Sequence[PreparedTemplate], progress: Callable[[int], object]
   ) -> list[list[ScoredExample]]:
     """Greedy decoding of at most as many tokens as the encoder allows a target."""
-    from flan_jax.inference import generate
-
     written = []
     for template in templates:
-      ids = generate(
-        self._model,
-        self._params,
-        [list(prompt.input_ids) for prompt in template.prompts],
-        max_new_tokens=self._encoder.lengths["targets"],
-        eos_ids=self._encoder.stop_ids,
-      )
+      with self._layout.active() if self._layout is not None else contextlib.nullcontext():
+        ids = generate(
+          self._model,
+          self._params,
+          [prompt.input_ids for prompt in template.prompts],
+          max_new_tokens=self._encoder.lengths["targets"],
+          eos_ids=self._encoder.stop_ids,
+          start_id=START_ID,
+        )
       texts = [self._encoder.vocabulary.decode(row).strip() for row in ids]
       written.append(
         [_scored(p, generated=text) for p, text in zip(template.prompts, texts, strict=True)]
@@ -296,7 +305,7 @@ def _scored(
 
 
 def _row_lengths(longest: int) -> list[int]:
-  lengths = [512]
+  lengths = [256]
   while lengths[-1] < longest:
     lengths.append(2 * lengths[-1])
   return lengths

@@ -67,7 +67,7 @@ for name, cls in {
   "mesh": MeshConfig,
 }.items():
   configurable(_made(cls), name)
-for name, make in {"adamw": optimizers.adamw, "adafactor": optimizers.adafactor}.items():
-  configurable(_optimizer(make), name)
+configurable(_optimizer(optimizers.adamw), "adamw")
+configurable(_optimizer(optimizers.adafactor), "adafactor")
 for schedule in (schedules.constant, schedules.linear, schedules.cosine):
   configurable(schedule)

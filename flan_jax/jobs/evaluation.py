@@ -21,6 +21,7 @@ from flan_jax.evaluation import (
 )
 from flan_jax.jobs.models import ModelSource
 from flan_jax.models import Params
+from flan_jax.prompting import Turn
 from flan_jax.training.partitioning import Layout
 from flan_jax.vocabularies import Format
 
@@ -32,7 +33,8 @@ class EvaluationPlan:
   Attributes:
     mixture: its datasets can be scored; those of its held-out clusters are told apart.
     tasks: dataset -> names of templates, () for all; None scores every dataset of the mixture.
-    lengths: tokens of a prompt and of an answer: {"inputs": I, "targets": T}.
+    lengths: tokens of a prompt, without what a chat template writes around it, and of an answer:
+      {"inputs": I, "targets": T}.
     split, examples, seed, shots: see `flan_jax.evaluation.EvaluationTask`.
     scoring: the primary convention: t0, lm_eval, lm_eval_norm, mean.
     native_chat: score the untuned model in its own chat format as well.
@@ -78,8 +80,11 @@ class EvaluationPlan:
     ]
 
   def encoder(self, source: ModelSource, format: Format) -> Encoder:
-    """How prompts become ids for a model."""
-    return Encoder(source.vocabulary, format, source.model.layout, dict(self.lengths))
+    """How prompts become ids for a model. What the format itself writes does not count as prompt."""
+    wrapping = "".join(text for text, _ in format.pieces([Turn("", "")], open_end=True))
+    room = self.lengths["inputs"] + len(source.vocabulary.encode(wrapping))
+    lengths = {"inputs": room, "targets": self.lengths["targets"]}
+    return Encoder(source.vocabulary, format, source.model.layout, lengths)
 
   def prepare(self, encoder: Encoder) -> list[PreparedTask]:
     """The tasks as ids."""
