@@ -45,7 +45,7 @@ lint: install
 
 # The built wheel, in an environment without TensorFlow, on a store prepared with it.
 wheel-check: install
-	tests/wheel_check/run.sh
+	tests/tickets/wheel_check.sh
 
 lock: install
 	requirements/lock.sh

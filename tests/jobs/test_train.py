@@ -1,0 +1,58 @@
+"""A run through the command line: it learns, can be killed, and is judged afterwards."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+RECIPE = ("--module", "tasks.py", "--gin_file=check.gin")
+
+
+def metrics(run_dir):
+  return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def digests(flan_jax, run_dir):
+  table = json.loads(flan_jax("checkpoints", f"{run_dir}/checkpoints", "--json").stdout)
+  return {row["step"]: row["digest"] for row in table}
+
+
+def test_a_tiny_t5_learns_and_is_judged_before_and_after(flan_jax, folder):
+  done = flan_jax(
+    "train",
+    *RECIPE,
+    "--gin.STEPS=30",
+    "--gin.LEARNING_RATE=5e-3",
+    "--gin.train.evaluation=@evaluation()",
+  )
+  losses = [row["loss"] for row in metrics(folder / "runs/tuned")]
+  assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+  report = json.loads((folder / "runs/tuned/report.json").read_text())
+  (task,) = report["tasks"]
+  assert task["name"] == "tickets" and task["n"] == 8
+  assert task["before"] is not None and task["after"] is not None
+  assert "tickets" in done.stdout and (folder / "runs/tuned/report.html").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bits_and_repeats_no_row(flan_jax, folder):
+  whole = ("--gin.STEPS=40", "--gin.train.checkpoint_every=5", "--gin.train.keep=20")
+  flan_jax("train", *RECIPE, *whole, "--gin.RUN_DIR=runs/whole")
+  command = [sys.executable, "-m", "flan_jax.cli.main", "train", *RECIPE, *whole]
+  process = subprocess.Popen([*command, "--gin.RUN_DIR=runs/killed"], stderr=subprocess.DEVNULL)
+  log = folder / "runs/killed/metrics.jsonl"
+  while not log.exists() or len(log.read_text().splitlines()) < 12:
+    assert process.poll() is None, "the run ended before it could be killed"
+    time.sleep(0.02)
+  os.kill(process.pid, signal.SIGKILL)
+  process.wait()
+  stopped = max(digests(flan_jax, "runs/killed"))
+  done = flan_jax("train", *RECIPE, *whole, "--gin.RUN_DIR=runs/killed")
+  assert f"going on from step {stopped}" in done.stderr
+  assert digests(flan_jax, "runs/killed")[40] == digests(flan_jax, "runs/whole")[40]
+  rows = [row["rows"] for row in metrics(folder / "runs/killed")]
+  assert rows == [[4 * k, 4 * k + 4] for k in range(40)]
