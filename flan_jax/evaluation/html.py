@@ -46,7 +46,10 @@ def html_page(report: Report, title: str, losses: Sequence[tuple[int, float]] = 
 
 
 def losses_of(run_dir: Path | str) -> list[tuple[int, float]]:
-  """(step, loss) of a training run, from its metrics log; a step whose loss was not finite has none."""
+  """(step, loss) of a training run, from its metrics log; a step whose loss is not finite has none."""
+  # Here, since it brings TensorBoard's writer, which loads torch wherever torch is installed.
+  from flan_jax.training.logging import read_metrics
+
   return [
     (line["step"], line["loss"]) for line in read_metrics(run_dir) if line["loss"] is not None
   ]

@@ -6,6 +6,7 @@ each example brings its own options.
 """
 
 import collections
+import functools
 import re
 import string
 from collections.abc import Hashable, Sequence
@@ -145,6 +146,7 @@ def _f1(predicted: list[str], gold: list[str]) -> float:
   return 2 * shared / (len(predicted) + len(gold))
 
 
+@functools.cache
 def _rouge_scorer():
   from rouge_score import rouge_scorer  # brings nltk, which takes a second to import
 

@@ -79,6 +79,28 @@ templates:
     target: "{answer}"
 """
 
+CAPITALS = """
+cluster: closed_book_qa
+description: Name the capital of a country.
+source: {files: capitals.jsonl}
+splits: {train: 0.5, test: 0.5}
+fields: {country: text, capital: text, names: list}
+answer: {field: capital, golds: names}
+metrics: [f1]
+licence: CC0
+citation: none
+url: https://example.org
+record: {country: France, capital: Paris, names: [Paris, Paname]}
+templates:
+  - name: name_it
+    input: What is the capital of {country}?
+    target: "{answer}"
+  - name: to_the_letter
+    input: "Country: {country}. Capital:"
+    target: "{answer}"
+    metrics: [exact_match]
+"""
+
 
 @pytest.fixture(scope="session", params=[DECODER, ENCODER_DECODER], ids=["decoder", "t5"])
 def tiny(request) -> tuple[LanguageModel, dict]:
@@ -103,7 +125,12 @@ def dataset_files(tmp_path_factory) -> Path:
     questions.append(
       {"question": f"What is {i}?", "choices": choices, "label": label, "accepted": [label]}
     )
+  capitals = [
+    {"country": f"Land {i}", "capital": f"Port {i}", "names": [f"Port {i}", f"the {i}"]}
+    for i in range(20)
+  ]
   for cluster, name, text, records in [
+    ("closed_book_qa", "capitals", CAPITALS, capitals),
     ("sentiment", "reviews", REVIEWS, reviews),
     ("commonsense", "questions", QUESTIONS, questions),
   ]:
@@ -123,6 +150,12 @@ def reviews(dataset_files) -> tuple[DatasetSpec, RecordSplits]:
 @pytest.fixture(scope="session")
 def questions(dataset_files) -> tuple[DatasetSpec, RecordSplits]:
   spec = read_dataset(dataset_files / "commonsense" / "questions.yaml")
+  return spec, load_records(spec, dataset_files / "data")
+
+
+@pytest.fixture(scope="session")
+def capitals(dataset_files) -> tuple[DatasetSpec, RecordSplits]:
+  spec = read_dataset(dataset_files / "closed_book_qa" / "capitals.yaml")
   return spec, load_records(spec, dataset_files / "data")
 
 

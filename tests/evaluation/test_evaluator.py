@@ -106,3 +106,37 @@ def test_an_unknown_convention_stops_before_any_work(setting, monkeypatch):
   with pytest.raises(UnknownName, match="lm_eval"):
     evaluate(*setting, **NAMED, scoring="lm_evl")
   assert sizes == []
+
+
+@pytest.fixture
+def writing(tiny, capitals, encoder_of, dataset_files):
+  """Arguments of `evaluate` for a tiny model and a task of free text."""
+  model, params = tiny
+  encoder = encoder_of(model.layout, targets=8)
+  spec, records = capitals
+  task = EvaluationTask("capitals", examples=4)
+  prepared = prepare_task(task, encoder, dataset_files, spec=spec, records=records)
+  return model, params, [prepared], encoder
+
+
+def test_what_a_model_writes_is_measured_by_the_datasets_metric(writing, monkeypatch):
+  *_, (prepared,), encoder = writing
+  assert [(t.name, t.metric) for t in prepared.templates] == [("name_it", "f1")]
+  accepted = [prompt.golds for prompt in prepared.templates[0].prompts]
+  words = [accepted[0][0], accepted[1][1], "Port", "elsewhere"]
+  written = [encoder.vocabulary.encode(text) for text in words]
+  monkeypatch.setattr(evaluator, "generate", lambda *args, **options: written)
+  (task,) = evaluate(*writing, **NAMED).tasks
+  np.testing.assert_allclose(task.table("t0"), [[1, 1, 2 / 3, 0]])
+
+
+def test_free_text_is_written_kept_and_reported(writing, tmp_path, monkeypatch):
+  first = evaluate(*writing, **NAMED, out_dir=tmp_path)
+  monkeypatch.setattr(evaluator, "generate", None)
+  again = evaluate(*writing, **NAMED, out_dir=tmp_path)
+  assert again.tasks == first.tasks
+  (row,) = build_report(first, again, resamples=100).tasks
+  assert row["metric"] == "f1" and row["majority"] is None and row["delta"] == 0
+  record = next(first.records())
+  assert record["options"] == [] and record["scores"] == []
+  assert record["targets"][0] == record["target"]

@@ -11,8 +11,8 @@ from flan_jax.evaluation.tasks import EvaluationTask, draw_examples, prepare_tas
 
 
 @pytest.fixture
-def prepare(reviews, questions, encoder_of, dataset_files):
-  known = {"reviews": reviews, "questions": questions}
+def prepare(reviews, questions, capitals, encoder_of, dataset_files):
+  known = {"reviews": reviews, "questions": questions, "capitals": capitals}
 
   def run(task: EvaluationTask, layout: str = "decoder", **lengths):
     spec, records = known[task.dataset]
@@ -143,3 +143,10 @@ def test_wrong_names_are_answered_with_the_nearest(prepare, change, error, messa
 def test_impossible_settings_are_refused(change):
   with pytest.raises(ConfigError, match="reviews"):
     EvaluationTask("reviews", **change)
+
+
+def test_templates_of_another_metric_are_another_task(prepare):
+  (other,) = prepare(EvaluationTask("capitals", templates=("to_the_letter",))).templates
+  assert other.metric == "exact_match"
+  with pytest.raises(EvaluationError, match="f1: name_it; exact_match: to_the_letter"):
+    prepare(EvaluationTask("capitals", templates=("name_it", "to_the_letter")))
