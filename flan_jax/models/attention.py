@@ -113,20 +113,25 @@ def dot_product_attention(
     drop: applied to the attention weights.
   """
   batch, length, heads, size = query.shape
-  kv_heads, source = key.shape[2], key.shape[1]
+  source, kv_heads = key.shape[1:3]
   groups = heads // kv_heads
+  # Heads first, and a group's queries as more rows of one product: on CPU the other orders cost
+  # transposes of the scores, the largest array here.
   grouped = (query * scale).reshape(batch, length, kv_heads, groups, size)
-  scores = jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=jnp.float32)
+  grouped = jnp.transpose(grouped, (0, 2, 3, 1, 4)).reshape(batch, kv_heads, groups * length, size)
+  key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+  scores = jnp.einsum("bkrh,bksh->bkrs", grouped, key, preferred_element_type=jnp.float32)
+  scores = scores.reshape(batch, kv_heads, groups, length, source)
   if bias is not None:
     scores = scores + bias.reshape(bias.shape[0], kv_heads, groups, length, source)
-  mask = mask[:, None, None]
   if mask.dtype == jnp.bool_:
-    scores = jnp.where(mask, scores, jnp.float32(_HIDDEN))
-  else:
-    scores = scores + mask.astype(jnp.float32)
+    mask = jnp.where(mask, jnp.float32(0), jnp.float32(_HIDDEN))
+  scores = scores + mask.astype(jnp.float32)[:, None, None]
   weights = drop(jax.nn.softmax(scores, axis=-1)).astype(value.dtype)
-  out = jnp.einsum("bkgts,bskh->btkgh", weights, value)
-  return out.reshape(batch, length, heads, size)
+  weights = weights.reshape(batch, kv_heads, groups * length, source)
+  out = jnp.einsum("bkrs,bksh->bkrh", weights, value)
+  out = out.reshape(batch, kv_heads, groups, length, size)
+  return jnp.transpose(out, (0, 3, 1, 2, 4)).reshape(batch, length, heads, size)
 
 
 def causal_mask(
