@@ -39,7 +39,7 @@ class Rows(Protocol):
 
   @property
   def layout(self) -> str:
-    """"encoder_decoder" or "decoder"."""
+    """The model family: "encoder_decoder" or "decoder"."""
 
   @property
   def lengths(self) -> Mapping[str, int]:
