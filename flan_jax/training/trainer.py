@@ -89,7 +89,7 @@ class Trainer:
       process's share of them).
     directory: of the run.
     load: from layout and key to parameters on the mesh; None: the model's own fresh ones. Not
-      called on resuming.
+      called on resuming. Arrays of JAX are consumed: keep a copy of what is needed afterwards.
     frozen: parameters that the loss reads and that are not trained.
     tasks: (name, cluster) of each task id, for losses by task and cluster.
     fingerprints: what must be the same when a run goes on, by name (store, tokenizer, model, ...).

@@ -1,4 +1,4 @@
-"""A run of a tiny model, for tests that kill it: run_tiny.py DIRECTORY KILL_AT_STEP [SIGNAL]."""
+"""A run of a tiny model, for tests that kill it: run_tiny.py DIRECTORY MODEL KILL_AT [SIGNAL]."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import jax
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tiny import DECODER, batch_of
+from tiny import DECODER, TABLE, batch_of
 
 from flan_jax.training import losses, optimizers, partitioning, schedules, trainer
 
@@ -26,7 +26,7 @@ def batches(start, kill_at=-1, how=signal.SIGKILL):
     row += ROWS
 
 
-def make_trainer(directory, model=DECODER, **changes):
+def make_trainer(directory, model=TABLE, **changes):
   layout = partitioning.make_layout(
     model, partitioning.make_mesh(partitioning.MeshConfig(fsdp=2, data=1), jax.devices()[:2])
   )
@@ -38,7 +38,7 @@ def make_trainer(directory, model=DECODER, **changes):
   settings = {
     "model": model,
     "loss": losses.SupervisedLoss(model, z_loss=1e-4, tasks=TASKS),
-    "tx": optimizers.adamw(schedule, weight_decay=0.1),
+    "tx": optimizers.adamw(schedule, weight_decay=0.1, decay=("*",)),
     "schedule": schedule,
     "layout": layout,
     "batches": batches,
@@ -53,6 +53,7 @@ def make_trainer(directory, model=DECODER, **changes):
 if __name__ == "__main__":
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", 2)
-  kill_at = int(sys.argv[2])
-  how = signal.Signals[sys.argv[3]] if len(sys.argv) > 3 else signal.SIGKILL
-  make_trainer(sys.argv[1], batches=lambda start: batches(start, kill_at, how)).run()
+  directory, name, kill_at = sys.argv[1], sys.argv[2], int(sys.argv[3])
+  model = {"table": TABLE, "decoder": DECODER}[name]
+  how = signal.Signals[sys.argv[4]] if len(sys.argv) > 4 else signal.SIGKILL
+  make_trainer(directory, model, batches=lambda start: batches(start, kill_at, how)).run()

@@ -1,11 +1,13 @@
 """The supervised loss against optax on the whole logits of both families."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import DECODER, FAMILIES, assert_trees_close, batch_of
+from tiny import FAMILIES, TABLE, assert_trees_close, batch_of
 
 from flan_jax.errors import ConfigError
 from flan_jax.training.losses import SupervisedLoss, token_logprobs
@@ -24,26 +26,13 @@ def model(request):
   return FAMILIES[request.param]
 
 
-class Table:
-  """A model of one table: cheap to compile, and its logits may be anything."""
-
-  def init(self):
-    draw = np.random.default_rng(0)
-    table, out = draw.normal(size=(64, 12)), draw.normal(size=(12, 64))
-    return {"table": jnp.asarray(table, jnp.float32), "out": jnp.asarray(out, jnp.float32)}
-
-  def hidden(self, params, batch, dropout_key=None):
-    return params["table"][jnp.asarray(batch["decoder_input_tokens"])]
-
-  def unembedding(self, params):
-    return params["out"]
-
-  def logits(self, params, batch):
-    return self.hidden(params, batch) @ params["out"]
-
-
+@functools.cache
 def params_of(model):
-  return model.init(jax.random.key(1))
+  return jax.jit(model.init)(jax.random.key(1))
+
+
+def sums_of(loss, batch=BATCH):
+  return jax.jit(loss.sums)(params_of(loss.model), batch)
 
 
 def by_optax(model, params, smoothing=0.0, z_loss=0.0):
@@ -77,41 +66,44 @@ def assert_as_optax(model, params, smoothing, z_loss):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
 def test_summed_loss_and_gradients_are_those_of_optax_on_whole_logits(smoothing, z_loss):
-  assert_as_optax(Table(), Table().init(), smoothing, z_loss)
+  assert_as_optax(TABLE, params_of(TABLE), smoothing, z_loss)
 
 
 def test_loss_and_gradients_of_both_families_are_those_of_optax_on_whole_logits(model):
   assert_as_optax(model, params_of(model), smoothing=0.1, z_loss=0.01)
 
 
-def test_token_logprobs_are_those_of_optax_and_their_sum_is_the_loss(model):
+def test_token_logprobs_are_those_of_optax(model):
   params = params_of(model)
-  logprobs = token_logprobs(model, params, BATCH)
-  logits = model.logits(params, BATCH)
+  logprobs = jax.jit(lambda params: token_logprobs(model, params, BATCH))(params)
+  logits = jax.jit(model.logits)(params, BATCH)
   with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
     want = -optax.softmax_cross_entropy_with_integer_labels(logits, BATCH["decoder_target_tokens"])
   np.testing.assert_allclose(logprobs, want, rtol=1e-5, atol=1e-5)
-  terms = SupervisedLoss(model).sums(params, BATCH).terms
+
+
+def test_the_loss_is_the_weighted_sum_of_the_token_logprobs():
+  terms = sums_of(SupervisedLoss(TABLE)).terms
+  logprobs = token_logprobs(TABLE, params_of(TABLE), BATCH)
   weighted = -np.sum(logprobs * BATCH["decoder_loss_weights"])
   np.testing.assert_allclose(terms["cross_entropy"].sum, weighted, rtol=1e-5)
 
 
 def test_weights_are_the_target_weights_or_the_factor():
   total = BATCH["decoder_loss_weights"].sum()
-  assert SupervisedLoss(DECODER).weights(BATCH) == {"cross_entropy": total}
-  fixed = SupervisedLoss(DECODER, normalising_factor=500.0, z_loss=1e-4).weights(BATCH)
+  assert SupervisedLoss(TABLE).weights(BATCH) == {"cross_entropy": total}
+  fixed = SupervisedLoss(TABLE, normalising_factor=500.0, z_loss=1e-4).weights(BATCH)
   assert fixed == {"cross_entropy": 500.0, "z_loss": 500.0}
 
 
 def test_tallies_keep_account_of_every_task_and_token():
-  params = params_of(DECODER)
-  sums = SupervisedLoss(DECODER, tasks=4).sums(params, BATCH)
+  sums = sums_of(SupervisedLoss(TABLE, tasks=4))
   for task in range(4):
     only = {
       **BATCH,
       "decoder_loss_weights": BATCH["decoder_loss_weights"] * (BATCH["task_ids"] == task),
     }
-    alone = SupervisedLoss(DECODER).sums(params, only).terms["cross_entropy"]
+    alone = sums_of(SupervisedLoss(TABLE), only).terms["cross_entropy"]
     np.testing.assert_allclose(sums.tallies["task_loss"][task], alone.sum, rtol=1e-5)
     assert sums.tallies["task_weight"][task] == alone.weight
   assert sums.tallies["targets"] == np.count_nonzero(BATCH["decoder_loss_weights"])
@@ -121,8 +113,8 @@ def test_tallies_keep_account_of_every_task_and_token():
 
 def test_weights_of_any_size_count_as_that_many_tokens():
   halves = {**BATCH, "decoder_loss_weights": BATCH["decoder_loss_weights"] * np.float32(0.5)}
-  whole = SupervisedLoss(DECODER).sums(params_of(DECODER), BATCH).terms["cross_entropy"]
-  half = SupervisedLoss(DECODER).sums(params_of(DECODER), halves).terms["cross_entropy"]
+  whole = sums_of(SupervisedLoss(TABLE)).terms["cross_entropy"]
+  half = sums_of(SupervisedLoss(TABLE), halves).terms["cross_entropy"]
   np.testing.assert_allclose(half.sum * 2, whole.sum, rtol=1e-6)
   np.testing.assert_allclose(half.weight * 2, whole.weight)
 
@@ -132,4 +124,4 @@ def test_weights_of_any_size_count_as_that_many_tokens():
 )
 def test_settings_out_of_range_are_refused(settings):
   with pytest.raises(ConfigError):
-    SupervisedLoss(DECODER, **settings)
+    SupervisedLoss(TABLE, **settings)
