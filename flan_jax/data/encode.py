@@ -23,6 +23,11 @@ Render = Callable[[int | None], Rendering]
 
 _TRIES = 4
 _SPARE = 0.03
+# Characters a token: more than text has in any language, so that what is longer need not be tokenised
+# to know that it is too long. Only long runs of blanks are denser.
+_MOST_CHARACTERS = 8
+# The estimate of how many exemplars fit may be a little too high: another one is then dropped.
+_OPTIMISM = 1.1
 
 
 @dataclass(frozen=True)
@@ -306,21 +311,33 @@ def _fit(
 ) -> "_Fitted[_T] | Dropped":
   """The rendering with as many exemplars, then as much of its long field, as the row can hold."""
   whole = render(None)
-  rendering, ids = whole, tokenise(whole)
-  while not _fits(ids.used, capacities) and rendering.shots:
-    rendering = fewer_shots(rendering)
+  most = _MOST_CHARACTERS * sum(capacities)
+  rendering = _with_at_most(whole, most)
+  limited = not rendering.shots and _characters(rendering) > most
+
+  def shorter(limit: int) -> Rendering:
+    return _with_at_most(render(limit), 0)
+
+  if limited:
+    rendering = shorter(most)
+  ids = tokenise(rendering)
+  while rendering.shots and not _fits(ids.used, capacities):
+    # How many must go is told from how long the tokens of this text are.
+    excess = max(n / room for n, room in zip(ids.used, capacities, strict=True))
+    fewer = int(_characters(rendering) / excess * _OPTIMISM)
+    rendering = _with_at_most(fewer_shots(rendering), fewer)
     ids = tokenise(rendering)
   dropped = len(whole.shots) - len(rendering.shots)
   if _fits(ids.used, capacities):
-    return _Fitted(ids, rendering, False, dropped)
-
-  def shorter(limit: int) -> Rendering:
-    shown = render(limit)
-    while shown.shots:
-      shown = fewer_shots(shown)
-    return shown
-
+    return _Fitted(ids, rendering, limited, dropped)
   return _shorten(shorter, tokenise, capacities, rendering, ids.used, dropped)
+
+
+def _with_at_most(rendering: Rendering, characters: int) -> Rendering:
+  """The rendering without as many of its exemplars as it takes to have so few characters."""
+  while rendering.shots and _characters(rendering) > characters:
+    rendering = fewer_shots(rendering)
+  return rendering
 
 
 def _shorten(

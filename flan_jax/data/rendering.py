@@ -1,10 +1,10 @@
 """One draw in words and ids: which template, which options style, which exemplars."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from flan_jax.data.encode import Dropped, Encoded, Encoder
+from flan_jax.data.encode import Dropped, Encoded, Encoder, Render
 from flan_jax.errors import ConfigError, RecordError
 from flan_jax.prompting import DatasetSpec, Draw, Rendering, Template, few_shot
 
@@ -59,33 +59,42 @@ class DatasetDraws:
     Raises:
       RecordError: the record gives an empty text.
     """
-    draw = Draw(self.seed, self.spec.name, example, epoch % self.renderings)
-    templates = self.spec.training_templates()
-    template = templates[draw.fork("template").below(len(templates))]
-    query = template.render(self.records[example], draw, long_limit)
-    if not self.shots:
-      return query
-    return few_shot(query, self._exemplars(template, query.style, example, draw))
+    return self._renderer(example, epoch)(long_limit)
 
   def encode(self, encoder: Encoder, example: int, epoch: int) -> Encoded | Dropped:
     """The ids of a draw; a record that gives an empty text is dropped as "unrenderable"."""
     try:
-      return encoder.encode(lambda limit: self.render(example, epoch, limit))
+      return encoder.encode(self._renderer(example, epoch))
     except RecordError:
       return Dropped("unrenderable")
 
+  def _renderer(self, example: int, epoch: int) -> Render:
+    """Renders one draw at any limit; its exemplars are rendered once."""
+    draw = Draw(self.seed, self.spec.name, example, epoch % self.renderings)
+    templates = self.spec.training_templates()
+    template = templates[draw.fork("template").below(len(templates))]
+    record = self.records[example]
+    exemplars: list[Rendering] = []
+
+    def render(long_limit: int | None) -> Rendering:
+      query = template.render(record, draw, long_limit)
+      if self.shots and not exemplars:
+        exemplars.extend(self._exemplars(template, query.style, example, draw))
+      return few_shot(query, exemplars) if exemplars else query
+
+    return render
+
   def _exemplars(
     self, template: Template, style: str, example: int, draw: Draw
-  ) -> Sequence[Rendering]:
-    exemplars = []
+  ) -> Iterator[Rendering]:
     for number, index in enumerate(self._others(example, draw.fork("exemplars"))):
+      record = self.records[index]
       # The options are shown as the query shows them, in an order of their own.
       for attempt in range(_STYLE_ATTEMPTS):
-        shown = template.render(self.records[index], draw.fork("exemplar", number, attempt))
+        shown = template.render(record, draw.fork("exemplar", number, attempt))
         if shown.style == style:
           break
-      exemplars.append(shown)
-    return exemplars
+      yield shown
 
   def _others(self, example: int, draw: Draw) -> list[int]:
     """Other examples, none of the query's group; fewer than `shots` where hardly any exist."""

@@ -1,5 +1,7 @@
 """Formats: plain text and chat templates, cut into pieces that say where the targets are."""
 
+import pickle
+
 import pytest
 
 from flan_jax.errors import ConfigError, VocabularyError
@@ -110,9 +112,9 @@ def test_the_date_is_a_setting_and_not_the_clock():
 
 def test_a_saved_format_comes_back():
   for format in (PlainFormat(" ", "\n", eos_on_inputs=True), ChatFormat(SMOLLM2, "<s>", "</s>")):
-    again = format_from_dict(format.as_dict())
-    assert again == format
-    assert again.fingerprint == format.fingerprint
+    for again in (format_from_dict(format.as_dict()), pickle.loads(pickle.dumps(format))):
+      assert again == format
+      assert again.fingerprint == format.fingerprint
   with pytest.raises(ConfigError, match="not a saved format"):
     format_from_dict({"kind": "verse"})
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pickle
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -168,3 +169,9 @@ def test_smollm2_s_tokenizer_comes_back_whole_from_its_gguf_file(tmp_path):
   assert vocabulary.decode(vocabulary.encode(text)) == text
   vocabulary.save(tmp_path / "saved")
   assert load_vocabulary(tmp_path / "saved").encode(text) == vocabulary.encode(text)
+
+
+def test_a_vocabulary_can_be_sent_to_another_process(vocabulary):
+  again = pickle.loads(pickle.dumps(vocabulary))
+  assert again.fingerprint == vocabulary.fingerprint
+  assert again.encode("this is a test") == vocabulary.encode("this is a test")
