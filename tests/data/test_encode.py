@@ -177,6 +177,23 @@ def test_what_is_encoded_always_fits_and_keeps_its_question(words, inputs, targe
       assert len(encoded.inputs) <= inputs and len(encoded.targets) <= targets
 
 
+def test_what_is_far_too_long_is_never_tokenised_whole():
+  class Counting(ByteVocabulary):
+    longest = 0
+
+    def encode_with_ends(self, text):
+      self.longest = max(self.longest, len(text))
+      return super().encode_with_ends(text)
+
+  record = {**RECORD, "passage": "word " * 100_000}
+  vocabulary = Counting()
+  exemplars = [passage(None)] * 9
+  encoder = decoder(vocabulary)
+  encoded = encoder.encode(lambda limit: few_shot(passage(limit, record), exemplars))
+  assert (encoded.shortened, encoded.shots_dropped) == (True, 9)
+  assert vocabulary.longest < 10 * 120
+
+
 def test_a_long_field_that_is_shown_twice_still_fits():
   template = Template(
     "twice",
