@@ -4,7 +4,6 @@ Windows are finished one by one and kept, so that a run that is stopped goes on 
 result does not depend on how many processes made it.
 """
 
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -117,12 +116,10 @@ class _Preparation:
         bar.set_postfix(examples=todo.examples, refresh=False)
         if todo.rows >= rows:
           break
-    _clear_unfinished(self._directory)
-    # Another number of workers would have run ahead by other windows.
-    for number in itertools.count(todo.windows):
-      if not window_path(self._directory, number).exists():
-        break
-      window_path(self._directory, number).unlink()
+    # Another number of workers would have run ahead by other windows, and not without gaps.
+    wanted = {window_path(self._directory, number) for number in range(todo.windows)}
+    for path in set((self._directory / "windows").iterdir()) - wanted:
+      path.unlink()
     return [done[number] for number in range(todo.windows)]
 
   def _found(self, number: int) -> dict[str, Any] | None:
