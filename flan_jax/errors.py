@@ -64,7 +64,9 @@ class UnknownName(FlanJaxError):
 
   def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = ""):
     self.kind, self.name, self.known = kind, name, sorted(set(known))
-    super().__init__(" ".join(filter(None, [f"unknown {kind} {name!r}.", self._suggestion(), hint])))
+    super().__init__(
+      " ".join(filter(None, [f"unknown {kind} {name!r}.", self._suggestion(), hint]))
+    )
 
   def _suggestion(self) -> str:
     close = nearest(self.name, self.known)

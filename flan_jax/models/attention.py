@@ -14,7 +14,10 @@ from flan_jax.models.layers import Dense, Initializer, constrain, dropout, rotat
 # Finite, so that a row which may see nothing averages its values instead of turning into NaN.
 _HIDDEN = -1e30
 
-Mask = Bool[Array, "B T S"] | Float[Array, "B T S"]
+# True where a query sees a key, or a number added to the score. Batch 1: all rows alike.
+Mask = Bool[Array, "#B #T S"] | Float[Array, "#B #T S"]
+SelfMask = Bool[Array, "#B T T"] | Float[Array, "#B T T"]
+EncoderMask = Bool[Array, "#B S S"] | Float[Array, "#B S S"]
 
 
 class KeyValues(NamedTuple):
@@ -47,7 +50,7 @@ class Attention(nn.Module):
     self,
     x: Float[Array, "B T D"],
     mask: Mask,
-    bias: Float[Array, "B N T S"] | None = None,
+    bias: Float[Array, "#B N T S"] | None = None,
     rotary: tuple[Float[Array, "B T 1 H2"], Float[Array, "B T 1 H2"]] | None = None,
     source: Float[Array, "B S D"] | None = None,
     cache: KeyValues | None = None,
@@ -101,7 +104,7 @@ def dot_product_attention(
   key: Float[Array, "B S K H"],
   value: Float[Array, "B S K H"],
   mask: Mask,
-  bias: Float[Array, "B N T S"] | None = None,
+  bias: Float[Array, "#B N T S"] | None = None,
   scale: float = 1.0,
   drop: Callable[[jax.Array], jax.Array] = lambda weights: weights,
 ) -> Float[Array, "B T N H"]:

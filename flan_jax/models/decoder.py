@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from flan_jax.models.attention import Attention, KeyValues, Mask, causal_mask
+from flan_jax.models.attention import Attention, KeyValues, Mask, SelfMask, causal_mask
 from flan_jax.models.config import DecoderConfig
 from flan_jax.models.layers import (
   MLP,
@@ -91,7 +91,7 @@ class Decoder(nn.Module):
     x: Float[Array, "B T D"],
     segment_ids: Int[Array, "B T"] | None = None,
     positions: Int[Array, "B T"] | None = None,
-    attention_mask: Mask | None = None,
+    attention_mask: SelfMask | None = None,
   ) -> Float[Array, "B T D"]:
     """Final-normed hidden states of embedded tokens, all at once."""
     batch, length, _ = x.shape

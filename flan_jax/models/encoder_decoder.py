@@ -10,7 +10,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from flan_jax.models.attention import Attention, KeyValues, Mask, causal_mask, same_segment
+from flan_jax.models.attention import (
+  Attention,
+  EncoderMask,
+  KeyValues,
+  Mask,
+  SelfMask,
+  causal_mask,
+  same_segment,
+)
 from flan_jax.models.config import EncoderDecoderConfig
 from flan_jax.models.layers import (
   FAN_IN_NORMAL,
@@ -29,15 +37,15 @@ from flan_jax.models.stack import stacked
 class EncoderContext(NamedTuple):
   """What every encoder layer is given alike."""
 
-  mask: Mask
-  bias: Float[Array, "B N S S"]
+  mask: EncoderMask
+  bias: Float[Array, "#B N S S"]
 
 
 class DecoderContext(NamedTuple):
   """What every decoder layer is given alike: `encoded` without a cache, `slots` with one."""
 
   mask: Mask
-  bias: Float[Array, "B N T S"]
+  bias: Float[Array, "#B N T S"]
   cross_mask: Mask
   encoded: Float[Array, "B S D"] | None = None
   slots: Int[Array, "B T"] | None = None
@@ -157,7 +165,7 @@ class EncoderDecoder(nn.Module):
     x: Float[Array, "B S D"],
     segment_ids: Int[Array, "B S"] | None = None,
     positions: Int[Array, "B S"] | None = None,
-    attention_mask: Mask | None = None,
+    attention_mask: EncoderMask | None = None,
   ) -> Float[Array, "B S D"]:
     """The encoder's output for embedded tokens."""
     positions = _bias_positions(x, positions, attention_mask)
@@ -173,7 +181,7 @@ class EncoderDecoder(nn.Module):
     segment_ids: Int[Array, "B T"] | None = None,
     encoder_segment_ids: Int[Array, "B S"] | None = None,
     positions: Int[Array, "B T"] | None = None,
-    attention_mask: Mask | None = None,
+    attention_mask: SelfMask | None = None,
     cross_mask: Mask | None = None,
   ) -> Float[Array, "B T D"]:
     """Final-normed decoder states of embedded tokens, scaled so that logits are their product with

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flan_jax.errors import ConfigError
-from flan_jax.models.attention import KeyValues, Mask
+from flan_jax.models.attention import EncoderMask, KeyValues, Mask, SelfMask
 from flan_jax.models.config import DecoderConfig, EncoderDecoderConfig, ModelConfig
 from flan_jax.models.decoder import Decoder
 from flan_jax.models.encoder_decoder import EncoderDecoder, LayerCache
@@ -68,8 +68,8 @@ class LanguageModel:
     batch: Batch,
     dropout_key: jax.Array | None = None,
     inputs_embeds: Float[Array, "B S D"] | None = None,
-    attention_mask: Mask | None = None,
-    encoder_mask: Mask | None = None,
+    attention_mask: SelfMask | None = None,
+    encoder_mask: EncoderMask | None = None,
     cross_mask: Mask | None = None,
   ) -> Float[Array, "B T D"]:
     """Final-normed hidden states; logits are their product with `unembedding`.
@@ -132,7 +132,7 @@ class LanguageModel:
     batch: Batch,
     dropout_key: jax.Array | None = None,
     inputs_embeds: Float[Array, "B S D"] | None = None,
-    encoder_mask: Mask | None = None,
+    encoder_mask: EncoderMask | None = None,
   ) -> Float[Array, "B S D"]:
     """The encoder's output (encoder-decoder only)."""
     if self.layout == "decoder":

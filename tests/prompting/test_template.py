@@ -1,6 +1,5 @@
 """Rendering: what goes in is shown as it is, and the answer agrees with the options."""
 
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
