@@ -121,8 +121,8 @@ class Stack(nn.Module):
     self.norm = RMSNorm(c.norm_eps, c.dtype, c.param_dtype)
 
   def bias(
-    self, query_positions: Int[Array, "B T"], key_positions: Int[Array, "B S"]
-  ) -> Float[Array, "B N T S"]:
+    self, query_positions: Int[Array, "#B T"], key_positions: Int[Array, "#B S"]
+  ) -> Float[Array, "#B N T S"]:
     return self.relative_bias(query_positions, key_positions)
 
   def __call__(
@@ -257,8 +257,8 @@ def _norm(config: EncoderDecoderConfig, name: str) -> RMSNorm:
 
 
 def _bias_positions(
-  x: Float[Array, "B T D"], positions: Int[Array, "B T"] | None, mask: Mask | None
-) -> Int[Array, "B T"]:
+  x: Float[Array, "B T D"], positions: Int[Array, "B T"] | None, mask: EncoderMask | SelfMask | None
+) -> Int[Array, "#B T"]:
   """Positions that the relative bias counts.
 
   Examples are contiguous in a packed row, so that distances within one are distances in the row,

@@ -184,8 +184,8 @@ class RelativeBias(nn.Module):
 
   @nn.compact
   def __call__(
-    self, query_positions: Int[Array, "B T"], key_positions: Int[Array, "B S"]
-  ) -> Float[Array, "B N T S"]:
+    self, query_positions: Int[Array, "#B T"], key_positions: Int[Array, "#B S"]
+  ) -> Float[Array, "#B N T S"]:
     table = self.param(
       "embedding",
       partitioned(
