@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 from flan_jax.data import (
   dataset_names,
@@ -62,7 +63,8 @@ def show_checkpoints(options: argparse.Namespace) -> None:
   """The steps saved in a run's directory, each with a digest over the bytes of all its arrays."""
   from flan_jax.checkpoints import checkpoint_table
 
-  rows = checkpoint_table(options.directory)
+  run = Path(options.directory)
+  rows = checkpoint_table(run / "checkpoints" if (run / "checkpoints").is_dir() else run)
   if options.json:
     print(json.dumps(rows, indent=2))
     return

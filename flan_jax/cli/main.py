@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -26,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     The exit status: 0, or 2 after a mistake that the user can mend, told in one message.
   """
   options, gin_bindings = _parse(list(sys.argv[1:] if arguments is None else arguments))
+  # What Orbax logs of a failed write, traceback and all, is raised here as one sentence.
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
   try:
     for module in options.module:
       import_module(module)

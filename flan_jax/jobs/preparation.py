@@ -14,7 +14,7 @@ from flan_jax.data.prepare import prepare
 from flan_jax.data.records import load_records
 from flan_jax.data.store import Store, StoreConfig
 from flan_jax.errors import FlanJaxError
-from flan_jax.jobs.user_modules import IMPORTED, import_module
+from flan_jax.jobs import user_modules
 
 
 def prepared_store(
@@ -33,7 +33,7 @@ def prepared_store(
   Raises:
     FlanJaxError: whatever the preparing process ran into.
   """
-  task = (config, rows, data_dir, tuple(datasets), workers, tuple(IMPORTED))
+  task = (config, rows, data_dir, tuple(datasets), workers, tuple(user_modules.IMPORTED))
   with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
     try:
       directory, mistake = pool.submit(_prepare, *task).result()
@@ -57,7 +57,7 @@ def _prepare(
 ) -> tuple[Path, tuple[type[FlanJaxError], str] | None]:
   try:
     for module in modules:
-      import_module(module)
+      user_modules.import_module(module)
     directory = prepare(config, rows, data_dir, workers).directory
     for name in datasets:
       load_records(dataset_spec(name), data_dir)

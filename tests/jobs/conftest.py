@@ -1,37 +1,45 @@
 """A small dataset of one's own, a byte-level T5, and a folder to work in."""
 
-import os
 import shutil
-import subprocess
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from flan_jax.cli.main import main
+from flan_jax.data import mixtures
+from flan_jax.jobs import user_modules
 
 TICKETS = Path(__file__).parent.parent / "tickets"
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-  """A copy of the tickets to work in, with a data home of its own."""
+  """A copy of the tickets to work in, with a data home and registries of its own."""
   shutil.copytree(TICKETS, tmp_path / "work")
   monkeypatch.chdir(tmp_path / "work")
   monkeypatch.setenv("FLAN_JAX_HOME", str(tmp_path / "home"))
+  monkeypatch.setattr(mixtures, "_template_folders", [])
+  monkeypatch.setattr(mixtures, "_mixtures", dict(mixtures._mixtures))
+  monkeypatch.setattr(user_modules, "IMPORTED", [])
   return tmp_path / "work"
 
 
+@dataclass(frozen=True)
+class Done:
+  stdout: str
+  stderr: str
+
+
 @pytest.fixture
-def flan_jax(folder):
-  """Runs a command as a user does, in a process of its own; checks the exit status."""
+def flan_jax(folder, capsys, monkeypatch):
+  """Runs a command as `flan-jax` does, and checks the exit status."""
 
   def run(*arguments, status=0, **environment):
-    done = subprocess.run(
-      [sys.executable, "-m", "flan_jax.cli.main", *arguments],
-      capture_output=True,
-      text=True,
-      env={**os.environ, **environment},
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done
+    for name, value in environment.items():
+      monkeypatch.setenv(name, value)
+    capsys.readouterr()
+    assert main(arguments) == status
+    return Done(*capsys.readouterr())
 
   return run

@@ -17,7 +17,7 @@ def metrics(run_dir):
 
 
 def digests(flan_jax, run_dir):
-  table = json.loads(flan_jax("checkpoints", f"{run_dir}/checkpoints", "--json").stdout)
+  table = json.loads(flan_jax("checkpoints", str(run_dir), "--json").stdout)
   return {row["step"]: row["digest"] for row in table}
 
 
@@ -55,4 +55,4 @@ def test_a_killed_run_goes_on_to_the_same_bits_and_repeats_no_row(flan_jax, fold
   assert f"going on from step {stopped}" in done.stderr
   assert digests(flan_jax, "runs/killed")[40] == digests(flan_jax, "runs/whole")[40]
   rows = [row["rows"] for row in metrics(folder / "runs/killed")]
-  assert rows == [[4 * k, 4 * k + 4] for k in range(40)]
+  assert rows == [[8 * k, 8 * k + 8] for k in range(40)]
