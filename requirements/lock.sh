@@ -11,8 +11,12 @@ compile --extra t5 --extra dev --override requirements/overrides.txt \
 compile --constraint requirements.lock --override requirements/overrides-core.txt \
   --no-emit-package seqio --no-emit-package tensorflow-datasets --no-emit-package tensorflow \
   --output-file requirements/core.lock
-# torch's CPU build is not on PyPI; the first hash is that of its cp311 Linux wheel, so that either build is accepted.
+# The oracles run on torch's CPU build, whose wheel for Python 3.11 on Linux this is: PyPI's own build wants CUDA.
 rm -f requirements/oracles.lock
-printf 'torch==2.13.0\nsympy\n' | "$UV" pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url \
-  --constraint requirements.lock --override requirements/overrides-oracles.txt --output-file requirements/oracles.lock -
-sed -i 's|^torch==2.13.0 \\|&\n    --hash=sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b \\|' requirements/oracles.lock
+printf 'torch==2.13.0\n' | "$UV" pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-annotate \
+  --no-emit-index-url --constraint requirements.lock --override requirements/overrides-oracles.txt \
+  --no-emit-package torch --output-file requirements/oracles.lock -
+cat >>requirements/oracles.lock <<'LOCK'
+torch==2.13.0+cpu \
+    --hash=sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
+LOCK
