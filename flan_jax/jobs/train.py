@@ -114,17 +114,24 @@ def train(
       "tokenizer": model.vocabulary.fingerprint,
       "model": model.fingerprint,
     },
-    meta={"mixture": data.mixture, "config": dataclasses.asdict(model.model.config)},
+    meta={
+      "mixture": data.mixture,
+      "config": dataclasses.asdict(model.model.config),
+      "gin": operative_config(),
+    },
   )
   run.mkdir(parents=True, exist_ok=True)
-  describe_model(model, encoder.format, run)
-  (run / "operative_config.gin").write_text(operative_config())
+  if not Checkpoints(run / "checkpoints").steps():
+    # Once there is a checkpoint, only a run that may go on from it may say anything new about it.
+    describe_model(model, encoder.format, run)
+    (run / "operative_config.gin").write_text(operative_config())
   before = {}
   if evaluation is not None:
     with phases("evaluate before"):
       before = judge_untuned(evaluation, model, encoder.format, layout, run)
   with phases("train"):
     result = trainer.run()
+  (run / "operative_config.gin").write_text(operative_config())
   if evaluation is None or result.terminated:
     return
   with phases("evaluate after"):

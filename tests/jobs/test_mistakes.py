@@ -103,10 +103,12 @@ def test_an_archive_that_cannot_be_had_or_is_another_one(flan_jax, folder, tmp_p
   assert not list((folder.parent / "home").rglob("*.whl"))
 
 
-def test_a_checkpoint_of_another_shape(flan_jax):
+def test_a_checkpoint_of_another_shape(flan_jax, folder):
   flan_jax("train", *RECIPE)
+  about = (folder / "runs/tuned/model.json").read_text()
   words = complaint(flan_jax, "train", *RECIPE, "--gin.encoder_decoder.mlp_dim=48")
-  assert "runs/tuned" in words
+  assert "runs/tuned" in words and "mlp/up/kernel" in words
+  assert (folder / "runs/tuned/model.json").read_text() == about
 
 
 def test_a_truncated_checkpoint_falls_back_to_the_last_whole_one(flan_jax, folder):
