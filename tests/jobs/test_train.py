@@ -10,6 +10,7 @@ import time
 import pytest
 
 RECIPE = ("--module", "tasks.py", "--gin_file=check.gin")
+TRAIN = (sys.executable, "-m", "flan_jax.cli.main", "train", *RECIPE)
 
 
 def metrics(run_dir):
@@ -40,10 +41,12 @@ def test_a_tiny_t5_learns_and_is_judged_before_and_after(flan_jax, folder):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits_and_repeats_no_row(flan_jax, folder):
-  whole = ("--gin.STEPS=40", "--gin.train.checkpoint_every=5", "--gin.train.keep=20")
-  flan_jax("train", *RECIPE, *whole, "--gin.RUN_DIR=runs/whole")
-  command = [sys.executable, "-m", "flan_jax.cli.main", "train", *RECIPE, *whole]
-  process = subprocess.Popen([*command, "--gin.RUN_DIR=runs/killed"], stderr=subprocess.DEVNULL)
+  def command(run_dir):  # processes of their own, on the one device that a laptop has
+    settings = ("--gin.STEPS=40", "--gin.train.checkpoint_every=5", "--gin.train.keep=20")
+    return [*TRAIN, *settings, f"--gin.RUN_DIR={run_dir}"]
+
+  subprocess.run(command("runs/whole"), check=True, capture_output=True)
+  process = subprocess.Popen(command("runs/killed"), stderr=subprocess.DEVNULL)
   log = folder / "runs/killed/metrics.jsonl"
   while not log.exists() or len(log.read_text().splitlines()) < 12:
     assert process.poll() is None, "the run ended before it could be killed"
@@ -51,7 +54,7 @@ def test_a_killed_run_goes_on_to_the_same_bits_and_repeats_no_row(flan_jax, fold
   os.kill(process.pid, signal.SIGKILL)
   process.wait()
   stopped = max(digests(flan_jax, "runs/killed"))
-  done = flan_jax("train", *RECIPE, *whole, "--gin.RUN_DIR=runs/killed")
+  done = subprocess.run(command("runs/killed"), check=True, capture_output=True, text=True)
   assert f"going on from step {stopped}" in done.stderr
   assert digests(flan_jax, "runs/killed")[40] == digests(flan_jax, "runs/whole")[40]
   rows = [row["rows"] for row in metrics(folder / "runs/killed")]
