@@ -19,6 +19,7 @@ def folder(tmp_path, monkeypatch):
   shutil.copytree(TICKETS, tmp_path / "work")
   monkeypatch.chdir(tmp_path / "work")
   monkeypatch.setenv("FLAN_JAX_HOME", str(tmp_path / "home"))
+  mixtures.mixture_names()  # the library's own are registered once, for all tests
   monkeypatch.setattr(mixtures, "_template_folders", [])
   monkeypatch.setattr(mixtures, "_mixtures", dict(mixtures._mixtures))
   monkeypatch.setattr(user_modules, "IMPORTED", [])
