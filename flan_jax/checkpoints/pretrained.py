@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flan_jax.checkpoints.gguf import Pretrained, load_gguf
 from flan_jax.data.archives import fetch, file_sha256, members
-from flan_jax.data.atomic_directory import build_once
+from flan_jax.data.atomic import build_once
 from flan_jax.errors import CheckpointError, ConfigError
 
 SMOLLM2_135M_INSTRUCT = (

@@ -34,8 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
       import_module(module)
     if options.command in JOBS:
       from flan_jax.jobs.launch import launch
+      from flan_jax.jobs.processes import join
 
       importlib.import_module("flan_jax.jobs.configurables")
+      join()
       launch(options.command, options.gin_file, gin_bindings)
     else:
       from flan_jax.cli import inspect

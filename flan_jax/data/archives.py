@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from flan_jax.data.atomic_directory import build_once
+from flan_jax.data.atomic import build_once
 from flan_jax.errors import ArchiveError, ConfigError, NetworkError, nearest
 
 FOLDERS_VARIABLE = "FLAN_JAX_ARCHIVES"

@@ -24,7 +24,7 @@ import numpy as np
 
 from flan_jax.data.encode import check_layout, row_capacities
 from flan_jax.data.windows import StoredExample
-from flan_jax.errors import ConfigError, MeshError, StorageError
+from flan_jax.errors import ConfigError, StorageError
 
 Batch = dict[str, np.ndarray]
 Normalise = Literal["token", "example"]
@@ -56,8 +56,8 @@ class Rows(Protocol):
 class Batches:
   """The batches from a row on, made ahead in a thread.
 
-  Step k of a run takes rows [k B, (k + 1) B). Every process of a run makes the same plan and the
-  features of its own share: rows [i B / n, (i + 1) B / n) of each global batch.
+  Step k of a run takes rows [k B, (k + 1) B). Every process of a run makes the same plan, and the
+  features of the rows that its own devices hold.
 
   Args:
     rows: a `Store`.
@@ -65,12 +65,10 @@ class Batches:
     start_row: the first row; seeking there costs nothing.
     stop_row: the row to stop before; all whole batches when None.
     normalise: see `make_features`.
-    process_index: i, which share this process takes.
-    process_count: n, how many processes share a batch.
+    share: places of this process's rows in the global batch; all of them when None.
     ahead: batches to keep ready.
 
   Raises:
-    MeshError: the processes do not divide the batch.
     StorageError: the store ends before `stop_row`.
     ConfigError: a number is out of range, or rows up to `stop_row` do not make whole batches.
   """
@@ -82,17 +80,11 @@ class Batches:
     start_row: int = 0,
     stop_row: int | None = None,
     normalise: Normalise = "token",
-    process_index: int = 0,
-    process_count: int = 1,
+    share: Sequence[int] | None = None,
     ahead: int = 2,
   ):
     if batch_size < 1 or start_row < 0:
       raise ConfigError(f"cannot make batches of {batch_size} rows from row {start_row} on.")
-    if batch_size % process_count:
-      raise MeshError(
-        f"a batch of {batch_size} rows cannot be shared by {process_count} processes: "
-        f"make batch_size a multiple of {process_count}."
-      )
     if stop_row is not None and stop_row > rows.rows:
       raise StorageError(
         f"the store has {rows.rows} rows and {stop_row} are needed: prepare it for more steps."
@@ -105,8 +97,7 @@ class Batches:
     self._rows, self._normalise, self._ahead = rows, normalise, ahead
     self._batch_size, self._start = batch_size, start_row
     self._count = max((rows.rows if stop_row is None else stop_row) - start_row, 0) // batch_size
-    share = batch_size // process_count
-    self._share = range(process_index * share, (process_index + 1) * share)
+    self._share = range(batch_size) if share is None else share
 
   def __len__(self) -> int:
     """How many batches there are."""

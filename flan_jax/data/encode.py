@@ -108,6 +108,12 @@ class Encoder:
     end = self.vocabulary.encode(self.format.end_of_turn) if self.format.end_of_turn else []
     return tuple(dict.fromkeys([self.vocabulary.eos_id, *end[:1]]))
 
+  @property
+  def nothing_asked(self) -> int:
+    """The one id of a prompt that asks nothing: what begins a text, or ends the one before it."""
+    begins = self.vocabulary.bos_id if self.layout == "decoder" else None
+    return self.vocabulary.eos_id if begins is None else begins
+
   def encode(self, render: Render) -> Encoded | Dropped:
     """The ids to train on.
 
@@ -207,7 +213,7 @@ class Encoder:
         end += 1
       whole.append(ids)
       ends.append(end)
-    shared = min((_common(prompt, ids) for ids in whole), default=len(prompt))
+    shared = min((common_prefix(prompt, ids) for ids in whole), default=len(prompt))
     # An option keeps a token of its own even if all of its text is swallowed by the prompt's.
     shared = min([shared, *(len(ids) - 1 for ids in whole)])
     used = (max(map(len, whole)) - 1,)
@@ -256,6 +262,14 @@ def check_layout(layout: str, lengths: Mapping[str, int]) -> None:
   for name, length in lengths.items():
     if length < 1:
       raise ConfigError(f"the length of {name} is {length}; a row needs at least one token of it.")
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+  """How many ids both begin with."""
+  for i, (a, b) in enumerate(zip(one, other, strict=False)):
+    if a != b:
+      return i
+  return min(len(one), len(other))
 
 
 @dataclass
@@ -321,11 +335,3 @@ def _place(text: str, words: str) -> int:
     if at >= 0:
       return at + len(spelt)
   return len(text)
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-  """How many ids both begin with."""
-  for i, (a, b) in enumerate(zip(one, other, strict=False)):
-    if a != b:
-      return i
-  return min(len(one), len(other))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from flan_jax.data.atomic_directory import build_once, one_at_a_time
+from flan_jax.data.atomic import build_once, one_at_a_time
 from flan_jax.data.draws import DrawStream
 from flan_jax.data.encode import Dropped, Encoded
 from flan_jax.data.mixtures import dataset_spec

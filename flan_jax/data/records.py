@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple, overload
 
 import numpy as np
 
-from flan_jax.data.atomic_directory import build_once
+from flan_jax.data.atomic import build_once
 from flan_jax.data.sources import Source, open_source
 from flan_jax.errors import ConfigError, RecordError, UnknownName
 from flan_jax.prompting import DatasetSpec

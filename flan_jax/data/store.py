@@ -5,7 +5,8 @@
       vocabulary/         what `load_vocabulary` reads
       windows/000000.safetensors ...
 
-A store can be copied to a machine that has neither the sources nor SeqIO and trained from there.
+A store can be copied to a machine that has neither the sources nor SeqIO and trained from there, or
+read where it is ("gs://..."), through copies on the local disk.
 `flan_jax.data.prepare` makes it.
 """
 
@@ -22,7 +23,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from flan_jax.data.atomic import write_whole
 from flan_jax.data.encode import Encoder, Layout
+from flan_jax.data.home import data_home
+from flan_jax.data.mirror import RemoteFolder, is_remote
 from flan_jax.data.mixtures import (
   Mixture,
   MixtureTask,
@@ -31,7 +35,7 @@ from flan_jax.data.mixtures import (
   training_tasks,
 )
 from flan_jax.data.records import load_records
-from flan_jax.data.windows import StoredExample, Window, write_whole
+from flan_jax.data.windows import StoredExample, Window
 from flan_jax.errors import ConfigError, StorageError
 from flan_jax.vocabularies import (
   Format,
@@ -41,7 +45,8 @@ from flan_jax.vocabularies import (
 )
 
 ENCODING_VERSION = 1
-"""Part of every fingerprint; raised whenever the same settings come to give other rows."""
+"""Part of every fingerprint; raised whenever the same settings come to give other rows, or the same
+rows in windows of another layout."""
 
 _DESCRIPTION = "store.json"
 _OPEN_WINDOWS = 8
@@ -196,6 +201,10 @@ class TaskCounts:
 class Store:
   """A prepared store, opened for reading.
 
+  Args:
+    directory: where it is.
+    remote: the folder that it is a copy of; windows are then copied when a row of them is asked for.
+
   Attributes:
     directory: where it is.
     fingerprint: of everything that decides its content.
@@ -203,34 +212,42 @@ class Store:
     tasks: its datasets; `task_ids` of a batch are places in this tuple.
   """
 
-  def __init__(self, directory: Path | str):
-    self.directory = Path(directory)
+  def __init__(self, directory: Path | str, remote: RemoteFolder | None = None):
+    self.directory, self._remote = Path(directory), remote
     about = read_description(self.directory)
-    try:
-      self.fingerprint: str = about["fingerprint"]
-      self.mixture: str = about["mixture"]
-      self.settings: dict[str, Any] = about["settings"]
-      self.layout: Layout = self.settings["layout"]
-      self.lengths: dict[str, int] = self.settings["lengths"]
-      self.tasks = tuple(_task(entry) for entry in about["tasks"])
-      self._windows: list[dict[str, Any]] = about["windows"]
-    except (KeyError, TypeError) as error:
-      raise StorageError(
-        f"{self.directory / _DESCRIPTION}: not the description of a store ({error!r}): delete "
-        f"{self.directory} and prepare it again."
-      ) from None
+    self.fingerprint: str = about["fingerprint"]
+    self.mixture: str = about["mixture"]
+    self.settings: dict[str, Any] = about["settings"]
+    self.layout: Layout = self.settings["layout"]
+    self.lengths: dict[str, int] = self.settings["lengths"]
+    self.tasks = tuple(_task(entry) for entry in about["tasks"])
+    self._windows: list[dict[str, Any]] = about["windows"]
     self._ends = np.cumsum([window["rows"] for window in self._windows], dtype=np.int64).tolist()
     self._open: OrderedDict[int, Window] = OrderedDict()
     self._lock = threading.Lock()
 
   @classmethod
-  def open(cls, directory: Path | str) -> "Store":
-    """The store in a directory.
+  def open(cls, place: Path | str, cache_dir: Path | str | None = None) -> "Store":
+    """The store in a directory, or at a URL.
+
+    Args:
+      cache_dir: copies from a URL are kept in `cache_dir/mirrors`; None: the data home.
 
     Raises:
       StorageError: none is there, or its description is torn.
+      NetworkError, ConfigError: the URL cannot be read.
     """
-    return cls(directory)
+    if not is_remote(place):
+      return cls(place)
+    remote = RemoteFolder(str(place))
+    description = remote.read(_DESCRIPTION)
+    # Named by what it holds: another store at the same URL has other windows.
+    name = _parsed(description, f"{remote.url}/{_DESCRIPTION}")["fingerprint"][:16]
+    directory = Path(cache_dir or data_home()) / "mirrors" / name
+    write_whole(directory / _DESCRIPTION, description)
+    for file in remote.names("vocabulary"):
+      remote.copied(file, directory)
+    return cls(directory, remote)
 
   @property
   def rows(self) -> int:
@@ -278,7 +295,10 @@ class Store:
   def _window(self, number: int) -> Window:
     with self._lock:
       if number not in self._open:
-        self._open[number] = Window(window_path(self.directory, number))
+        path = window_path(self.directory, number)
+        if self._remote is not None:
+          self._remote.copied(str(path.relative_to(self.directory)), self.directory)
+        self._open[number] = Window(path)
         if len(self._open) > _OPEN_WINDOWS:
           self._open.popitem(last=False)
       self._open.move_to_end(number)
@@ -309,20 +329,28 @@ def read_description(directory: Path) -> dict[str, Any]:
   """
   path = directory / _DESCRIPTION
   try:
-    return json.loads(path.read_text())
+    return _parsed(path.read_bytes(), str(path))
   except FileNotFoundError:
     raise StorageError(
       f"{directory} holds no prepared store: `flan-jax prepare` makes one."
-    ) from None
-  except ValueError as error:
-    raise StorageError(
-      f"{path} is torn ({error}): delete {directory} and prepare it again."
     ) from None
 
 
 def write_description(directory: Path, description: Mapping[str, Any]) -> None:
   """Writes `store.json`, whole or not at all."""
   write_whole(directory / _DESCRIPTION, (json.dumps(description, indent=1) + "\n").encode())
+
+
+def _parsed(description: bytes, place: str) -> dict[str, Any]:
+  try:
+    about = json.loads(description)
+    if missing := {"fingerprint", "mixture", "settings", "tasks", "windows"} - about.keys():
+      raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    return about
+  except (ValueError, AttributeError) as error:
+    raise StorageError(
+      f"{place} is torn, or describes no store ({error}): delete its folder and prepare it again."
+    ) from None
 
 
 def _task(entry: Mapping[str, Any]) -> StoreTask:

@@ -10,7 +10,6 @@ The header's metadata holds a digest of the tensors and what was counted on the 
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -21,6 +20,7 @@ import numpy as np
 from jaxtyping import Float32, Int
 from safetensors.numpy import save
 
+from flan_jax.data.atomic import write_whole
 from flan_jax.data.encode import Encoded
 from flan_jax.errors import StorageError
 
@@ -140,28 +140,6 @@ def write_window(
   # One entry, because safetensors writes several in a random order.
   about = json.dumps({"digest": _digest(arrays), "counts": counts})
   write_whole(path, save(arrays, {"about": about}))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-  """Writes a file so that it is complete or, whatever happens, not there.
-
-  Raises:
-    StorageError: the disk refused.
-  """
-  unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-  try:
-    with unfinished.open("wb") as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    unfinished.replace(path)
-  except OSError as error:
-    raise StorageError(
-      f"cannot write {path}: {error.strerror}. Nothing half-written was kept; make room or name "
-      "another data directory, then run the same command again."
-    ) from error
-  finally:
-    unfinished.unlink(missing_ok=True)
 
 
 def _mapped(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -6,9 +6,10 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from flan_jax.data.atomic import write_whole
 from flan_jax.data.batches import START_ID
 from flan_jax.data.encode import Encoder
 from flan_jax.errors import UnknownName
@@ -19,7 +20,6 @@ from flan_jax.evaluation.rank_classification import (
   score_options,
 )
 from flan_jax.evaluation.results import Evaluation, ScoredExample, TaskResult, TemplateResult
-from flan_jax.evaluation.storage import write_atomically
 from flan_jax.evaluation.tasks import RANKED, PreparedTask, PreparedTemplate, Prompt
 from flan_jax.inference import generate
 from flan_jax.models import LanguageModel, Params
@@ -68,7 +68,7 @@ def evaluate(
   """Score every example of every template of every task.
 
   Finished templates are kept in `out_dir/scores`, one file each, under a key of the checkpoint, the
-  prompts, the format and the scorer; the same call again reads them. The conventions are all
+  prompts, the format and the scorer; the same call again reads them. All conventions but pmi are
   computed from the same sums, so another `scoring` needs no new run.
 
   Args:
@@ -79,7 +79,7 @@ def evaluate(
     scoring: the primary convention, one of `rank_classification.CONVENTIONS`.
     out_dir: None keeps nothing.
     resume: False scores everything again.
-    row_lengths, batch_tokens: see `score_options`; row lengths default to 512 and its doubles, up
+    row_lengths, batch_tokens: see `score_options`; row lengths default to 128 and its doubles, up
       to what the encoder's rows need.
     layout: the mesh that the parameters lie on.
 
@@ -90,7 +90,8 @@ def evaluate(
   if scoring not in CONVENTIONS:
     raise UnknownName("scoring convention", scoring, CONVENTIONS)
   started = time.monotonic()
-  runner = _Runner(model, params, encoder, row_lengths, batch_tokens, layout)
+  unasked = scoring == "pmi"
+  runner = _Runner(model, params, encoder, row_lengths, batch_tokens, layout, unasked)
   store = _Store(
     Path(out_dir) if out_dir is not None else None,
     resume,
@@ -100,6 +101,7 @@ def evaluate(
       encoder.format.fingerprint,
       encoder.vocabulary.fingerprint,
       encoder.lengths["targets"],
+      *(["unasked"] if unasked else []),
     ),
   )
   meter = _Meter(progress, sum(len(t.prompts) for task in tasks for t in task.templates))
@@ -151,7 +153,7 @@ class _Store:
   def write(self, task: str, template: PreparedTemplate, result: TemplateResult) -> None:
     path = self._path(task, template)
     if path is not None:
-      write_atomically(path, (json.dumps(e.as_json()) + "\n" for e in result.examples))
+      write_whole(path, (json.dumps(e.as_json()) + "\n" for e in result.examples))
 
   def _path(self, task: str, template: PreparedTemplate) -> Path | None:
     if self._directory is None:
@@ -171,8 +173,10 @@ class _Runner:
     row_lengths: Sequence[int] | None,
     batch_tokens: int,
     layout: Layout | None,
+    unasked: bool,
   ):
     self._model, self._params, self._encoder = model, params, encoder
+    self._unasked = unasked
     self._row_lengths = row_lengths or _row_lengths(max(encoder.capacities))
     self._batch_tokens = batch_tokens
     self._layout = layout
@@ -205,19 +209,27 @@ class _Runner:
       for template in templates
       for prompt in template.prompts
     ]
-    scores = iter(
-      score_options(
-        self._model,
-        self._params,
-        requests,
-        row_lengths=self._row_lengths,
-        batch_tokens=self._batch_tokens,
-        start_id=START_ID,
-        layout=self._layout,
-        progress=progress,
-      )
-    )
+    found = self._score(requests, progress)
+    if self._unasked:
+      nothing = (self._encoder.nothing_asked,)
+      again = self._score([replace(r, prompt_ids=nothing) for r in requests], None)
+      found = [replace(s, unasked=u.without_end) for s, u in zip(found, again, strict=True)]
+    scores = iter(found)
     return [[_scored(p, scores=next(scores)) for p in t.prompts] for t in templates]
+
+  def _score(
+    self, requests: Sequence[RankRequest], progress: Callable[[int], object] | None
+  ) -> list[OptionScores]:
+    return score_options(
+      self._model,
+      self._params,
+      requests,
+      row_lengths=self._row_lengths,
+      batch_tokens=self._batch_tokens,
+      start_id=START_ID,
+      layout=self._layout,
+      progress=progress,
+    )
 
   def write(
     self, templates: Sequence[PreparedTemplate], progress: Callable[[int], object]
@@ -305,7 +317,7 @@ def _scored(
 
 
 def _row_lengths(longest: int) -> list[int]:
-  lengths = [256]
+  lengths = [128]
   while lengths[-1] < longest:
     lengths.append(2 * lengths[-1])
   return lengths

@@ -5,10 +5,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from flan_jax.data.atomic import write_whole
 from flan_jax.evaluation import charts
 from flan_jax.evaluation.report import Report
 from flan_jax.evaluation.results import ScoredExample
-from flan_jax.evaluation.storage import write_atomically
 
 _SHOWN_EXAMPLES = 8
 _SHOWN_OPTIONS = 8
@@ -31,7 +31,7 @@ def write_html(
     StorageError: the disk refused.
   """
   losses = losses_of(run_dir) if run_dir is not None else []
-  write_atomically(Path(path), [html_page(report, title, losses)])
+  write_whole(Path(path), [html_page(report, title, losses)])
 
 
 def html_page(report: Report, title: str, losses: Sequence[tuple[int, float]] = ()) -> str:

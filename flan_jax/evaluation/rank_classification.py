@@ -8,10 +8,11 @@ A prompt of P tokens with n options of O tokens costs P + nO tokens, not n(P + O
     targets                a0 a1 a2   b0 b1
 
 The prompt's last token is read once per option, so that every slot predicts exactly one token. A
-token sees what stands before it in its unit, of the prompt and of its own option. Encoder-decoder:
-the encoder reads each prompt once and each option is a decoder segment whose cross attention sees
-its prompt only. Several units share a row, prompts of equal tokens share a unit, and rows have a
-few fixed shapes, so that little is compiled.
+token sees what stands before it in its unit, of the prompt and of its own option. What all prompts
+begin with (the system message of a chat template, say) is read once a row and seen by every unit.
+Encoder-decoder: the encoder reads each prompt once and each option is a decoder segment whose cross
+attention sees its prompt only. Several units share a row, prompts of equal tokens share a unit, and
+rows have a few fixed shapes, so that little is compiled.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from flan_jax.data.encode import common_prefix
 from flan_jax.data.packing import pack
 from flan_jax.errors import EvaluationError, UnknownName
 from flan_jax.models import LanguageModel, Params
@@ -32,14 +34,17 @@ from flan_jax.training.cross_entropy import token_scores
 from flan_jax.training.partitioning import Layout, batch_shardings
 
 _TOKEN_BLOCK = 128  # option tokens are few; a larger block would be mostly padding
+_EVERYONES = -1  # the unit of tokens that every unit of the row sees
 
-CONVENTIONS = ("t0", "lm_eval", "lm_eval_norm", "per_token")
+CONVENTIONS = ("t0", "lm_eval", "lm_eval_norm", "per_token", "pmi")
 """How an option's token log-probabilities become its score.
 
 t0: their sum, end of text included (Sanh et al. 2022, and T5X).
 lm_eval: their sum without the end of text (the harness's `acc`).
 lm_eval_norm: that sum divided by the option's length in UTF-8 bytes (the harness's `acc_norm`).
 per_token: their mean, end of text included.
+pmi: their sum without the end of text, less the same sum where nothing was asked: how much the prompt
+  speaks for the option (Holtzman et al. 2021, arXiv 2104.08315; the harness's `acc_mutual_info`).
 """
 
 
@@ -73,12 +78,14 @@ class OptionScores:
     without_end: the same, end of text left out.
     tokens: number of tokens, end of text included.
     bytes: length of the text; 0 where unknown.
+    unasked: `without_end` after a prompt that asks nothing; () where that was not scored.
   """
 
   total: tuple[float, ...]
   without_end: tuple[float, ...]
   tokens: tuple[int, ...]
   bytes: tuple[int, ...]
+  unasked: tuple[float, ...] = ()
 
   def by(self, convention: str) -> tuple[float, ...]:
     """The scores by one of `CONVENTIONS`.
@@ -96,6 +103,10 @@ class OptionScores:
       return tuple(s / n for s, n in zip(self.without_end, self.bytes, strict=True))
     if convention == "per_token":
       return tuple(s / n for s, n in zip(self.total, self.tokens, strict=True))
+    if convention == "pmi":
+      if not self.unasked:
+        raise EvaluationError("pmi needs the options' scores after a prompt that asks nothing.")
+      return tuple(s - u for s, u in zip(self.without_end, self.unasked, strict=True))
     raise UnknownName("scoring convention", convention, CONVENTIONS)
 
 
@@ -125,10 +136,10 @@ def score_options(
       or a log-probability that is not finite; the message names the request.
   """
   lengths = sorted(set(row_lengths))
-  rows = _FAMILIES[model.layout](start_id)
+  rows = _FAMILIES[model.layout](requests, start_id)
   for request in requests:
     _check(request, rows, lengths[-1])
-  results = _Results(requests, rows.lead)
+  results = _Results(requests, rows)
   shards = layout.shards("batch") if layout else 1
   for batch in _plan(_units(requests, rows, lengths[-1]), rows, lengths, batch_tokens, shards):
     log_probs = _run(model, params, rows.arrays(batch), layout)
@@ -139,7 +150,7 @@ def score_options(
 
 
 class _Unit(NamedTuple):
-  """A prompt with options, and which request's which option each of them is."""
+  """A prompt (less what all begin with) with options, and which request's which option each is."""
 
   prompt: tuple[int, ...]
   options: list[tuple[int, ...]]
@@ -160,8 +171,12 @@ class _Batch(NamedTuple):
 class _DecoderRows:
   """How units lie in the rows of a decoder."""
 
-  def __init__(self, start_id: int):
+  def __init__(self, requests: Sequence[RankRequest], start_id: int):
     del start_id
+    prompts = [request.prompt_ids for request in requests]
+    # The least and the greatest in lexical order differ the earliest. Each unit keeps a last token.
+    begins = common_prefix(min(prompts), max(prompts)) if prompts else 0
+    self.begin = prompts[0][: min(begins, min(map(len, prompts)) - 1)] if begins else ()
 
   def size(self, prompt: int, options: Sequence[int]) -> tuple[int, int]:
     """Tokens of the row and option tokens that a unit takes."""
@@ -172,21 +187,24 @@ class _DecoderRows:
     return len(unit.prompt) - 1
 
   def arrays(self, batch: _Batch) -> dict[str, np.ndarray]:
-    shape = batch.row_count, batch.length
+    shape, begin = (batch.row_count, batch.length), len(self.begin)
     tokens, targets, positions, units, options = (np.zeros(shape, np.int32) for _ in range(5))
     for r, row in enumerate(batch.rows):
-      end = number = 0
+      tokens[r, :begin] = self.begin
+      positions[r, :begin] = np.arange(begin)
+      units[r, :begin] = _EVERYONES
+      end, number = begin, 0
       for u, unit in enumerate(row, start=1):
         *shared, last = unit.prompt
         at, end = end, end + len(shared)
         tokens[r, at:end] = shared
-        positions[r, at:end] = np.arange(len(shared))
+        positions[r, at:end] = begin + np.arange(len(shared))
         units[r, at:end] = u
         for ids in unit.options:
           at, end, number = end, end + len(ids), number + 1
           tokens[r, at:end] = last, *ids[:-1]
           targets[r, at:end] = ids
-          positions[r, at:end] = len(shared) + np.arange(len(ids))
+          positions[r, at:end] = begin + len(shared) + np.arange(len(ids))
           units[r, at:end] = u
           options[r, at:end] = number
     return {
@@ -199,9 +217,15 @@ class _DecoderRows:
 
 
 class _EncoderDecoderRows:
-  """How prompts lie in the encoder's rows and their options in the decoder's."""
+  """How prompts lie in the encoder's rows and their options in the decoder's.
 
-  def __init__(self, start_id: int):
+  An encoder's token sees what follows it, so that prompts which begin alike share nothing.
+  """
+
+  begin: tuple[int, ...] = ()
+
+  def __init__(self, requests: Sequence[RankRequest], start_id: int):
+    del requests
     self._start_id = start_id
 
   def size(self, prompt: int, options: Sequence[int]) -> tuple[int, int]:
@@ -275,7 +299,7 @@ def _units(requests: Sequence[RankRequest], rows: _Rows, longest: int) -> list[_
   """Equal prompts together, equal options once; what is too much for one row is divided."""
   shared: dict[tuple[int, ...], dict[tuple[int, ...], list[tuple[int, int]]]] = {}
   for r, request in enumerate(requests):
-    options = shared.setdefault(tuple(request.prompt_ids), {})
+    options = shared.setdefault(tuple(request.prompt_ids[len(rows.begin) :]), {})
     for k, ids in enumerate(request.option_ids):
       options.setdefault(tuple(ids), []).append((r, k))
   units = []
@@ -283,7 +307,7 @@ def _units(requests: Sequence[RankRequest], rows: _Rows, longest: int) -> list[_
     unit = _Unit(prompt, [], [])
     for ids, places in options.items():
       lengths = [*map(len, unit.options), len(ids)]
-      if unit.options and max(rows.size(len(prompt), lengths)) > longest:
+      if unit.options and max(rows.size(len(prompt), lengths)) > longest - len(rows.begin):
         units.append(unit)
         unit = _Unit(prompt, [], [])
       unit.options.append(ids)
@@ -303,14 +327,15 @@ def _plan(
   by_length: dict[int, list[_Unit]] = {}
   sizes = {id(unit): rows.size(len(unit.prompt), [*map(len, unit.options)]) for unit in units}
   for unit in units:
-    fitting = next(length for length in lengths if max(sizes[id(unit)]) <= length)
+    needed = len(rows.begin) + max(sizes[id(unit)])
+    fitting = next(length for length in lengths if needed <= length)
     by_length.setdefault(fitting, []).append(unit)
   for length, group in sorted(by_length.items()):
     taken = [sizes[id(unit)] for unit in group]
     longest = max(options for _, options in taken)
     narrow = 4 * sum(options for _, options in taken) <= sum(tokens for tokens, _ in taken)
     room = length // 4 if narrow and longest <= length // 4 else length
-    packed = pack(taken, (length, room))
+    packed = pack(taken, (length - len(rows.begin), room))
     count = shards * max(1, batch_tokens // length)
     for start in range(0, len(packed), count):
       chosen = [[group[i] for i in row] for row in packed[start : start + count]]
@@ -320,9 +345,8 @@ def _plan(
 class _Results:
   """Gathers the options' log-probabilities, which arrive in the order of the plan."""
 
-  def __init__(self, requests: Sequence[RankRequest], lead: Callable[[_Unit], int]):
-    self._requests = requests
-    self._lead = lead
+  def __init__(self, requests: Sequence[RankRequest], rows: _Rows):
+    self._requests, self._rows = requests, rows
     self._total = [np.full(len(r.option_ids), np.nan) for r in requests]
     self._without_end = [np.full(len(r.option_ids), np.nan) for r in requests]
     self._missing = [len(r.option_ids) for r in requests]
@@ -331,9 +355,9 @@ class _Results:
     """Take one batch in; how many requests are complete now that were not before."""
     finished = 0
     for r, row in enumerate(batch.rows):
-      end = 0
+      end = len(self._rows.begin)
       for unit in row:
-        end += self._lead(unit)
+        end += self._rows.lead(unit)
         for ids, places in zip(unit.options, unit.places, strict=True):
           at, end = end, end + len(ids)
           values = log_probs[r, at:end].astype(np.float64)
@@ -407,9 +431,9 @@ def _target_log_probs(
 def _own_prompt_and_option(
   units: Int[Array, "B T"], options: Int[Array, "B T"]
 ) -> Bool[Array, "B T T"]:
-  """A token sees what stands before it, in its unit, of the prompt and of its own option."""
+  """A token sees what stands before it, in its unit or everyone's, of the prompt and of its option."""
   index = jnp.arange(units.shape[1])
   before = index[None, :, None] >= index[None, None, :]
-  same_unit = units[:, :, None] == units[:, None, :]
+  unit = (units[:, None, :] == _EVERYONES) | (units[:, :, None] == units[:, None, :])
   prompt_or_own = (options[:, None, :] == 0) | (options[:, :, None] == options[:, None, :])
-  return before & same_unit & prompt_or_own
+  return before & unit & prompt_or_own

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flan_jax.data.atomic import write_whole
 from flan_jax.evaluation import statistics
 from flan_jax.evaluation.results import (
   COLLAPSED_ABOVE,
@@ -19,7 +20,6 @@ from flan_jax.evaluation.results import (
   TemplateSummary,
   median_of,
 )
-from flan_jax.evaluation.storage import write_atomically
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class Report:
     for role, evaluation in self.evaluations.items():
       name = "examples.jsonl" if role == "after" else f"examples_{role}.jsonl"
       lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in evaluation.records())
-      write_atomically(directory / name, lines)
+      write_whole(directory / name, lines)
     text = json.dumps(self.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(directory / "report.json", [text, "\n"])
+    write_whole(directory / "report.json", [text, "\n"])
 
 
 def build_report(
@@ -139,6 +139,8 @@ def task_row(comparison: Comparison, scoring: str, *, seed: int, resamples: int)
   Numbers of a task are medians over its templates. Those that do not apply are None: `before` and
   what belongs to it in a report of one checkpoint, AUC where there are not two fixed labels.
   `before` is the better of the formats in `before_by_format`, and `baseline_format` names it.
+  `by_scoring` has the same two numbers under every scoring convention; the primary one was fixed
+  before the run.
   """
   after, before = comparison.after, comparison.before
   table = after.table(scoring)
@@ -178,6 +180,11 @@ def task_row(comparison: Comparison, scoring: str, *, seed: int, resamples: int)
     row["delta"] = row["after"] - row["before"]
     row["delta_interval"] = list(paired)
     row["verdict"] = _verdict(collapsed, paired)
+  row["by_scoring"] = {
+    role: {name: statistics.headline(task.table(name)) for name in task.conventions}
+    for role, task in (("before", before), ("after", after))
+    if task is not None
+  }
   row["spread"] = _spread(comparison, summaries, old)
   row["draw"] = {
     "split": after.split,

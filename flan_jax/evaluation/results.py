@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flan_jax.evaluation import metrics
-from flan_jax.evaluation.rank_classification import OptionScores
+from flan_jax.evaluation.rank_classification import CONVENTIONS, OptionScores
 
 COLLAPSED_ABOVE = 0.95
 """A task whose most predicted label has a larger share than this is collapsed."""
@@ -202,6 +202,15 @@ class TaskResult:
   @property
   def metric(self) -> str:
     return self.templates[0].metric
+
+  @property
+  def conventions(self) -> tuple[str, ...]:
+    """The scoring conventions that the scores allow; none where the model wrote free text."""
+    scores = [example.scores for template in self.templates for example in template.examples]
+    if any(score is None for score in scores):
+      return ()
+    asked_only = any(score is not None and not score.unasked for score in scores)
+    return tuple(name for name in CONVENTIONS if name != "pmi" or not asked_only)
 
   def at(self, indices: Collection[int]) -> "TaskResult":
     """The same at only those examples whose index is among `indices`."""

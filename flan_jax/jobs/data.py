@@ -11,6 +11,7 @@ from flan_jax.data.store import Store, StoreConfig
 from flan_jax.errors import ConfigError
 from flan_jax.jobs.models import ModelSource
 from flan_jax.jobs.preparation import prepared_store
+from flan_jax.jobs.processes import first_alone
 from flan_jax.vocabularies import ChatFormat, Format, PlainFormat
 
 
@@ -27,6 +28,8 @@ class DataPlan:
     normalise: "token", or "example" where each example weighs 1 in all.
     seed, renderings, few_shot, window, loss_on: see `flan_jax.data.store.StoreConfig`.
     workers: processes that prepare; None: one a core.
+    prepared: path or URL of a store that is trained on as it is; None: it is looked for in the data
+      home, and prepared as far as it is missing.
   """
 
   mixture: str
@@ -41,6 +44,7 @@ class DataPlan:
   window: int = 1024
   loss_on: Literal["targets", "everything"] = "targets"
   workers: int | None = None
+  prepared: str | None = None
 
   def __post_init__(self) -> None:
     if self.format not in ("plain", "chat"):
@@ -74,7 +78,32 @@ class DataPlan:
     return self.config(source).encoder()
 
   def store(self, source: ModelSource, rows: int, datasets: Sequence[str] = ()) -> Store:
-    """The store, prepared as far as it is missing, and the records of other datasets."""
-    return prepared_store(
-      self.config(source), rows, data_home(), datasets=datasets, workers=self.workers
-    )
+    """The store, prepared as far as it is missing, and the records of other datasets.
+
+    Raises:
+      ConfigError: the store at `prepared` was made with other settings.
+    """
+    if self.prepared is not None:
+      return self._found(self.prepared, source)
+
+    def prepare() -> Store:
+      return prepared_store(
+        self.config(source), rows, data_home(), datasets=datasets, workers=self.workers
+      )
+
+    return first_alone(prepare, "store")
+
+  def _found(self, place: str, source: ModelSource) -> Store:
+    store, config = Store.open(place), self.config(source)
+    wanted = {"mixture": config.mixture_name, **config.settings()}
+    theirs = {"mixture": store.mixture, **store.settings}
+    differences = [
+      f"{name}: {theirs.get(name)!r}, not {value!r}"
+      for name, value in wanted.items()
+      if theirs.get(name) != value
+    ]
+    if differences:
+      raise ConfigError(
+        f"the store {place} was made with other settings than this run's: {'; '.join(differences)}."
+      )
+    return store

@@ -20,6 +20,7 @@ from flan_jax.evaluation import (
   prepare_task,
 )
 from flan_jax.jobs.models import ModelSource
+from flan_jax.jobs.processes import is_first
 from flan_jax.models import Params
 from flan_jax.prompting import Turn
 from flan_jax.training.partitioning import Layout
@@ -36,7 +37,7 @@ class EvaluationPlan:
     lengths: tokens of a prompt, without what a chat template writes around it, and of an answer:
       {"inputs": I, "targets": T}.
     split, examples, seed, shots: see `flan_jax.evaluation.EvaluationTask`.
-    scoring: the primary convention: t0, lm_eval, lm_eval_norm, mean.
+    scoring: the primary convention: t0, lm_eval, lm_eval_norm, per_token, pmi.
     native_chat: score the untuned model in its own chat format as well.
     batch_tokens: tokens of one forward pass.
   """
@@ -110,7 +111,13 @@ class EvaluationPlan:
     encoder = self.encoder(source, format)
     tasks = self.prepare(encoder)
     kind = format.as_dict()["kind"]
-    with tqdm(desc=f"{label}, {kind}", unit="prompt", file=sys.stderr, dynamic_ncols=True) as bar:
+    with tqdm(
+      desc=f"{label}, {kind}",
+      unit="prompt",
+      file=sys.stderr,
+      dynamic_ncols=True,
+      disable=not is_first(),
+    ) as bar:
 
       def show(progress: Progress) -> None:
         bar.total = progress.total

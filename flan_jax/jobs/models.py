@@ -10,8 +10,10 @@ from typing import Any
 import jax
 
 from flan_jax.checkpoints import Checkpoints
+from flan_jax.data.atomic import write_whole
 from flan_jax.data.home import data_home
 from flan_jax.errors import CheckpointError, ConfigError, VocabularyError
+from flan_jax.jobs.processes import is_first
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig, LanguageModel, build_model
 from flan_jax.training.partitioning import Layout, param_shardings
 from flan_jax.vocabularies import (
@@ -132,7 +134,9 @@ def tuned(run_dir: str, step: int | None = None, remat: str | None = None) -> Mo
 
 
 def describe_model(source: ModelSource, format: Format, run_dir: Path) -> None:
-  """Writes beside a run's checkpoints what `tuned` needs to open them."""
+  """Writes beside a run's checkpoints what `tuned` needs to open them; process 0 does."""
+  if not is_first():
+    return
   source.vocabulary.save(run_dir / "vocabulary")
   about = {
     "origin": source.origin,
@@ -140,4 +144,4 @@ def describe_model(source: ModelSource, format: Format, run_dir: Path) -> None:
     "config": dataclasses.asdict(source.model.config),
     "format": format.as_dict(),
   }
-  (run_dir / _DESCRIPTION).write_text(json.dumps(about, indent=2) + "\n")
+  write_whole(run_dir / _DESCRIPTION, [json.dumps(about, indent=2), "\n"])

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from flan_jax.evaluation import Evaluation, build_report, terminal_table, write_html
+from flan_jax.jobs.processes import is_first
 
 
 class Phases:
@@ -51,13 +52,15 @@ def write_report(
   notes: tuple[str, ...],
   facts: Mapping[str, Any],
 ) -> None:
-  """Writes report.json, examples.jsonl and report.html, and prints the table.
+  """Writes report.json, examples.jsonl and report.html, and prints the table; process 0 does.
 
   Args:
     before: the untuned model by format: "plain" (the format of `after`), "chat"; {} where `after`
       is reported alone.
     facts: what `environment` found, and whatever else belongs into the report.
   """
+  if not is_first():
+    return
   report = build_report(
     after, before.get("plain"), before.get("chat"), notes=notes, environment=facts
   )

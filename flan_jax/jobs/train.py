@@ -7,24 +7,27 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import jax
 import optax
 
 from flan_jax.checkpoints import Checkpoints
+from flan_jax.data.atomic import write_whole
 from flan_jax.data.batches import Batches
 from flan_jax.jobs.data import DataPlan
 from flan_jax.jobs.evaluate import judge_untuned
 from flan_jax.jobs.evaluation import EvaluationPlan
 from flan_jax.jobs.launch import operative_config
 from flan_jax.jobs.models import ModelSource, describe_model
+from flan_jax.jobs.processes import is_first
 from flan_jax.jobs.report import Phases, environment, write_report
 from flan_jax.training.losses import SupervisedLoss
 from flan_jax.training.partitioning import (
   DEFAULT_RULES,
   MeshConfig,
   Rules,
+  check_batch,
   make_layout,
   make_mesh,
+  rows_of_process,
 )
 from flan_jax.training.trainer import Trainer, TrainerConfig
 
@@ -72,13 +75,16 @@ def train(
   """
   run, phases = Path(run_dir), Phases()
   layout = make_layout(model.model, make_mesh(mesh), axis_rules)
-  for fallback in layout.fallbacks:
-    print(fallback, file=sys.stderr)
-  encoder = data.encoder(model)
-  judged = [task.dataset for task in evaluation.evaluation_tasks()] if evaluation else []
-  with phases("prepare"):
-    store = data.store(model, steps * batch_size, judged)
+  if is_first():
+    sys.stderr.writelines(f"{fallback}\n" for fallback in layout.fallbacks)
   config = TrainerConfig(steps, batch_size, accumulation, checkpoint_every, keep, seed)
+  check_batch(batch_size, accumulation, layout)
+  written = data.encoder(model).format
+  judged = [task.dataset for task in evaluation.evaluation_tasks()] if evaluation else []
+  rows = steps * batch_size
+  with phases("prepare"):
+    store = data.store(model, rows, judged)
+  share = rows_of_process(batch_size, layout)
   loss = SupervisedLoss(
     model.model,
     z_loss=z_loss,
@@ -86,18 +92,6 @@ def train(
     normalising_factor=normalising_factor,
     tasks=len(store.tasks),
   )
-
-  def batches(row: int) -> Batches:
-    return Batches(
-      store,
-      batch_size,
-      row,
-      steps * batch_size,
-      data.normalise,
-      jax.process_index(),
-      jax.process_count(),
-    )
-
   trainer = Trainer(
     config,
     model=model.model,
@@ -105,7 +99,7 @@ def train(
     tx=optimizer.transformation,
     schedule=optimizer.schedule,
     layout=layout,
-    batches=batches,
+    batches=lambda row: Batches(store, batch_size, row, rows, data.normalise, share),
     directory=run,
     load=model.load,
     tasks=[(task.name, task.cluster) for task in store.tasks],
@@ -120,18 +114,17 @@ def train(
       "gin": operative_config(),
     },
   )
-  run.mkdir(parents=True, exist_ok=True)
   if not Checkpoints(run / "checkpoints").steps():
     # Once there is a checkpoint, only a run that may go on from it may say anything new about it.
-    describe_model(model, encoder.format, run)
-    (run / "operative_config.gin").write_text(operative_config())
+    describe_model(model, written, run)
+    _save_config(run)
   before = {}
   if evaluation is not None:
     with phases("evaluate before"):
-      before = judge_untuned(evaluation, model, encoder.format, layout, run)
+      before = judge_untuned(evaluation, model, written, layout, run)
   with phases("train"):
     result = trainer.run()
-  (run / "operative_config.gin").write_text(operative_config())
+  _save_config(run)
   if evaluation is None or result.terminated:
     return
   with phases("evaluate after"):
@@ -140,11 +133,17 @@ def train(
       model,
       result.state.params,
       layout,
-      encoder.format,
+      written,
       run / "evaluation",
       label=f"step {step}",
       fingerprint=Checkpoints(run / "checkpoints").digest(step),
     )
-  consumed = sum(len(store.row(row)) for row in range(steps * batch_size))
-  training = {"steps": steps, "rows": steps * batch_size, "examples": consumed, "seed": seed}
+  consumed = sum(len(store.row(row)) for row in range(rows))
+  training = {"steps": steps, "rows": rows, "examples": consumed, "seed": seed}
   write_report(run, after, before, notes, {**environment(phases), "training": training})
+
+
+def _save_config(run: Path) -> None:
+  """The operative config beside the run; process 0 writes it."""
+  if is_first():
+    write_whole(run / "operative_config.gin", [operative_config()])

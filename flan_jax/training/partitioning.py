@@ -200,13 +200,30 @@ def batch_shardings(batch: Mapping[str, Any], layout: Layout) -> PyTree:
   return jax.tree.map(place, batch)
 
 
-def put_batch(batch: Mapping[str, Any], layout: Layout) -> PyTree:
-  """This process's share of a batch, as global arrays on the mesh."""
-  return jax.tree.map(
-    lambda sharding, rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)),
-    batch_shardings(batch, layout),
-    batch,
-  )
+def rows_of_process(batch_size: int, layout: Layout) -> list[int]:
+  """The rows of a global batch that this process's devices hold.
+
+  Processes along the tensor or sequence axis hold the same rows.
+  """
+  places = layout.sharding("batch").addressable_devices_indices_map((batch_size,))
+  spans = [place[0].indices(batch_size) for place in places.values() if place]
+  return sorted({row for span in spans for row in range(*span)})
+
+
+def put_batch(batch: Mapping[str, Any], layout: Layout, batch_size: int | None = None) -> PyTree:
+  """Global arrays on the mesh from the rows of this process.
+
+  Args:
+    batch: of each array the rows that `rows_of_process` tells.
+    batch_size: rows of the global batch; None: those given.
+  """
+
+  def put(sharding: NamedSharding, rows: Any) -> jax.Array:
+    rows = np.asarray(rows)
+    shape = (batch_size or rows.shape[0], *rows.shape[1:])
+    return jax.make_array_from_process_local_data(sharding, rows, shape)
+
+  return jax.tree.map(put, batch_shardings(batch, layout), batch)
 
 
 def check_batch(batch_size: int, accumulation: int, layout: Layout) -> None:

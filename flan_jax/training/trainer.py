@@ -165,7 +165,7 @@ class Trainer:
     config, key = self.config, _keys(self.config.seed)[1]
     step, waiting, clock = int(state.step), None, time.perf_counter()
     for batch in self._batches(row):
-      arrays = put_batch(batch, self._layout)
+      arrays = put_batch(batch, self._layout, config.batch_size)
       state, metrics = self._step(state, arrays, key, self._frozen)
       step += 1
       # The metrics of a step are fetched while the next one runs, so that the devices never wait

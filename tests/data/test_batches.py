@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flan_jax.data.batches import Batches, make_features
 from flan_jax.data.windows import StoredExample
-from flan_jax.errors import ConfigError, MeshError, StorageError
+from flan_jax.errors import ConfigError, StorageError
 
 LENGTHS = {"inputs": 10, "targets": 7}
 LAYOUTS = ["encoder_decoder", "decoder"]
@@ -162,7 +162,7 @@ def test_step_k_takes_the_k_th_rows_from_wherever_it_starts():
 
 def test_the_shares_of_the_processes_are_the_global_batch():
   whole = [examples_in(b) for b in Batches(Rows(12), 6)]
-  shares = [Batches(Rows(12), 6, process_index=i, process_count=3) for i in range(3)]
+  shares = [Batches(Rows(12), 6, share=range(2 * i, 2 * i + 2)) for i in range(3)]
   joined = [
     [number for part in parts for number in examples_in(part)]
     for parts in zip(*shares, strict=True)
@@ -171,8 +171,6 @@ def test_the_shares_of_the_processes_are_the_global_batch():
 
 
 def test_settings_that_cannot_be_obeyed_are_refused():
-  with pytest.raises(MeshError, match="multiple of 4"):
-    Batches(Rows(9), 6, process_count=4)
   with pytest.raises(StorageError, match="has 9 rows and 10 are needed"):
     Batches(Rows(9), 2, stop_row=10)
   with pytest.raises(ConfigError, match="1 would be left over"):

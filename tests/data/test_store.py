@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections import Counter
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -238,8 +239,37 @@ def test_a_directory_that_is_no_store_is_said_to_be_none(make, tmp_path):
   with pytest.raises(StorageError, match="torn"):
     Store.open(store.directory)
   (store.directory / "store.json").write_text("{}")
-  with pytest.raises(StorageError, match="not the description"):
+  with pytest.raises(StorageError, match="describes no store .it lacks fingerprint"):
     Store.open(store.directory)
+
+
+@pytest.fixture
+def bucket(make):
+  """A store in a file system that is not a disk: (its local original, its URL)."""
+  store = make(30)
+  files = fsspec.filesystem("memory")
+  files.put(str(store.directory), "/bucket/store", recursive=True)
+  yield store, "memory://bucket/store"
+  files.rm("/bucket", recursive=True)
+
+
+def test_a_remote_store_is_read_through_copies_of_the_windows_that_are_asked_for(bucket, tmp_path):
+  original, url = bucket
+  store = Store.open(url, tmp_path / "cache")
+  assert not (store.directory / "windows").exists()
+  np.testing.assert_equal(store.row(0)[0].targets, original.row(0)[0].targets)
+  assert [path.name for path in (store.directory / "windows").iterdir()] == ["000000.safetensors"]
+  assert drawn(store) == drawn(original)
+  assert store.vocabulary.fingerprint == original.vocabulary.fingerprint
+  fsspec.filesystem("memory").rm("/bucket/store/windows", recursive=True)
+  assert drawn(Store.open(url, tmp_path / "cache")) == drawn(original)
+
+
+def test_a_remote_store_that_is_not_there_is_named(tmp_path):
+  with pytest.raises(StorageError, match="there is no memory://bucket/nothing/store.json"):
+    Store.open("memory://bucket/nothing", tmp_path)
+  with pytest.raises(ConfigError, match="bucket://nothing cannot be read"):
+    Store.open("bucket://nothing", tmp_path)
 
 
 def test_a_row_beyond_the_end_is_refused(make):

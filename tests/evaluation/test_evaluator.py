@@ -6,6 +6,7 @@ import pytest
 from flan_jax.errors import UnknownName
 from flan_jax.evaluation import evaluator
 from flan_jax.evaluation.evaluator import evaluate
+from flan_jax.evaluation.rank_classification import CONVENTIONS, RankRequest, score_options
 from flan_jax.evaluation.report import build_report
 from flan_jax.evaluation.tasks import EvaluationTask, prepare_task
 
@@ -90,6 +91,26 @@ def test_another_convention_needs_no_new_run(setting, tmp_path, monkeypatch):
   assert sizes == [] and found.scoring == "lm_eval_norm"
   (record, *_) = found.records()
   assert len(record["scores"]) == 2
+
+
+def test_pmi_scores_the_options_once_more_after_nothing(setting, tmp_path, monkeypatch):
+  model, params, tasks, encoder = setting
+  plain = evaluate(*setting, **NAMED, out_dir=tmp_path)
+  sizes = count_runs(monkeypatch)
+  found = evaluate(*setting, **NAMED, out_dir=tmp_path, scoring="pmi")
+  assert sum(sizes) == 2 * 18
+  for task, prepared, old in zip(found.tasks, tasks, plain.tasks, strict=True):
+    assert task.conventions == CONVENTIONS and "pmi" not in old.conventions
+    for result, template in zip(task.templates, prepared.templates, strict=True):
+      for example, prompt in zip(result.examples, template.prompts, strict=True):
+        bare = RankRequest((encoder.vocabulary.eos_id,), prompt.option_ids, prompt.ends)
+        (unasked,) = score_options(model, params, [bare])
+        np.testing.assert_allclose(example.scores.unasked, unasked.without_end, rtol=1e-4)
+  (record, *_) = found.records()
+  scores = found.tasks[0].templates[0].examples[0].scores
+  np.testing.assert_allclose(
+    record["scores"], np.subtract(scores.without_end, scores.unasked), rtol=1e-6
+  )
 
 
 def test_a_damaged_file_is_scored_again(setting, tmp_path, caplog):

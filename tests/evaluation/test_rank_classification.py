@@ -52,7 +52,7 @@ def check(model, params, requests, scored):
       )
 
 
-def random_requests(seed: int, count: int = 12) -> list[RankRequest]:
+def random_requests(seed: int, count: int = 12, begin: tuple[int, ...] = ()) -> list[RankRequest]:
   generator = np.random.default_rng(seed)
 
   def ids(low, high):
@@ -61,7 +61,9 @@ def random_requests(seed: int, count: int = 12) -> list[RankRequest]:
   requests = []
   for i in range(count):
     options = tuple((*ids(1, 6), 1) for _ in range(generator.integers(1, 5)))
-    requests.append(RankRequest(ids(1, 20), options, (1,) * len(options), name=f"request {i}"))
+    requests.append(
+      RankRequest((*begin, *ids(1, 20)), options, (1,) * len(options), name=f"request {i}")
+    )
   return requests
 
 
@@ -72,10 +74,10 @@ def test_scores_are_those_of_each_option_alone(tiny):
 
 
 @settings(deadline=None, max_examples=5)
-@given(st.integers(0, 2**31))
-def test_scores_do_not_depend_on_what_shares_the_row(tiny, seed):
+@given(st.integers(0, 2**31), st.integers(0, 9))
+def test_scores_do_not_depend_on_what_shares_the_row(tiny, seed, begin):
   model, params = tiny
-  requests = random_requests(seed, 8)
+  requests = random_requests(seed, 8, tuple(range(50, 50 + begin)))
   together = score_options(model, params, requests, **ROWS)
   for i in (0, 5):
     (single,) = score_options(model, params, [requests[i]], **ROWS)
@@ -113,6 +115,24 @@ def test_equal_prompts_are_read_once(tiny, monkeypatch):
   assert scored[0].total == scored[1].total[:2]
   assert len(rows) == 1
   assert (rows[0]["targets"] > 0).sum() == 2 + 2 + 3
+
+
+def test_what_all_prompts_begin_with_is_read_once_a_row(tiny, monkeypatch):
+  model, params = tiny
+  begin = (2,) * 12  # no random prompt has this id
+  requests = random_requests(1, 4, begin)
+  rows = []
+  run = rank_classification._run
+  monkeypatch.setattr(
+    rank_classification, "_run", lambda m, p, arrays, s: rows.append(arrays) or run(m, p, arrays, s)
+  )
+  scored = score_options(model, params, requests, row_lengths=(64,), batch_tokens=128)
+  check(model, params, requests, scored)
+  if model.layout == "decoder":
+    tokens = rows[0]["decoder_input_tokens"]
+    used = (tokens != 0).any(axis=1)
+    assert used.any() and (tokens[used, : len(begin)] == begin).all()
+    assert np.isin(tokens, begin).sum() == used.sum() * len(begin)
 
 
 def test_few_shapes_are_compiled(tiny):
@@ -162,6 +182,7 @@ def test_conventions_worked_by_hand():
   assert scores.by("lm_eval") == (-3.0, -2.5)
   assert scores.by("lm_eval_norm") == (-0.5, -0.25)
   assert scores.by("per_token") == (-1.0, -1.5)
+  assert replace(scores, unasked=(-5.0, -2.0)).by("pmi") == (2.0, -0.5)
 
 
 def test_an_unknown_convention_names_the_nearest():
@@ -170,4 +191,6 @@ def test_an_unknown_convention_names_the_nearest():
     scores.by("lm_eval_nrm")
   with pytest.raises(EvaluationError, match="bytes"):
     scores.by("lm_eval_norm")
+  with pytest.raises(EvaluationError, match="asks nothing"):
+    scores.by("pmi")
   assert replace(scores, bytes=(3,)).by("lm_eval_norm") == (-1.0,)

@@ -1,10 +1,10 @@
-"""Directories that are whole or absent."""
+"""Files and directories that are whole or absent."""
 
 import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,6 +44,34 @@ def build_once(directory: Path, build: Callable[[Path], None]) -> Path:
       "another data directory."
     ) from error
   return directory
+
+
+def write_whole(path: Path, content: bytes | Iterable[str]) -> None:
+  """Writes a file so that it is complete or, whatever happens, as it was. Makes its folder.
+
+  Args:
+    content: bytes, or texts to be written one after the other.
+
+  Raises:
+    StorageError: the disk refused.
+  """
+  parts = [content] if isinstance(content, bytes) else (text.encode() for text in content)
+  unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      with unfinished.open("wb") as file:
+        file.writelines(parts)
+        file.flush()
+        os.fsync(file.fileno())
+      unfinished.replace(path)
+    finally:
+      unfinished.unlink(missing_ok=True)
+  except OSError as error:
+    raise StorageError(
+      f"cannot write {path}: {error.strerror}. Nothing half-written was kept; make room or name "
+      "another directory, then run the same command again."
+    ) from error
 
 
 @contextmanager

@@ -1,0 +1,86 @@
+"""Several processes are one run: real ones, that meet over the loopback."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from flan_jax.cli.main import main
+
+TRAIN = (sys.executable, "-m", "flan_jax.cli.main", "train", "--module", "tasks.py")
+RECIPE = ("--gin_file=check.gin", "--gin.train.evaluation=@evaluation()")
+
+
+def free_port() -> int:
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    return listener.getsockname()[1]
+
+
+def run_together(run_dir: str, *settings: str, processes: int, devices: int) -> str:
+  """Runs a launch in so many processes of so many devices each; what the first one says."""
+  here = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+  if processes > 1:
+    here |= {
+      "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+      "JAX_NUM_PROCESSES": str(processes),
+    }
+  running = [
+    subprocess.Popen(
+      [*TRAIN, *RECIPE, f"--gin.RUN_DIR={run_dir}", *settings],
+      env={**os.environ, **here, "JAX_PROCESS_ID": str(index)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(processes)
+  ]
+  said = [process.communicate(timeout=300) for process in running]
+  for process, (_, errors) in zip(running, said, strict=True):
+    assert process.returncode == 0, errors
+  for output, _ in said[1:]:  # Gloo itself says that it is connected
+    assert [line for line in output.splitlines() if "Gloo" not in line] == []
+  return said[0][1]
+
+
+def losses(run_dir) -> list[float]:
+  return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "mesh", [(), ("--gin.mesh.data=1", "--gin.mesh.fsdp=2"), ("--gin.mesh.tensor=2",)]
+)
+def test_two_processes_train_and_judge_as_one_process_does(folder, mesh):
+  run_together("runs/one", *mesh, processes=1, devices=2)
+  run_together("runs/two", *mesh, processes=2, devices=1)
+  one, two = losses(folder / "runs/one"), losses(folder / "runs/two")
+  assert len(two) == 6 and two == pytest.approx(one, rel=1e-5)
+  reports = [json.loads((folder / f"runs/{run}/report.json").read_text()) for run in ("one", "two")]
+  assert reports[0]["tasks"][0]["after"] == reports[1]["tasks"][0]["after"]
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_is_gone_on_with_by_one(folder):
+  settings = ("--gin.train.checkpoint_every=3", "--gin.train.keep=4")
+  run_together("runs/whole", *settings, processes=1, devices=2)
+  run_together(
+    "runs/moved", *settings, "--gin.STEPS=3", "--gin.linear.total_steps=6", processes=2, devices=1
+  )
+  said = run_together("runs/moved", *settings, processes=1, devices=1)
+  assert "going on from step 3" in said
+  rows = [
+    json.loads(line)["rows"]
+    for line in (folder / "runs/moved/metrics.jsonl").read_text().splitlines()
+  ]
+  assert rows == [[8 * k, 8 * k + 8] for k in range(6)]
+  assert losses(folder / "runs/moved") == pytest.approx(losses(folder / "runs/whole"), rel=1e-5)
+
+
+def test_half_a_description_of_the_processes_is_refused(folder, monkeypatch, capsys):
+  monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+  assert main(["train", "--module", "tasks.py", "--gin_file=check.gin"]) == 2
+  assert "JAX_NUM_PROCESSES" in capsys.readouterr().err
