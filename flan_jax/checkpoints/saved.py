@@ -31,6 +31,7 @@ from flan_jax.checkpoints.saved_arrays import (
   check_sizes,
   compare,
   digest_of,
+  ignore_late_writes,
   named,
   nested,
   quiet,
@@ -184,6 +185,7 @@ class Checkpoints:
 
   def _writer(self) -> ocp.CheckpointManager:
     if self._manager is None:
+      ignore_late_writes()
       options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.LatestN(self._keep),
         async_options=ocp.AsyncOptions(post_finalization_callback=self._before_rename),

@@ -1,9 +1,11 @@
 """The arrays of one saved step, by name: written, compared, read back, digested."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,22 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
       folder = folder.setdefault(key, {})
     folder[last] = leaf
   return tree
+
+
+@functools.cache
+def ignore_late_writes() -> None:
+  """Lets the writes that outlive a failed one end in silence.
+
+  TensorStore tells each of them to the event loop that waited for all; closed by the first failure,
+  it raises, once for every array, where nobody can catch it.
+  """
+  otherwise = sys.excepthook
+
+  def hook(kind, error, trace):
+    if kind is not RuntimeError or str(error) != "Event loop is closed":
+      otherwise(kind, error, trace)
+
+  sys.excepthook = hook
 
 
 @contextlib.contextmanager

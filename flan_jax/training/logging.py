@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from flan_jax.data.atomic import write_whole
 from flan_jax.errors import StorageError
 
 METRICS = "metrics.jsonl"
@@ -92,9 +92,7 @@ def _rewind(path: Path, step: int) -> None:
   if not path.exists():
     return
   kept = [record for record in _records(path) if record["step"] <= step]
-  rewound = path.with_suffix(".tmp")
-  rewound.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-  os.replace(rewound, path)
+  write_whole(path, (json.dumps(record) + "\n" for record in kept))
 
 
 def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -177,3 +177,33 @@ class TestTFDS:
   def test_an_unknown_name_or_version_names_the_nearest(self, name, message, tmp_path):
     with pytest.raises((UnknownName, ConfigError), match=message):
       read({"tfds": name}, tmp_path, "train")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_tfds_dataset_on_disk_is_read_as_tfds_wrote_it(tmp_path):
+  import tensorflow_datasets as tfds
+
+  labels = ["billing", "technical"]
+  rows = [{"text": f"Ticket {i}: défaut", "label": i % 2, "tags": ["a"] * i} for i in range(7)]
+  tfds.dataset_builders.store_as_tfds_dataset(
+    name="tickets",
+    version="1.0.0",
+    features=tfds.features.FeaturesDict(
+      {
+        "text": tfds.features.Text(),
+        "label": tfds.features.ClassLabel(names=labels),
+        "tags": tfds.features.Sequence(tfds.features.Text()),
+      }
+    ),
+    split_datasets={"train": list(enumerate(rows[:5])), "test": list(enumerate(rows[5:]))},
+    data_dir=tmp_path / "tfds",
+  )
+  source = open_source({"tfds": "tickets:1.0.0", "data_dir": str(tmp_path / "tfds")}, tmp_path)
+  assert set(source.parts) == {"train", "test"}
+  for part, wanted in (("train", rows[:5]), ("test", rows[5:]), ("train[:2]", None)):
+    found = list(source.records(part))
+    if wanted is None:
+      assert found == list(source.records("train"))[:2]
+      continue
+    by_text = {record["text"]: record for record in found}
+    assert by_text == {row["text"]: {**row, "label": labels[row["label"]]} for row in wanted}

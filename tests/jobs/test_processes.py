@@ -51,12 +51,11 @@ def losses(run_dir) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  "mesh", [(), ("--gin.mesh.data=1", "--gin.mesh.fsdp=2"), ("--gin.mesh.tensor=2",)]
-)
+@pytest.mark.parametrize("mesh", [("fsdp=2", "data=1"), ("tensor=2",)], ids=" ".join)
 def test_two_processes_train_and_judge_as_one_process_does(folder, mesh):
-  run_together("runs/one", *mesh, processes=1, devices=2)
-  run_together("runs/two", *mesh, processes=2, devices=1)
+  settings = [f"--gin.mesh.{setting}" for setting in mesh]
+  run_together("runs/one", *settings, processes=1, devices=2)
+  run_together("runs/two", *settings, processes=2, devices=1)
   one, two = losses(folder / "runs/one"), losses(folder / "runs/two")
   assert len(two) == 6 and two == pytest.approx(one, rel=1e-5)
   reports = [json.loads((folder / f"runs/{run}/report.json").read_text()) for run in ("one", "two")]
