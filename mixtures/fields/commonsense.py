@@ -5,6 +5,8 @@ Records whose options repeat are dropped: with two equal options there is no sin
 
 import re
 
+from flan_jax.mixtures.fields.mending import without_final_stop
+
 _LETTERED = re.compile(r"([A-F])\.\s*(.*)")
 _SOCIAL = re.compile(r"(?P<head>.*?)\s*\bA: (?P<a>.*?); B: (?P<b>.*?); C: (?P<c>.*)", re.DOTALL)
 _LONGEST_OPTION = 200  # characters; beyond it stands one web page pasted into an option
@@ -18,13 +20,17 @@ def piqa(record: dict) -> dict | None:
 
 def commonsense_qa(record: dict) -> dict | None:
   """A question with five short answers."""
-  options, answer = _lettered(record)
-  return _example({"question": _clean(record["question"])}, options, answer, count=5)
+  options, answer = _lettered(record, sentences=False)
+  question = _clean(record["question"])
+  # Some questions left their question mark behind on the last option.
+  if record["options"].rstrip().endswith("?") and question[-1:].isalnum():
+    question += "?"
+  return _example({"question": question}, options, answer, count=5)
 
 
 def openbookqa(record: dict) -> dict | None:
   """Elementary science: a question, or the beginning of a statement, with four ways to go on."""
-  options, answer = _lettered(record)
+  options, answer = _lettered(record, sentences=False)
   return _example({"question": _clean(record["question"])}, options, answer, count=4)
 
 
@@ -41,16 +47,17 @@ def social_iqa(record: dict) -> dict | None:
   return _example(fields, options, options["ABC".index(record["ideal"])], count=3)
 
 
-def _lettered(record: dict) -> tuple[list[str], str]:
-  """Takes `A. movie` lines apart; a line without a letter is the end of the question."""
+def _lettered(record: dict, sentences: bool = True) -> tuple[list[str], str]:
+  """Takes `A. movie` lines apart; a line without a letter is the end of the question.
+
+  Args:
+    sentences: the options may be sentences and keep their full stops.
+  """
   lines = [_LETTERED.fullmatch(line.strip()) for line in record["options"].splitlines()]
-  options = {line[1]: _option(line[2]) for line in lines if line}
+  options = {line[1]: _clean(line[2].rstrip(" ?")) for line in lines if line}
+  if not sentences:
+    options = {letter: without_final_stop(option) for letter, option in options.items()}
   return list(options.values()), options.get(record["answer"].strip()[0], "")
-
-
-def _option(text: str) -> str:
-  """Some questions left their question mark behind on the last option."""
-  return _clean(text.rstrip(" ?"))
 
 
 def _example(fields: dict, options: list[str], answer: str, count: int) -> dict | None:

@@ -11,14 +11,17 @@ from flan_jax.mixtures.fields.mending import (
   without_final_stop,
 )
 
+_OPENING_WORDS = 15
+
 # Links lost the spaces around them: "ourVendorswho", "theTerms of Use".
 _TERMS = (
-  "Personal Information|Vendors|Business Partners|Other Programs|Cookies|Pixel Tags|Device Data"
+  "Personal Information|Vendors|Business Partners?|Affiliates|Other Programs|Cookies|Pixel Tags|Device Data"
   "|Terms of (?:Use|Service)|Privacy (?:Policy|Statement)|Non-Identifiable Information"
 )
 _GLUED_BEFORE = re.compile(
   rf"(?<=[a-z,])(?={_TERMS})|\b(?:[Tt]he|[Oo]ur|and|in|to|of|or|by|with|from|these|your|see)(?=[A-Z][a-z])"
 )
+_GLUED_STOP = re.compile(r"(?<=[a-z])\.(?=[A-Z][a-z])")
 _GLUED_AFTER = re.compile(rf"(?:{_TERMS})(?=[a-z]{{2}})")
 
 
@@ -46,8 +49,8 @@ def boolq(record: dict) -> dict | None:
     "passage": passage,
     "question": question,
     "label": "true" if label else "false",
-    # The two parts spell quotes and dashes in different ways.
-    "paragraph": text_key(passage),
+    # The two parts spell quotes and dashes in different ways, and took the same article at different times.
+    "paragraph": text_key(" ".join(passage.split()[:_OPENING_WORDS])),
   }
 
 
@@ -79,7 +82,8 @@ def narrative_qa(record: dict) -> dict | None:
 
 
 def _unglued(text: str) -> str:
-  return one_line(_GLUED_AFTER.sub(r"\g<0> ", _GLUED_BEFORE.sub(r"\g<0> ", text)))
+  text = _GLUED_STOP.sub(". ", _GLUED_BEFORE.sub(r"\g<0> ", text))
+  return one_line(_GLUED_AFTER.sub(r"\g<0> ", text))
 
 
 def _tidy(text: str) -> str:

@@ -24,6 +24,7 @@ _VERB = re.compile(r"is |(?:attacks|chases|likes|needs|sees|visits) ")
 
 _TWO_OPTIONS = re.compile(r"(?P<stem>.*?)\n\n A: (?P<a>.*)\n B: (?P<b>.*)", re.DOTALL)
 _BLANK = "_____"
+_SCENE_WORDS = 3
 _COMPARISON = re.compile(r"(?:More|Less|Fewer|Increase[ds]?|Decrease[ds]?|[A-Z][a-z]+er)\b")
 
 
@@ -42,7 +43,13 @@ def quartz(record: dict) -> dict | None:
     stem = f"{stem.rstrip('.: ')} {_BLANK}"
   if stem[-1] not in ".?":
     stem += "?" if asks else "."
-  return {"question": stem, "options": options, "answer": options["AB".index(record["ideal"])]}
+  return {
+    "question": stem,
+    "options": options,
+    "answer": options["AB".index(record["ideal"])],
+    # Both questions of a pair begin alike.
+    "scene": " ".join(re.findall(r"\w+", stem.casefold())[:_SCENE_WORDS]),
+  }
 
 
 def pararule(record: dict) -> dict | None:

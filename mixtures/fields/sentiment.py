@@ -7,6 +7,8 @@ runs from -4 to 4 over about twenty raters, and half a point on either side of z
 import html
 import re
 
+from flan_jax.mixtures.fields.mending import text_key
+
 _THRESHOLD = 0.5
 _SIGNATURE = re.compile(r".*, [A-Z][a-z]+\.? \d+, (?:19|20)\d\d(?: The writers? .*)?")
 
@@ -45,7 +47,9 @@ def tweets(record: dict) -> dict | None:
   # Nothing but handles and links says nothing; an emoticon does.
   if not re.sub(r"@\w+|\[link\]", "", text).strip():
     return None
-  return _example(text, label)
+  example = _example(text, label)
+  # The raters were given variants of some tweets, which differ in capitals and exclamation marks.
+  return example and {**example, "words": text_key(re.sub(r"@\w+|\[link\]", "", text))}
 
 
 def nyt_editorials(record: dict) -> dict | None:

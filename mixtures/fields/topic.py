@@ -57,15 +57,15 @@ def bbc_news(record: dict) -> dict | None:
 def spam_assassin(record: dict) -> dict | None:
   """A mail without its headers: subject and readable body; the archive's folder is the label."""
   message = email.message_from_string(record["text"].lstrip())
-  subject = _LIST_TAG.sub("", _subject(message)).strip()
+  subject = _mend(_LIST_TAG.sub("", _subject(message)).strip())
   body = _tidy(_readable(message))
-  if len(re.findall(r"[A-Za-z]{2,}", body)) < _FEWEST_WORDS:
+  if not subject or len(re.findall(r"[A-Za-z]{2,}", body)) < _FEWEST_WORDS:
     return None
   if sum(character > "\x7f" for character in body) > _MOST_FOREIGN * len(body):
     return None
   label = "spam" if record["group"].startswith("spam") else "ham"
   return {
-    "subject": _mend(subject) or "(no subject)",
+    "subject": subject,
     "body": _mend(body),
     "label": label,
     # Answers share their subject; the same advertisement comes under many subjects and openings.

@@ -15,7 +15,12 @@ class TestSentiment:
     [(-3.1, "negative"), (-0.5, "negative"), (0.5, "positive"), (2.9, "positive")],
   )
   def test_the_mean_rating_becomes_a_label(self, mean: float, label: str):
-    assert sentiment.tweets(rated("So it goes.", mean)) == {"text": "So it goes.", "label": label}
+    example = sentiment.tweets(rated("So it goes.", mean))
+    assert (example["text"], example["label"]) == ("So it goes.", label)
+
+  def test_variants_of_a_tweet_go_together(self):
+    texts = ("STUPID rain!! @mum", "Stupid rain!!!", "stupid RAIN [link]")
+    assert len({sentiment.tweets(rated(text, -2))["words"] for text in texts}) == 1
 
   def test_ratings_near_zero_are_dropped(self):
     for derive in (sentiment.rotten_tomatoes, sentiment.amazon_snippets, sentiment.tweets):
