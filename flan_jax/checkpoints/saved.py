@@ -141,20 +141,31 @@ class Checkpoints:
       raise CheckpointError(f"{self.directory} has no checkpoint of step {step}; it has {steps}")
     if not steps:
       raise CheckpointError(f"{self.directory} holds no complete checkpoint")
+    torn: dict[int, str] = {}
     for candidate in [step] if step is not None else reversed(steps):
       try:
-        return self._read(abstract, candidate)
+        found = self._read(abstract, candidate)
       except (CheckpointError, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
         # A device that is too small, say, is no fault of the checkpoint.
         raise
       except Exception as error:
-        reason = _first_line(error)
-      told = f"checkpoint {self.directory / str(candidate)} is damaged ({reason})"
-      if step is not None:
-        raise CheckpointError(f"{told}; restore another step of {steps}")
-      self._put_aside(candidate)
-      self._say(f"{told}; it is put aside as torn-{candidate}, and the one before it is taken")
-    raise CheckpointError(f"every checkpoint in {self.directory} is damaged: {steps}")
+        torn[candidate] = _first_line(error)
+        continue
+      for damaged, reason in torn.items():
+        self._put_aside(damaged)
+        self._say(
+          f"checkpoint {self.directory / str(damaged)} is damaged ({reason}); it is put aside as "
+          f"torn-{damaged}, and the one before it is taken"
+        )
+      return found
+    if step is not None:
+      raise CheckpointError(
+        f"checkpoint {self.directory / str(step)} is damaged ({torn[step]}); restore another step of {steps}"
+      )
+    raise CheckpointError(
+      f"every checkpoint in {self.directory} is damaged: "
+      f"{'; '.join(f'{each} ({reason})' for each, reason in torn.items())}. Delete them to begin again."
+    )
 
   def restore_params(self, abstract: PyTree, step: int | None = None) -> tuple[PyTree, dict]:
     """The parameters and meta of a checkpoint; see `restore`."""
@@ -167,6 +178,25 @@ class Checkpoints:
     if not steps or (step is not None and step not in steps):
       raise CheckpointError(f"{self.directory} has no checkpoint of step {step}; it has {steps}")
     return read_meta(self.directory / str(steps[-1] if step is None else step))
+
+  def compare(self, abstract: State, step: int) -> None:
+    """Raises CheckpointError with every array of a step that is not as `abstract` has it."""
+    compare(self.directory / str(step), abstract)
+
+  def last_whole(self) -> tuple[int, str]:
+    """The latest step that is whole, and its digest. Damaged ones after it are said and left alone.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    for step in reversed(self.steps()):
+      digest, reason = _try_digest(self.directory / str(step))
+      if digest is not None:
+        return step, digest
+      self._say(
+        f"checkpoint {self.directory / str(step)} is damaged ({reason}): one before it is taken"
+      )
+    raise CheckpointError(f"{self.directory} holds no complete checkpoint that is whole")
 
   def digest(self, step: int) -> str:
     """sha256 over names, dtypes, shapes and bytes of every array: equal digests, equal states.

@@ -124,13 +124,14 @@ def ignore_late_writes() -> None:
   TensorStore tells each of them to the event loop that waited for all; closed by the first failure,
   it raises, once for every array, where nobody can catch it.
   """
-  otherwise = sys.excepthook
+  otherwise = sys.unraisablehook
 
-  def hook(kind, error, trace):
-    if kind is not RuntimeError or str(error) != "Event loop is closed":
-      otherwise(kind, error, trace)
+  def hook(unraisable):
+    error = unraisable.exc_value
+    if not isinstance(error, RuntimeError) or str(error) != "Event loop is closed":
+      otherwise(unraisable)
 
-  sys.excepthook = hook
+  sys.unraisablehook = hook
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -24,11 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments: the words after `flan-jax`; those of this process when absent.
 
   Returns:
-    The exit status: 0, or 2 after a mistake that the user can mend, told in one message.
+    The exit status: 0; 2 after a mistake that the user can mend, told in one message; 130 after
+    Ctrl-C.
   """
   options, gin_bindings = _parse(list(sys.argv[1:] if arguments is None else arguments))
   # What Orbax logs of a failed write, traceback and all, is raised here as one sentence.
-  logging.getLogger("absl").setLevel(logging.CRITICAL)
+  for library in ("absl", "asyncio"):
+    logging.getLogger(library).setLevel(logging.CRITICAL)
   try:
     for module in options.module:
       import_module(module)
@@ -50,7 +53,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
   except BrokenPipeError:  # `flan-jax templates x | head`
     sys.stderr.close()
+  except OSError as error:
+    while error.filename is None and isinstance(error.__context__, OSError):
+      error = error.__context__  # Gin raises a copy that has lost its attributes
+    if error.filename is None:
+      raise
+    print(
+      f"flan-jax: {error.filename}: {error.strerror}. Name another place, or make this one usable.",
+      file=sys.stderr,
+    )
+    return 2
+  except KeyboardInterrupt:
+    print("flan-jax: interrupted; the same command goes on from what is saved", file=sys.stderr)
+    return 130
   return 0
+
+
+def run() -> None:
+  """`flan-jax` itself: `main`, and the end of this process."""
+  status = main()
+  if status == 0:
+    sys.exit(0)
+  # Threads that a failed write leaves behind would print what they stumble over on the way out.
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -82,12 +109,12 @@ def _parser() -> argparse.ArgumentParser:
   )
   mixtures.add_argument("name", nargs="?")
   mixtures.add_argument(
-    "--draws", type=int, default=10_000, help="examples drawn, for the passes over the data"
+    "--draws", type=_count, default=10_000, help="examples drawn, for the passes over the data"
   )
   templates = _command(commands, "templates", "show each template of a dataset on real examples")
   templates.add_argument("dataset", nargs="?")
   templates.add_argument("--template", help="only this one")
-  templates.add_argument("--examples", type=int, default=1, help="examples per template")
+  templates.add_argument("--examples", type=_count, default=1, help="examples per template")
   templates.add_argument("--seed", type=int, default=0)
   checkpoints = _command(
     commands, "checkpoints", "list the checkpoints of a run with a digest of their arrays"
@@ -95,6 +122,12 @@ def _parser() -> argparse.ArgumentParser:
   checkpoints.add_argument("directory")
   checkpoints.add_argument("--json", action="store_true")
   return parser
+
+
+def _count(text: str) -> int:
+  if not text.isdecimal():
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
+  return int(text)
 
 
 def _command(commands, name: str, text: str) -> argparse.ArgumentParser:
@@ -110,4 +143,4 @@ def _command(commands, name: str, text: str) -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  run()

@@ -68,7 +68,7 @@ def fetch(
     ConfigError: the package is not pinned to a version, or a setting is misspelt.
   """
   name, version = _pinned(package, registry)
-  sha256 = sha256.lower()
+  sha256 = str(sha256).lower()
   if not re.fullmatch(r"[0-9a-f]{64}", sha256):
     raise ConfigError(f"the sha256 of {package} is {sha256!r}; it must be 64 hexadecimal digits.")
   if (registry, archive) not in _SUFFIXES:

@@ -75,6 +75,26 @@ def write_whole(path: Path, content: bytes | Iterable[str]) -> None:
 
 
 @contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+  """Makes a folder and keeps other processes that would claim it away from it.
+
+  Raises:
+    StorageError: another process holds it.
+  """
+  directory.mkdir(parents=True, exist_ok=True)
+  with (directory / ".lock").open("w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise StorageError(
+        f"another process is writing to {directory}: wait until it ends, or name another folder."
+      ) from None
+    except OSError:  # a file system without locks
+      pass
+    yield
+
+
+@contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
   """Holds a lock file while other processes that want it wait, and removes it on leaving."""
   while True:

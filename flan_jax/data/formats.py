@@ -14,7 +14,19 @@ from typing import IO, Any
 
 from flan_jax.errors import ConfigError, RecordError, UnknownName
 
-Record = dict[str, Any]
+
+class Record(dict[str, Any]):
+  """A raw record.
+
+  Attributes:
+    place: where it stands, such as "tickets.jsonl:42"; "" where a source does not say.
+  """
+
+  place: str = ""
+
+
+Placed = tuple[str, Any]
+"""Where a record stands, and what it holds."""
 
 _SUFFIXES = {
   ".jsonl": "jsonl",
@@ -71,7 +83,9 @@ class Format:
     """
     origin = origin or path
     try:
-      for record in _READERS[self.name](self, stream, origin):
+      for place, content in _READERS[self.name](self, stream, origin):
+        record = Record(content)
+        record.place = place
         if self.name in ("json", "yaml", "text"):
           record.setdefault("path", path)
         yield record
@@ -94,7 +108,7 @@ def format_of(filename: str) -> str:
   return _SUFFIXES[path.suffix]
 
 
-def _jsonl(form: Format, stream: IO[bytes], origin: str) -> Iterator[Record]:
+def _jsonl(form: Format, stream: IO[bytes], origin: str) -> Iterator[Placed]:
   for number, line in enumerate(stream, start=1):
     where = f"{origin}:{number}"
     text = _decoded(line, form.encoding, where)
@@ -103,15 +117,15 @@ def _jsonl(form: Format, stream: IO[bytes], origin: str) -> Iterator[Record]:
     record = _parsed_json(text, origin, number)
     if not isinstance(record, dict):
       raise RecordError(f"{where}: the line holds {_kind(record)}, expected an object {{...}}.")
-    yield record
+    yield where, record
 
 
-def _json(form: Format, stream: IO[bytes], origin: str) -> Iterator[Record]:
+def _json(form: Format, stream: IO[bytes], origin: str) -> Iterator[Placed]:
   document = _parsed_json(_decoded(stream.read(), form.encoding, origin), origin)
   yield from _documented(form, document, origin)
 
 
-def _yaml(form: Format, stream: IO[bytes], origin: str) -> Iterator[Record]:
+def _yaml(form: Format, stream: IO[bytes], origin: str) -> Iterator[Placed]:
   import yaml
 
   text = _decoded(stream.read(), form.encoding, origin)
@@ -123,11 +137,15 @@ def _yaml(form: Format, stream: IO[bytes], origin: str) -> Iterator[Record]:
   yield from _documented(form, document, origin)
 
 
-def _documented(form: Format, document: Any, origin: str) -> Iterator[Record]:
-  yield from _walk(document, form.at.split(".") if form.at else [], {}, origin, form.at)
+def _documented(form: Format, document: Any, origin: str) -> Iterator[Placed]:
+  records = _walk(document, form.at.split(".") if form.at else [], {}, origin, form.at)
+  for number, record in enumerate(records, start=1):
+    yield f"{origin}: record {number}", record
 
 
-def _walk(node: Any, keys: Sequence[str], around: Record, origin: str, at: str) -> Iterator[Record]:
+def _walk(
+  node: Any, keys: Sequence[str], around: dict[str, Any], origin: str, at: str
+) -> Iterator[dict[str, Any]]:
   if not keys:
     for element in node if isinstance(node, list) else [node]:
       yield {**around, **(element if isinstance(element, dict) else {"value": element})}
@@ -144,7 +162,7 @@ def _walk(node: Any, keys: Sequence[str], around: Record, origin: str, at: str) 
     yield from _walk(node[keys[0]], keys[1:], {**around, **plain}, origin, at)
 
 
-def _csv(form: Format, stream: IO[bytes], origin: str) -> Iterator[Record]:
+def _csv(form: Format, stream: IO[bytes], origin: str) -> Iterator[Placed]:
   # The module's default refuses fields over 128 KiB, which whole documents pass.
   csv.field_size_limit(1 << 30)
   lines = io.StringIO(_decoded(stream.read(), form.encoding, origin), newline="")
@@ -155,7 +173,7 @@ def _csv(form: Format, stream: IO[bytes], origin: str) -> Iterator[Record]:
     raise RecordError(f"{origin}:{reader.line_num}: {error}.") from error
 
 
-def _tsv(form: Format, stream: IO[bytes], origin: str) -> Iterator[Record]:
+def _tsv(form: Format, stream: IO[bytes], origin: str) -> Iterator[Placed]:
   lines = (
     (number, _decoded(line, form.encoding, f"{origin}:{number}").rstrip("\r\n").split("\t"))
     for number, line in enumerate(stream, start=1)
@@ -163,7 +181,7 @@ def _tsv(form: Format, stream: IO[bytes], origin: str) -> Iterator[Record]:
   yield from _table(form, lines, origin)
 
 
-def _table(form: Format, rows: Iterator[tuple[int, list[str]]], origin: str) -> Iterator[Record]:
+def _table(form: Format, rows: Iterator[tuple[int, list[str]]], origin: str) -> Iterator[Placed]:
   columns = list(form.columns)
   for number, row in rows:
     if not any(row):
@@ -180,26 +198,29 @@ def _table(form: Format, rows: Iterator[tuple[int, list[str]]], origin: str) -> 
       raise RecordError(
         f"{origin}:{number}: {len(row)} columns, expected {len(columns)} ({', '.join(columns)})."
       )
-    yield dict(zip(columns, row, strict=True))
+    yield f"{origin}:{number}", dict(zip(columns, row, strict=True))
 
 
-def _parquet(form: Format, stream: IO[bytes], origin: str) -> Iterator[Record]:
+def _parquet(form: Format, stream: IO[bytes], origin: str) -> Iterator[Placed]:
   import pyarrow as pa
   import pyarrow.parquet as pq
 
   content = stream if stream.seekable() else pa.BufferReader(stream.read())
   try:
+    number = 0
     for batch in pq.ParquetFile(content).iter_batches(batch_size=1024):
-      yield from batch.to_pylist()
+      for record in batch.to_pylist():
+        number += 1
+        yield f"{origin}: row {number}", record
   except pa.ArrowException as error:
     raise RecordError(f"{origin}: not a Parquet file: {error}.") from error
 
 
-def _text(form: Format, stream: IO[bytes], origin: str) -> Iterator[Record]:
-  yield {"text": _decoded(stream.read(), form.encoding, origin)}
+def _text(form: Format, stream: IO[bytes], origin: str) -> Iterator[Placed]:
+  yield origin, {"text": _decoded(stream.read(), form.encoding, origin)}
 
 
-_READERS: dict[str, Callable[[Format, IO[bytes], str], Iterator[Record]]] = {
+_READERS: dict[str, Callable[[Format, IO[bytes], str], Iterator[Placed]]] = {
   "jsonl": _jsonl,
   "json": _json,
   "yaml": _yaml,
@@ -226,13 +247,19 @@ def _decoded(content: bytes, encodings: Sequence[str], where: str) -> str:
 
 def _parsed_json(text: str, origin: str, line: int | None = None) -> Any:
   try:
-    return json.loads(text)
+    return json.loads(text, parse_constant=_not_json)
   except json.JSONDecodeError as error:
     at = line if line is not None else error.lineno
     raise RecordError(
       f"{origin}:{at}: not JSON: {error.msg} at column {error.colno}, near "
       f"{text[max(0, error.pos - 20) : error.pos + 20].strip()!r}."
     ) from error
+  except (ValueError, RecursionError) as error:
+    raise RecordError(f"{origin}{f':{line}' if line else ''}: not JSON: {error}.") from error
+
+
+def _not_json(constant: str) -> Any:
+  raise ValueError(f"{constant} is no value of JSON")
 
 
 def _kind(value: Any) -> str:

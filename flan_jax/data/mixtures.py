@@ -234,6 +234,9 @@ def mixture_tasks(mixture: Mixture | str, data_dir: Path | str) -> list[MixtureT
   mixture = _mixture(mixture)
   held = dict(_clusters_held_out(mixture))
   sizes = {name: _training_size(load_records(dataset_spec(name), data_dir)) for name in held}
+  for name, size in sizes.items():
+    if not held[name] and not size:
+      raise ConfigError(f"{dataset_spec(name).path}: {name} is trained on and has no train split.")
   leaves = _rates(mixture, sizes, {name for name, held_out in held.items() if not held_out})
   total = sum(leaf.rate for leaf in leaves.values())
   if not total > 0:

@@ -22,7 +22,7 @@ import numpy as np
 
 from flan_jax.data.atomic import build_once
 from flan_jax.data.sources import Source, open_source
-from flan_jax.errors import ConfigError, RecordError, UnknownName
+from flan_jax.errors import ConfigError, RecordError, StorageError, UnknownName
 from flan_jax.prompting import DatasetSpec
 
 RECORDS_VERSION = 1
@@ -92,6 +92,8 @@ class Records(Sequence[dict[str, Any]]):
     with (self._directory / f"{self._split}.jsonl").open("rb") as file:
       self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     self._spans = np.load(self._directory / f"{self._split}.spans.npy", mmap_mode="r")
+    if len(self._spans) and int(self._spans.max()) != len(self._text):
+      raise ValueError(f"{self._split}.jsonl has {len(self._text)} bytes, not {self._spans.max()}")
     self._groups = np.load(self._directory / f"{self._split}.groups.npy", mmap_mode="r")
 
 
@@ -100,11 +102,16 @@ class RecordSplits(Mapping[str, Records]):
 
   def __init__(self, directory: Path):
     self.directory = directory
-    about = json.loads((directory / "records.json").read_text())
-    self.dataset: str = about["dataset"]
-    self.fingerprint: str = about["fingerprint"]
-    self.counts = RecordCounts(**about["counts"])
-    self._splits = {split: Records(directory, split) for split in self.counts.kept}
+    try:
+      about = json.loads((directory / "records.json").read_text())
+      self.dataset: str = about["dataset"]
+      self.fingerprint: str = about["fingerprint"]
+      self.counts = RecordCounts(**about["counts"])
+      self._splits = {split: Records(directory, split) for split in self.counts.kept}
+    except (ValueError, LookupError, TypeError, AttributeError, FileNotFoundError) as error:
+      raise StorageError(
+        f"the records in {directory} are damaged ({error}): delete that folder, and they are built again."
+      ) from error
 
   def __getitem__(self, split: str) -> Records:
     """The records of a split.
@@ -144,7 +151,7 @@ def load_records(spec: DatasetSpec, data_dir: Path | str) -> RecordSplits:
   try:
     source = open_source(spec.source, spec.path.resolve().parent, data_dir / "archives")
     fingerprint = _fingerprint(spec, source)
-  except ConfigError as error:
+  except (ConfigError, UnknownName) as error:
     raise ConfigError(f"{spec.path}: {error}") from error
 
   def build(directory: Path) -> None:
@@ -215,7 +222,8 @@ class _Builder:
     try:
       record = spec.derive_record(raw)
     except RecordError as error:
-      raise RecordError(f"{spec.path}: record {number} of part {part!r}: {error}") from error
+      place = getattr(raw, "place", "") or f"{spec.path}: record {number} of part {part!r}"
+      raise RecordError(f"{place}: {error}") from error
     if record is None:
       counts.dropped += 1
       return

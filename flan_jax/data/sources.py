@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from flan_jax.data import archives
-from flan_jax.data.formats import Format, Record, format_of
-from flan_jax.errors import ConfigError, NetworkError, RecordError, UnknownName
+from flan_jax.data.formats import Format, format_of
+from flan_jax.errors import ConfigError, FlanJaxError, NetworkError, RecordError, UnknownName
 
 _SETTINGS = {
   "package": {"registry", "archive", "sha256", "members", "inside"},
@@ -52,7 +52,7 @@ class Source(abc.ABC):
     """The names of the parts, in the order in which they are read."""
 
   @abc.abstractmethod
-  def records(self, part: str) -> Iterator[Record]:
+  def records(self, part: str) -> Iterator[dict[str, Any]]:
     """The raw records of one part, always in the same order.
 
     Raises:
@@ -121,7 +121,7 @@ class PackageSource(Source):
   def parts(self) -> tuple[str, ...]:
     return tuple(self._patterns)
 
-  def records(self, part: str) -> Iterator[Record]:
+  def records(self, part: str) -> Iterator[dict[str, Any]]:
     patterns = _part(self._patterns, part, self)
     path = self.archive()
     for pattern in patterns:
@@ -153,7 +153,7 @@ class FilesSource(Source):
   def parts(self) -> tuple[str, ...]:
     return tuple(self._patterns)
 
-  def records(self, part: str) -> Iterator[Record]:
+  def records(self, part: str) -> Iterator[dict[str, Any]]:
     for path in self._paths(_part(self._patterns, part, self)):
       with path.open("rb") as stream:
         form = _format(self.settings, path.name)
@@ -194,7 +194,7 @@ class TFDSSource(Source):
   def parts(self) -> tuple[str, ...]:
     return tuple(self._prepared().info.splits)
 
-  def records(self, part: str) -> Iterator[Record]:
+  def records(self, part: str) -> Iterator[dict[str, Any]]:
     import tensorflow_datasets as tfds
 
     builder = self._prepared()
@@ -259,15 +259,25 @@ class CallableSource(Source):
   def parts(self) -> tuple[str, ...]:
     return tuple(self.settings.get("parts", ("all",)))
 
-  def records(self, part: str) -> Iterator[Record]:
+  def records(self, part: str) -> Iterator[dict[str, Any]]:
     _part(dict.fromkeys(self.parts), part, self)
-    for number, record in enumerate(self._function(part), start=1):
+    for number, record in enumerate(self._produced(part), start=1):
       if not isinstance(record, Mapping):
         raise RecordError(
           f"{self.settings['callable']}({part!r}): record {number} is {type(record).__name__}, "
           "expected a dict."
         )
       yield dict(record)
+
+  def _produced(self, part: str) -> Iterator[Any]:
+    """What the user's function gives, and whatever it raises as a record's error."""
+    name = f"{self.settings['callable']}({part!r})"
+    try:
+      yield from self._function(part)
+    except FlanJaxError:
+      raise
+    except Exception as error:
+      raise RecordError(f"{name} failed with {type(error).__name__}: {error}.") from error
 
   def _content(self) -> str:
     try:
@@ -291,7 +301,7 @@ def named_function(name: str) -> Callable[..., Any]:
       f"{name!r}: no module {error.name!r}; write module:function, and put the module's folder on "
       "PYTHONPATH."
     ) from error
-  function = getattr(module, attribute, None)
+  function = getattr(module, attribute, None) if attribute else None
   if not callable(function):
     known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
     raise UnknownName("function", attribute, known, f"They are those of {module_name}.")
@@ -301,6 +311,10 @@ def named_function(name: str) -> Callable[..., Any]:
 def _patterns(setting: Any) -> dict[str, tuple[str, ...]]:
   """{part: patterns} of a pattern, a list of them, or a mapping of either by part."""
   named = setting if isinstance(setting, Mapping) else {"all": setting}
+  for patterns in named.values():
+    each = patterns if isinstance(patterns, list) else [patterns]
+    if not all(isinstance(pattern, str) for pattern in each):
+      raise ConfigError(f"{patterns!r} is no file pattern, nor a list of them.")
   parts = {
     str(part): (one_or_more,) if isinstance(one_or_more, str) else tuple(one_or_more)
     for part, one_or_more in named.items()
@@ -323,11 +337,15 @@ def _check_format(settings: Mapping[str, Any], parts: Mapping[str, tuple[str, ..
 
 
 def _format(settings: Mapping[str, Any], filename: str) -> Format:
-  encoding = settings.get("encoding", "utf-8")
+  encoding, columns = settings.get("encoding", "utf-8"), settings.get("columns", [])
+  encodings = [encoding] if isinstance(encoding, str) else encoding
+  for key, names in (("encoding", encodings), ("columns", columns)):
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+      raise ConfigError(f"the setting {key!r} is {names!r}; it must be a list of names.")
   return Format(
     settings.get("format") or format_of(filename),
-    (encoding,) if isinstance(encoding, str) else tuple(encoding),
-    tuple(settings.get("columns", ())),
+    tuple(encodings),
+    tuple(columns),
     settings.get("at", ""),
   )
 

@@ -4,6 +4,7 @@ Below these, everything is explicit dataclasses and arguments.
 """
 
 import inspect
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,7 @@ def _made(cls: type) -> Callable[..., Any]:
     return cls(**settings)
 
   make.__signature__ = inspect.signature(cls)  # type: ignore[attr-defined]
+  make.__annotations__ = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
   make.__doc__ = cls.__doc__
   return make
 
@@ -49,6 +51,7 @@ def _optimizer(make: Callable[..., optax.GradientTransformation]) -> Callable[..
     return Optimizer(make(schedule, **settings), schedule)
 
   build.__signature__ = inspect.signature(make)  # type: ignore[attr-defined]
+  build.__annotations__ = typing.get_type_hints(make)
   build.__doc__ = make.__doc__
   return build
 
@@ -69,5 +72,6 @@ for name, cls in {
   configurable(_made(cls), name)
 configurable(_optimizer(optimizers.adamw), "adamw")
 configurable(_optimizer(optimizers.adafactor), "adafactor")
+# Gin has a `constant` of its own.
 for schedule in (schedules.constant, schedules.linear, schedules.cosine):
-  configurable(schedule)
+  configurable(schedule, f"{schedule.__name__}_schedule")

@@ -49,6 +49,8 @@ class DataPlan:
   def __post_init__(self) -> None:
     if self.format not in ("plain", "chat"):
       raise ConfigError(f"format={self.format!r} is neither 'plain' nor 'chat'.")
+    if self.workers is not None and self.workers < 1:
+      raise ConfigError(f"data.workers={self.workers} must be 1 or more, or None: one a core.")
     if self.normalise not in ("token", "example"):
       raise ConfigError(f"normalise={self.normalise!r} is neither 'token' nor 'example'.")
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from flan_jax.data.encode import Encoder
+from flan_jax.data.encode import Encoder, check_layout
 from flan_jax.data.home import data_home
 from flan_jax.data.mixtures import get_mixture, held_out_datasets, training_datasets
-from flan_jax.errors import UnknownName
+from flan_jax.errors import ConfigError, UnknownName
 from flan_jax.evaluation import (
+  CONVENTIONS,
   Evaluation,
   EvaluationTask,
   PreparedTask,
@@ -52,6 +53,18 @@ class EvaluationPlan:
   scoring: str = "t0"
   native_chat: bool = True
   batch_tokens: int = 2048
+
+  def __post_init__(self) -> None:
+    check_layout("decoder", self.lengths)
+    if self.batch_tokens < 1:
+      raise ConfigError(f"evaluation.batch_tokens={self.batch_tokens} must be 1 or more.")
+    if self.tasks is not None and not self.tasks:
+      raise ConfigError("evaluation.tasks is empty: name a dataset, or None for all.")
+    for name, templates in (self.tasks or {}).items():
+      if isinstance(templates, str):
+        raise ConfigError(f"evaluation.tasks: write {name!r}: ({templates!r},), a list of names.")
+    if self.scoring not in CONVENTIONS:
+      raise UnknownName("scoring convention", self.scoring, CONVENTIONS)
 
   def evaluation_tasks(self) -> list[EvaluationTask]:
     """The tasks, those trained on first.

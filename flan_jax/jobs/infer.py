@@ -2,12 +2,14 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from tqdm import tqdm
 
+from flan_jax.data.atomic import write_whole
 from flan_jax.data.encode import Dropped, Encoder
 from flan_jax.errors import ConfigError, RecordError
 from flan_jax.inference import generate
@@ -29,19 +31,28 @@ def infer(
 ) -> None:
   """Writes one JSON line for each prompt, in order: {"inputs": ..., "prediction": ...}.
 
+  Beside the answers stands `<output_file>.about`: what model and settings gave them.
+
   Args:
     input_file: a prompt a line; a file that ends in .jsonl holds objects with an `inputs` field.
-    output_file: JSON lines. Answers that are there already are kept, and the rest is added.
+    output_file: JSON lines. Answers of the same model that are there already are kept, and the rest
+      is added.
     format: "plain" or "chat"; None: the format that the model was tuned in, else plain.
   """
+  if batch_size < 1:
+    raise ConfigError(f"infer.batch_size={batch_size} must be 1 or more.")
   prompts = list(_prompts(Path(input_file)))
   lengths = {"inputs": max_prompt_tokens, "targets": max_new_tokens}
   encoder = Encoder(model.vocabulary, model.written_in(format), model.model.layout, lengths)
   ids = [_encoded(encoder, prompt, input_file, i) for i, prompt in enumerate(prompts, start=1)]
   layout = make_layout(model.model, make_mesh(mesh))
   output = Path(output_file)
-  output.parent.mkdir(parents=True, exist_ok=True)
-  done = _finished(output, prompts)
+  about = {
+    "model": model.fingerprint,
+    "format": encoder.format.fingerprint,
+    "max_new_tokens": max_new_tokens,
+  }
+  done = _finished(output, prompts, about)
   params = model.load(layout, jax.random.key(0))
   with (
     output.open("a", encoding="utf-8") as file,
@@ -60,20 +71,30 @@ def infer(
 
 
 def _prompts(path: Path) -> Iterator[str]:
-  if not path.is_file():
-    raise ConfigError(f"input_file: there is no file {path}.")
-  for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-    if path.suffix != ".jsonl":
-      prompt = line.strip()
-    else:
+  try:
+    text = path.read_text(encoding="utf-8-sig")
+  except (FileNotFoundError, IsADirectoryError):
+    raise ConfigError(f"infer.input_file: there is no file {path}.") from None
+  except UnicodeDecodeError as error:
+    raise RecordError(f"{path}: byte {error.start + 1} is not UTF-8.") from None
+  lines = text.removesuffix("\n").split("\n")
+  if not text.strip():
+    raise ConfigError(f"infer.input_file: {path} holds no prompt.")
+  for number, line in enumerate(lines, start=1):
+    prompt = line.strip()
+    if path.suffix == ".jsonl":
       try:
         prompt = json.loads(line)["inputs"].strip()
-      except (ValueError, KeyError, TypeError, AttributeError):
+      except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise RecordError(
           f'{path}:{number}: expected a JSON object with a text "inputs".'
         ) from None
     if not prompt:
       raise RecordError(f"{path}:{number}: the prompt is empty.")
+    try:
+      prompt.encode()
+    except UnicodeEncodeError:
+      raise RecordError(f"{path}:{number}: half of a surrogate pair is no text.") from None
     yield prompt
 
 
@@ -87,15 +108,23 @@ def _encoded(encoder: Encoder, prompt: str, path: str, number: int) -> list[int]
   return encoded.prompt_ids
 
 
-def _finished(output: Path, prompts: list[str]) -> int:
+def _finished(output: Path, prompts: list[str], about: Mapping[str, Any]) -> int:
   """How many of the first prompts are answered already; cuts off a line that was not finished."""
+  beside = output.with_name(f"{output.name}.about")
   if not output.exists():
+    write_whole(beside, [json.dumps(about), "\n"])
     return 0
-  lines = output.read_text(encoding="utf-8").split("\n")[:-1]
-  for line, prompt in zip(lines, prompts, strict=False):
-    if json.loads(line)["inputs"] != prompt:
-      raise ConfigError(
-        f"{output} holds answers to other prompts; remove it, or write to another file."
-      )
-  output.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+  mismatch = ConfigError(
+    f"{output} holds other answers than this launch gives (another file, model, format or "
+    "max_new_tokens): remove it, or write to another file."
+  )
+  try:
+    same = json.loads(beside.read_text()) == about
+    lines = output.read_text(encoding="utf-8").split("\n")[:-1]
+    answered = [json.loads(line)["inputs"] for line in lines]
+  except (OSError, ValueError, LookupError, TypeError):
+    raise mismatch from None
+  if not same or answered != prompts[: len(answered)]:
+    raise mismatch
+  write_whole(output, (line + "\n" for line in lines))
   return len(lines)

@@ -17,6 +17,7 @@ import gin
 from gin import config_parser
 
 from flan_jax.errors import ConfigError, nearest
+from flan_jax.jobs.typed_calls import typed
 from flan_jax.jobs.user_modules import import_module
 
 CONFIG_DIRECTORY = Path(__file__).resolve().parent.parent / "gin_configs"
@@ -35,7 +36,8 @@ def launch(job: str, files: Sequence[str], bindings: Sequence[str]) -> Any:
     What the job returns.
 
   Raises:
-    ConfigError: an unknown file, name or parameter, an unused macro, a binding out of reach of the job.
+    ConfigError: an unknown file, name or parameter, an unused macro, a binding out of reach of the job,
+      a value of the wrong type.
   """
   configure(job, files, bindings)
   return CONFIGURABLES[job]()
@@ -43,9 +45,9 @@ def launch(job: str, files: Sequence[str], bindings: Sequence[str]) -> Any:
 
 def configure(job: str, files: Sequence[str], bindings: Sequence[str]) -> None:
   """Checks and loads a launch without running it. See `launch`."""
-  statements = [s for path in files for s in _read_file(_find(path))]
+  statements = [s for path in files for s in _read_file(_find(path), ())]
   lines = [_as_gin_line(binding) for binding in bindings]
-  statements += [s for line in lines for s in _parse(line, COMMAND_LINE)]
+  statements += [s for line in lines for s in _parse(line, COMMAND_LINE, ())]
   _check(job, statements)
   gin.clear_config()
   try:
@@ -74,7 +76,8 @@ def configurable(
   name = name or function.__name__
   if job:
     JOBS.add(name)
-  CONFIGURABLES[name] = gin.configurable(name, module="flan_jax")(function)
+  checked = typed(function, name, CONFIGURABLES)
+  CONFIGURABLES[name] = gin.configurable(name, module="flan_jax")(checked)
   return CONFIGURABLES[name]
 
 
@@ -110,14 +113,27 @@ class _References(config_parser.ParserDelegate):
     return macro_name
 
 
-def _find(path: str) -> Path:
+def _find(path: str, where: str = "") -> Path:
+  """The file of this name.
+
+  Args:
+    where: it is included.
+  """
   for candidate in (Path(path), CONFIG_DIRECTORY / path, CONFIG_DIRECTORY.parent / path):
     if candidate.is_file():
       return candidate
   known = [str(p.relative_to(CONFIG_DIRECTORY)) for p in sorted(CONFIG_DIRECTORY.rglob("*.gin"))]
-  close = nearest(path.removeprefix("gin_configs/"), known)
+  beside = [str(p) for p in sorted(Path(path).parent.glob("*.gin"))]
+  close = nearest(path.removeprefix("gin_configs/"), [*beside, *known])
   hint = f" Did you mean {close[0]!r}?" if close else ""
-  raise ConfigError(f"no gin file {path!r}, neither here nor in {CONFIG_DIRECTORY}.{hint}")
+  raise ConfigError(f"{where}no gin file {path!r}, neither here nor in {CONFIG_DIRECTORY}.{hint}")
+
+
+def _text(path: Path) -> str:
+  try:
+    return path.read_text(encoding="utf-8")
+  except UnicodeDecodeError as error:
+    raise ConfigError(f"{path}: not a gin file: byte {error.start + 1} is not UTF-8.") from None
 
 
 _INCLUDE = re.compile(r"""^include\s+(["'])(?P<path>[^"']+)\1\s*(#.*)?$""", re.MULTILINE)
@@ -128,24 +144,32 @@ def _inlined(path: Path) -> str:
 
   Gin's own search for them would log every folder in which it does not find one.
   """
-  text = path.read_text(encoding="utf-8")
+  text = _text(path)
   return _INCLUDE.sub(lambda match: _inlined(_find(match["path"])), text)
 
 
-def _read_file(path: Path) -> Iterator[_Statement]:
-  yield from _parse(path.read_text(encoding="utf-8"), str(path))
+def _read_file(path: Path, above: tuple[Path, ...]) -> Iterator[_Statement]:
+  if path.resolve() in above:
+    raise ConfigError(f"{above[-1]} includes {path}, which includes it in turn: leave one out.")
+  yield from _parse(_text(path), str(path), (*above, path.resolve()))
 
 
-def _parse(text: str, where: str) -> Iterator[_Statement]:
+def _parse(text: str, where: str, above: tuple[Path, ...]) -> Iterator[_Statement]:
   delegate = _References()
   try:
     parser = config_parser.ConfigParser(text, delegate)
     while (statement := parser.parse_statement()) is not None:
       if isinstance(statement, config_parser.IncludeStatement):
-        yield from _read_file(_find(statement.filename))
+        place = f"{where}:{statement.location.line_num}: "
+        yield from _read_file(_find(statement.filename, place), above)
       elif isinstance(statement, config_parser.ImportStatement):
         import_module(statement.module)
       elif isinstance(statement, config_parser.BindingStatement):
+        if statement.scope:
+          raise ConfigError(
+            f"{where}: {statement.scope}/{statement.selector} is in a scope, and launches have none: "
+            f"write {statement.selector}."
+          )
         yield _Statement(
           selector=statement.selector.split(".")[-1],
           argument=statement.arg_name,
@@ -191,10 +215,26 @@ def _check(job: str, statements: Sequence[_Statement]) -> None:
     for name in s.references:
       _require(name, CONFIGURABLES, "configurable", s.where)
   macros = {s.selector for s in statements if not s.argument}
+  _check_cycles(statements)
   for s in statements:
     for name in s.macros:
       _require(name, macros, "macro", s.where)
   _check_reach(job, statements, macros)
+
+
+def _check_cycles(statements: Sequence[_Statement]) -> None:
+  """A macro that is defined by itself has no value."""
+  named = {s.selector: s for s in statements if not s.argument}  # the last one wins
+
+  def walk(name: str, above: tuple[str, ...]) -> None:
+    if name in above:
+      cycle = " = ".join(f"%{macro}" for macro in (*above[above.index(name) :], name))
+      raise ConfigError(f"{named[name].where}: the macro {name!r} is defined by itself: {cycle}.")
+    for macro in named[name].macros if name in named else ():
+      walk(macro, (*above, name))
+
+  for name in named:
+    walk(name, ())
 
 
 def _check_binding(s: _Statement) -> None:

@@ -100,17 +100,26 @@ def pretrained(
 
 
 def tuned(run_dir: str, step: int | None = None, remat: str | None = None) -> ModelSource:
-  """What a training run saved: its last checkpoint, or that of `step`."""
+  """What a training run saved: its last checkpoint that is whole, or that of `step`."""
   path = Path(run_dir) / _DESCRIPTION
   if not path.is_file():
     raise CheckpointError(f"{run_dir} is no run of `flan-jax train`: it has no {_DESCRIPTION}.")
-  about = json.loads(path.read_text())
-  config = _CONFIGS[about["layout"]](**about["config"])
+  try:
+    about = json.loads(path.read_text())
+    config = _CONFIGS[about["layout"]](**about["config"])
+    format = format_from_dict(about["format"])
+  except (ValueError, LookupError, TypeError) as error:
+    raise CheckpointError(
+      f"{path} is damaged ({error}): delete it, and the run's own command writes it again."
+    ) from error
   model = build_model(config if remat is None else dataclasses.replace(config, remat=remat))
   checkpoints = Checkpoints(Path(run_dir) / "checkpoints")
   if not checkpoints.steps():
     raise CheckpointError(f"{run_dir} holds no complete checkpoint yet.")
-  step = checkpoints.steps()[-1] if step is None else step
+  if step is None:
+    step, digest = checkpoints.last_whole()
+  else:
+    digest = checkpoints.digest(step)
 
   def load(layout: Layout, key: jax.Array) -> PyTree:
     del key
@@ -128,8 +137,8 @@ def tuned(run_dir: str, step: int | None = None, remat: str | None = None) -> Mo
     model,
     load_vocabulary(Path(run_dir) / "vocabulary"),
     load,
-    checkpoints.digest(step),
-    format_from_dict(about["format"]),
+    digest,
+    format,
   )
 
 

@@ -3,7 +3,10 @@
 This module must import neither: the process that it starts reads it first.
 """
 
+import contextlib
+import ctypes
 import multiprocessing
+import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -15,6 +18,8 @@ from flan_jax.data.records import load_records
 from flan_jax.data.store import Store, StoreConfig
 from flan_jax.errors import FlanJaxError
 from flan_jax.jobs import user_modules
+
+_PR_SET_PDEATHSIG = 1
 
 
 def prepared_store(
@@ -55,6 +60,7 @@ def _prepare(
   workers: int | None,
   modules: Sequence[str],
 ) -> tuple[Path, tuple[type[FlanJaxError], str] | None]:
+  _end_with_parent()
   try:
     for module in modules:
       user_modules.import_module(module)
@@ -66,3 +72,9 @@ def _prepare(
     kind = type(error) if type(error).__init__ is FlanJaxError.__init__ else FlanJaxError
     return data_dir, (kind, str(error))
   return directory, None
+
+
+def _end_with_parent() -> None:
+  """Where Linux offers it: nobody is left preparing when the launch was killed."""
+  with contextlib.suppress(AttributeError, OSError):
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

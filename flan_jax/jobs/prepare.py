@@ -24,5 +24,6 @@ def prepare(
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.dropped.items())
     print(
       f"  {name}: {counts.examples:,} examples, {counts.tokens:,} tokens, {counts.loss_tokens:,} of "
-      f"them targets; {counts.shortened:,} shortened; dropped: {dropped or 'none'}"
+      f"them targets; {counts.shortened:,} shortened; {counts.shots_dropped:,} exemplars left out; "
+      f"dropped: {dropped or 'none'}"
     )

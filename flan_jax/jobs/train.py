@@ -3,6 +3,7 @@
 store (prepared if missing) --> untuned model judged --> training --> tuned model judged --> report
 """
 
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import optax
 
 from flan_jax.checkpoints import Checkpoints
-from flan_jax.data.atomic import write_whole
+from flan_jax.data.atomic import claimed, write_whole
 from flan_jax.data.batches import Batches
+from flan_jax.errors import ConfigError
 from flan_jax.jobs.data import DataPlan
 from flan_jax.jobs.evaluate import judge_untuned
 from flan_jax.jobs.evaluation import EvaluationPlan
@@ -73,6 +75,8 @@ def train(
     notes: sentences for the report, such as what the untuned model may already have seen.
     seed: of fresh parameters and of dropout; the data has its own.
   """
+  if not run_dir:
+    raise ConfigError("train.run_dir is empty; name the folder that the run is written to.")
   run, phases = Path(run_dir), Phases()
   layout = make_layout(model.model, make_mesh(mesh), axis_rules)
   if is_first():
@@ -114,33 +118,34 @@ def train(
       "gin": operative_config(),
     },
   )
-  if not Checkpoints(run / "checkpoints").steps():
-    # Once there is a checkpoint, only a run that may go on from it may say anything new about it.
+  # Only a run that may go on from what is there may say anything new about it.
+  trainer.check()
+  with claimed(run) if is_first() else contextlib.nullcontext():
     describe_model(model, written, run)
     _save_config(run)
-  before = {}
-  if evaluation is not None:
-    with phases("evaluate before"):
-      before = judge_untuned(evaluation, model, written, layout, run)
-  with phases("train"):
-    result = trainer.run()
-  _save_config(run)
-  if evaluation is None or result.terminated:
-    return
-  with phases("evaluate after"):
-    step = int(result.state.step)
-    after = evaluation.run(
-      model,
-      result.state.params,
-      layout,
-      written,
-      run / "evaluation",
-      label=f"step {step}",
-      fingerprint=Checkpoints(run / "checkpoints").digest(step),
-    )
-  consumed = sum(len(store.row(row)) for row in range(rows))
-  training = {"steps": steps, "rows": rows, "examples": consumed, "seed": seed}
-  write_report(run, after, before, notes, {**environment(phases), "training": training})
+    before = {}
+    if evaluation is not None:
+      with phases("evaluate before"):
+        before = judge_untuned(evaluation, model, written, layout, run)
+    with phases("train"):
+      result = trainer.run()
+    _save_config(run)
+    if evaluation is None or result.terminated:
+      return
+    with phases("evaluate after"):
+      step = int(result.state.step)
+      after = evaluation.run(
+        model,
+        result.state.params,
+        layout,
+        written,
+        run / "evaluation",
+        label=f"step {step}",
+        fingerprint=Checkpoints(run / "checkpoints").digest(step),
+      )
+    consumed = sum(len(store.row(row)) for row in range(rows))
+    training = {"steps": steps, "rows": rows, "examples": consumed, "seed": seed}
+    write_report(run, after, before, notes, {**environment(phases), "training": training})
 
 
 def _save_config(run: Path) -> None:

@@ -13,7 +13,12 @@ from flan_jax.prompting.derive import derive_function
 from flan_jax.prompting.placeholders import NAME
 from flan_jax.prompting.sections import Section
 from flan_jax.prompting.template import Template
-from flan_jax.prompting.template_section import TEMPLATE_KEYS, TemplateReader, read_choices
+from flan_jax.prompting.template_section import (
+  TEMPLATE_KEYS,
+  TemplateReader,
+  read_choices,
+  read_metrics,
+)
 from flan_jax.prompting.yaml_lines import YamlFile
 
 SPLITS = ("train", "validation", "test")
@@ -53,7 +58,9 @@ def read_dataset(path: str | Path) -> DatasetSpec:
     )
   fields = _fields(root.section("fields"))
   answer = _answer(root, fields)
-  metrics = root.names("metrics")
+  metrics = read_metrics(root)
+  if answer is not None and answer.has_choices and metrics[0] != "accuracy":
+    raise root.error("an answer with choices is ranked, which accuracy measures", "metrics")
   if "balance" in root and (answer is None or answer.labels is None):
     raise root.error("balance is for an answer with fixed choices", "balance")
   spec = DatasetSpec(
@@ -155,10 +162,10 @@ def _splits(section: Section) -> dict[str, str | float]:
     return {split: section.text(split) for split in values}
   if len(shares) < len(values):
     raise section.error("splits names parts of the source, or gives fractions, not both")
-  if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-    raise section.error(
-      f"fractions of splits must be above 0 and add up to 1, not to {sum(shares):g}"
-    )
+  if min(shares) <= 0:
+    raise section.error(f"fractions of splits must be above 0, not {min(shares):g}")
+  if abs(sum(shares) - 1) > 1e-6:
+    raise section.error(f"fractions of splits must add up to 1, not to {sum(shares):g}")
   return {split: float(share) for split, share in values.items()}
 
 

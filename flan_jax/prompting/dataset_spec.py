@@ -93,7 +93,7 @@ class DatasetSpec:
     if self.derive is not None:
       try:
         record = derive_function(self.derive)(record)
-      except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+      except Exception as error:
         raise RecordError(
           f"dataset {self.name!r}: {self.derive} failed with {type(error).__name__}: {error}; "
           f"the record has {', '.join(map(str, raw)) or 'no fields'}"

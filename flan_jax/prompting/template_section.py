@@ -74,7 +74,7 @@ class TemplateReader:
       choices=self._choices(section, name),
       turned_around=turned_around,
       unseen=section.flag("unseen"),
-      metrics=section.names("metrics", self.metrics),
+      metrics=read_metrics(section) if "metrics" in section else self.metrics,
     )
 
   def _pieces(self, turn: Section, name: str, part: str) -> tuple[Piece, ...]:
@@ -147,6 +147,19 @@ class TemplateReader:
     if missing:
       raise section.error(f"template {name!r}: the choice {missing[0]!r} is missing", "choices")
     return {label: words[label] for label in labels}
+
+
+METRICS = ("accuracy", "exact_match", "f1", "rouge")
+"""What a template may be measured by: ranked options by accuracy, free text by the others."""
+
+
+def read_metrics(section: Section) -> tuple[str, ...]:
+  """The metrics that a section names."""
+  metrics = section.names("metrics")
+  for name in metrics:
+    if name not in METRICS:
+      raise section.unknown("metric", name, METRICS, "metrics")
+  return metrics
 
 
 def read_choices(section: Section) -> dict[str, str]:

@@ -78,13 +78,16 @@ def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-  lines = path.read_text(encoding="utf-8").split("\n")
-  for line in filter(None, lines):
+  lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+  for number, line in enumerate(lines, start=1):
     try:
-      yield json.loads(line)
+      if line:
+        yield json.loads(line)
     except json.JSONDecodeError:
-      if line is not lines[-1]:
-        raise
+      if number < len(lines):
+        raise StorageError(
+          f"{path}:{number} is damaged: mend the line, or move the file away to go on without it."
+        ) from None
 
 
 def _rewind(path: Path, step: int) -> None:

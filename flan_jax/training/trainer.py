@@ -59,6 +59,10 @@ class TrainerConfig:
     for name in ("steps", "batch_size", "accumulation", "checkpoint_every"):
       if getattr(self, name) < 1:
         raise ConfigError(f"{name}={getattr(self, name)} must be 1 or more")
+    if self.keep is not None and self.keep < 1:
+      raise ConfigError(f"keep={self.keep}: at least one checkpoint has to be kept")
+    if not 0 <= self.seed < 1 << 32:
+      raise ConfigError(f"seed={self.seed} must lie between 0 and {(1 << 32) - 1}")
 
 
 class TrainingResult(NamedTuple):
@@ -111,7 +115,7 @@ class Trainer:
     load: Callable[[Layout, jax.Array], PyTree] | None = None,
     frozen: PyTree = None,
     tasks: Sequence[tuple[str, str]] = (),
-    fingerprints: Mapping[str, str] | None = None,
+    fingerprints: Mapping[str, str | int] | None = None,
     meta: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
   ):
@@ -119,7 +123,10 @@ class Trainer:
     self.config, self.directory = config, Path(directory)
     self._model, self._tx, self._layout = model, tx, layout
     self._batches, self._load, self._frozen = batches, load, frozen
-    self._tasks, self._fingerprints = tuple(tasks), dict(fingerprints or {})
+    self._tasks = tuple(tasks)
+    # Neither rows nor dropout would go on where they were.
+    own = {"batch_size": config.batch_size, "seed": config.seed}
+    self._fingerprints = {**own, **(fingerprints or {})}
     self._meta = dict(meta or {})
     self._say = say if jax.process_index() == 0 else lambda text: None
     with layout.active():
@@ -127,6 +134,27 @@ class Trainer:
     self._step = make_train_step(
       loss, tx, accumulation=config.accumulation, schedule=schedule, shardings=self._shardings
     )
+
+  def check(self) -> None:
+    """Whether this run may go on from what the directory holds; says with which other settings.
+
+    Raises:
+      CheckpointError: it holds the checkpoint of another run.
+    """
+    checkpoints = Checkpoints(self.directory / "checkpoints")
+    for step in reversed(checkpoints.steps()):
+      try:
+        meta = checkpoints.meta(step)
+        checkpoints.compare(_parts(self._shapes), step)
+      except CheckpointError:
+        raise
+      except Exception:  # a torn one; restoring says so
+        continue
+      self._check_fingerprints(meta, checkpoints.directory)
+      changed = _changed_lines(meta.get("gin", ""), self._meta.get("gin", ""))
+      if changed:
+        self._say("this run was begun with other settings:\n" + "\n".join(changed))
+      return
 
   def run(self) -> TrainingResult:
     """Trains until all steps are made, or SIGTERM asks to stop.
@@ -193,16 +221,19 @@ class Trainer:
       self._shardings,
     )
     saved, meta = checkpoints.restore(_parts(wanted))
+    self._check_fingerprints(meta, checkpoints.directory)
+    state = TrainState(saved["params"], **saved["optimizer"])
+    self._say(f"going on from step {meta['step']} (row {meta['row']}) in {checkpoints.directory}")
+    return state, int(meta["row"])
+
+  def _check_fingerprints(self, meta: Mapping[str, Any], directory: Path) -> None:
     theirs = meta["fingerprints"]
     for name, ours in self._fingerprints.items():
       if theirs.get(name) != ours:
         raise CheckpointError(
-          f"{checkpoints.directory} belongs to a run with another {name} ({theirs.get(name)}, not {ours}); "
+          f"{directory} belongs to a run with another {name} ({theirs.get(name)}, not {ours}); "
           "go on with what it was begun with, or begin in another directory"
         )
-    state = TrainState(saved["params"], **saved["optimizer"])
-    self._say(f"going on from step {meta['step']} (row {meta['row']}) in {checkpoints.directory}")
-    return state, int(meta["row"])
 
   def _fresh(self) -> TrainState:
     key = _keys(self.config.seed)[0]
@@ -242,6 +273,20 @@ class Trainer:
     now = time.perf_counter()
     log.write(_record(made, metrics, self._tasks, now - clock))
     return now
+
+
+def _changed_lines(before: str, now: str) -> list[str]:
+  """The settings of two gin configs that differ, as "  train.steps = 80 (was 40)"."""
+
+  def settings(text: str) -> dict[str, str]:
+    # Values that are broken over several lines are joined by gin's own backslash.
+    lines = text.replace("\\\n", " ").splitlines()
+    pairs = (line.partition(" = ") for line in lines if " = " in line and line[:1] != "#")
+    return {name.strip(): " ".join(value.split()) for name, _, value in pairs}
+
+  old, new = settings(before), settings(now)
+  shared = sorted(old.keys() & new.keys())
+  return [f"  {name} = {new[name]} (was {old[name]})" for name in shared if new[name] != old[name]]
 
 
 class _Made(NamedTuple):

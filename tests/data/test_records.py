@@ -159,15 +159,13 @@ def test_new_templates_keep_the_records_and_new_data_makes_others(load):
 
 def test_a_missing_field_names_the_dataset_the_record_and_the_nearest_field(load, tmp_path):
   wrong = [{"question": "a", "label": "y"}, {"queston": "b", "label": "y"}]
-  with pytest.raises(
-    RecordError, match=r"facts\.yaml: record 2 of part 'all'.*'question'.*queston"
-  ):
+  with pytest.raises(RecordError, match=r"facts\.jsonl:2: dataset 'facts'.*'question'.*queston"):
     load(rows=wrong, splits={"train": 1.0})
   assert list((tmp_path / "cache" / "records").iterdir()) == []
 
 
 def test_an_answer_that_is_no_choice_is_an_error(load):
-  with pytest.raises(RecordError, match=r"record 1 .*'label'.*'maybe'"):
+  with pytest.raises(RecordError, match=r"facts\.jsonl:1: .*'label'.*'maybe'"):
     load(rows=[{"question": "a", "label": "maybe"}], splits={"train": 1.0})
 
 

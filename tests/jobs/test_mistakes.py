@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from flan_jax.data.atomic import claimed
+
 RECIPE = ("--module", "tasks.py", "--gin_file=check.gin")
 
 
@@ -30,15 +32,56 @@ def complaint(flan_jax, *arguments, **environment):
     ("--gin.BATCH_SIZE=3", "batch"),
     ("--gin.BATCH_SIZE=0", "batch_size=0"),
     ("--gin.STEPS=0", "total_steps must be 1 or more, not 0"),
-    ("--gin.linear.warmup_steps=7", "warmup"),
+    ("--gin.linear_schedule.warmup_steps=7", "warmup"),
     ("--gin.encoder_decoder.vocab_size=100", "the vocabulary has"),
     ("--gin.data.format=chat", "came without a chat template"),
-    ("--gin.data.normalise=exampel", "'exampel' is neither 'token' nor 'example'"),
+    ("--gin.data.normalise=exampel", "'exampel'; it must be 'token' or 'example'"),
+    ("--gin.data.eos_on_inputs=false", "is 'false'; it must be bool. Write True or False."),
+    ("--gin.data.workers=0", "data.workers=0 must be 1 or more"),
+    ("--gin.LENGTHS={'inputs': 192", "it must be Mapping[str, int]"),
+    ("--gin.STEPS=2.5", "is 2.5; it must be int"),
+    ("--gin.LEARNING_RATE=nan", "linear_schedule.peak is 'nan'; it must be float"),
+    ("--gin.MODEL=t5", "train.model is 't5'; it must be ModelSource"),
+    ("--gin.OPTIMIZER=@adamw", "train.optimizer is the function adamw itself; write @adamw()"),
+    ("--gin.train.keep=0", "keep=0"),
+    ("--gin.SEED=99999999999", "seed=99999999999 must lie between"),
+    ("--gin.debug/train.keep=1", "debug/train is in a scope"),
+    ("--gin.STEPS=%STEPS", "the macro 'STEPS' is defined by itself: %STEPS = %STEPS"),
+    ("--gin.RUN_DIR=", "train.run_dir is empty"),
+    ("--gin.RUN_DIR=check.gin/run", "check.gin/run: Not a directory"),
+    ("--gin.data.prepared=nowhere", "nowhere holds no prepared store"),
   ],
 )
 def test_a_setting_that_cannot_be_obeyed(flan_jax, folder, binding, words):
   assert words in complaint(flan_jax, "train", *RECIPE, binding)
   assert not (folder / "runs").exists()
+
+
+def test_a_launch_without_a_recipe_names_what_is_missing(flan_jax):
+  words = complaint(flan_jax, "train")
+  assert "nothing sets train.run_dir, train.model" in words and "quickstart.gin" in words
+
+
+def test_a_gin_file_that_includes_itself_or_is_none(flan_jax, folder):
+  (folder / "round.gin").write_text('include "round.gin"\n')
+  assert "includes round.gin" in complaint(flan_jax, "train", "--gin_file=round.gin")
+  (folder / "latin.gin").write_bytes("RUN_DIR = 'é'".encode("latin-1"))
+  assert "is not UTF-8" in complaint(flan_jax, "train", "--gin_file=latin.gin")
+  assert "Did you mean 'check.gin'" in complaint(flan_jax, "train", "--gin_file=chek.gin")
+
+
+@pytest.mark.parametrize(
+  ("code", "words"),
+  [
+    ("1 / 0", "broken.py:1: ZeroDivisionError"),
+    ("def f(:", "broken.py:1: SyntaxError"),
+    ("import sys\nsys.exit(0)", "broken.py:2: SystemExit"),
+    ("import no_such_thing", "No module named 'no_such_thing'"),
+  ],
+)
+def test_a_user_s_module_that_fails(flan_jax, folder, code, words):
+  (folder / "broken.py").write_text(code + "\n")
+  assert words in complaint(flan_jax, "mixtures", "--module", "broken.py")
 
 
 def test_unknown_names_on_the_command_line(flan_jax):
@@ -78,9 +121,10 @@ def test_a_template_with_an_unknown_field(flan_jax, folder):
 def test_a_malformed_record(flan_jax, folder):
   path = folder / "support/tickets.jsonl"
   lines = path.read_text().splitlines()
-  lines[41] = lines[41][:-5]
-  path.write_text("\n".join(lines) + "\n")
-  assert "tickets.jsonl:42" in complaint(flan_jax, "train", *RECIPE)
+  for wrong in (lines[41][:-5], '{"text": "a", "queue": "biling"}', '{"text": NaN}', "[" * 100_000):
+    lines[41] = wrong
+    path.write_text("\n".join(lines) + "\n")
+    assert "tickets.jsonl:42" in complaint(flan_jax, "train", *RECIPE)
   assert not list((folder.parent / "home" / "records").glob("tickets-*"))
 
 
@@ -124,6 +168,55 @@ def test_a_truncated_checkpoint_falls_back_to_the_last_whole_one(flan_jax, folde
   log = (folder / "runs/tuned/metrics.jsonl").read_text()
   rows = [json.loads(line)["rows"] for line in log.splitlines()]
   assert rows == [[8 * k, 8 * k + 8] for k in range(6)]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(flan_jax, folder):
+  flan_jax("train", *RECIPE)
+  (damaged,) = (folder / "runs/tuned/checkpoints").glob("6/params/_METADATA")
+  damaged.write_bytes(damaged.read_bytes()[:-9])
+  for _ in range(2):
+    words = complaint(flan_jax, "train", *RECIPE, "--gin.STEPS=8")
+    assert "every checkpoint" in words and "params/_METADATA has" in words
+
+
+def test_another_batch_size_or_seed_is_another_run_and_other_rates_are_said(flan_jax, folder):
+  flan_jax("train", *RECIPE)
+  words = complaint(flan_jax, "train", *RECIPE, "--gin.BATCH_SIZE=16")
+  assert "another batch_size (8, not 16)" in words
+  words = complaint(flan_jax, "train", *RECIPE, "--gin.train.seed=7")
+  assert "another seed (0, not 7)" in words
+  done = flan_jax("train", *RECIPE, "--gin.adamw.weight_decay=0.5", "--gin.STEPS=8")
+  assert "adamw.weight_decay = 0.5 (was 0.0)" in done.stderr
+  assert "going on from step 6" in done.stderr
+
+
+def test_a_folder_that_another_run_is_writing_to(flan_jax, folder):
+  with claimed(folder / "runs/tuned"):
+    words = complaint(flan_jax, "train", *RECIPE)
+  assert "another process is writing to runs/tuned" in words
+
+
+def test_answers_of_another_model_are_not_taken_for_this_one_s(flan_jax, folder):
+  flan_jax("train", *RECIPE, "--gin.train.checkpoint_every=3")
+  flan_jax("infer", *RECIPE)
+  answers = (folder / "runs/answers.jsonl").read_text()
+  flan_jax("infer", *RECIPE)
+  assert (folder / "runs/answers.jsonl").read_text() == answers
+  for setting in ("--gin.tuned.step=3", "--gin.infer.max_new_tokens=9"):
+    assert "holds other answers" in complaint(flan_jax, "infer", *RECIPE, setting)
+  (folder / "prompts.txt").write_bytes("Où?".encode("latin-1"))
+  assert "prompts.txt: byte 2 is not UTF-8" in complaint(flan_jax, "infer", *RECIPE)
+  (folder / "prompts.txt").write_text("\n")
+  assert "holds no prompt" in complaint(flan_jax, "infer", *RECIPE)
+
+
+def test_a_damaged_last_checkpoint_is_passed_over_by_who_only_reads(flan_jax, folder):
+  flan_jax("train", *RECIPE, "--gin.train.checkpoint_every=3")
+  (damaged,) = (folder / "runs/tuned/checkpoints").glob("6/params/_METADATA")
+  damaged.write_bytes(damaged.read_bytes()[:-9])
+  done = flan_jax("infer", *RECIPE)
+  assert "checkpoints/6 is damaged" in done.stderr
+  assert (folder / "runs/tuned/checkpoints/6").is_dir()
 
 
 @pytest.fixture

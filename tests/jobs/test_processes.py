@@ -67,7 +67,12 @@ def test_a_run_of_two_processes_is_gone_on_with_by_one(folder):
   settings = ("--gin.train.checkpoint_every=3", "--gin.train.keep=4")
   run_together("runs/whole", *settings, processes=1, devices=2)
   run_together(
-    "runs/moved", *settings, "--gin.STEPS=3", "--gin.linear.total_steps=6", processes=2, devices=1
+    "runs/moved",
+    *settings,
+    "--gin.STEPS=3",
+    "--gin.linear_schedule.total_steps=6",
+    processes=2,
+    devices=1,
   )
   said = run_together("runs/moved", *settings, processes=1, devices=1)
   assert "going on from step 3" in said

@@ -39,6 +39,13 @@ def test_a_tiny_t5_learns_and_is_judged_before_and_after(flan_jax, folder):
   assert "tickets" in done.stdout and (folder / "runs/tuned/report.html").stat().st_size > 1000
 
 
+def test_adafactor_at_a_constant_rate(flan_jax, folder):
+  flan_jax("train", *RECIPE, "--gin_file=optimizers/adafactor.gin", "--gin.LEARNING_RATE=1e-2")
+  rows = metrics(folder / "runs/tuned")
+  assert [row["learning_rate"] for row in rows] == pytest.approx([1e-2] * 6)
+  assert rows[-1]["loss"] < rows[0]["loss"]
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits_and_repeats_no_row(flan_jax, folder):
   def command(run_dir):  # processes of their own, on the one device that a laptop has

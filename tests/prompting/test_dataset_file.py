@@ -204,6 +204,14 @@ WRONG = {
   "a field in the second line of a block": Mistake(
     "      {review}\n", "      {reveiw}\n", "did you mean {review}?"
   ),
+  "an unknown metric": Mistake(
+    "\nmetrics: [accuracy]",
+    "\nmetrics: [acuracy]",
+    "unknown metric 'acuracy'; did you mean 'accuracy'?",
+  ),
+  "a metric that ranking does not give": Mistake(
+    "\nmetrics: [accuracy]", "\nmetrics: [f1]", "ranked, which accuracy measures"
+  ),
   "an unknown kind of field": Mistake(
     "review: long", "review: lang", "unknown kind of field 'lang'; did you mean 'long'?"
   ),
