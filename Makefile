@@ -26,7 +26,7 @@ quickstart: install
 
 test: install
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not oracle and not network and not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not oracle and not network and not slow"
 
 test-oracles: install oracles
 	$(BIN)/python -m pytest -m oracle

@@ -5,7 +5,7 @@ result does not depend on how many processes made it.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -68,16 +68,25 @@ def prepare(
   else:
     description = config.description(data_dir)
   directory = build_once(directory_of(description, data_dir), partial(_begin, config, description))
+  windows = read_description(directory)["windows"]
+  whole = len(_kept(directory, windows)) == len(windows)
+  if whole and sum(window["rows"] for window in windows) >= rows:
+    return Store.open(directory)  # without a lock: the disk may be one to read from only
   with one_at_a_time(directory.with_name(f".{directory.name}.lock")):
     windows = read_description(directory)["windows"]
     # Rows that were promised before stay promised, also where somebody deleted a torn window.
     rows = max(rows, sum(window["rows"] for window in windows))
-    kept = {n: about for n, about in enumerate(windows) if window_path(directory, n).exists()}
+    kept = _kept(directory, windows)
     if sum(window["rows"] for window in kept.values()) < rows:
       preparation = _Preparation(config, description, directory, data_dir)
       windows = preparation.run(kept, rows, workers, progress)
       write_description(directory, {**description, "windows": windows})
   return Store.open(directory)
+
+
+def _kept(directory: Path, windows: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+  """Those windows of a store whose files are there, by number."""
+  return {n: about for n, about in enumerate(windows) if window_path(directory, n).exists()}
 
 
 class _Preparation:

@@ -296,6 +296,8 @@ def named_function(name: str) -> Callable[..., Any]:
   module_name, _, attribute = str(name).partition(":")
   try:
     module = importlib.import_module(module_name)
+  except ValueError:
+    raise ConfigError(f"{name!r} names no function; write module:function.") from None
   except ModuleNotFoundError as error:
     raise ConfigError(
       f"{name!r}: no module {error.name!r}; write module:function, and put the module's folder on "

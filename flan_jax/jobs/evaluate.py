@@ -1,15 +1,18 @@
 """`flan-jax evaluate`: judge a checkpoint zero-shot, alone or against what it was tuned from."""
 
+import contextlib
 from pathlib import Path
 
 import jax
 
+from flan_jax.data.atomic import claimed
 from flan_jax.data.home import data_home
 from flan_jax.data.mixtures import dataset_spec
 from flan_jax.data.records import load_records
 from flan_jax.evaluation import Evaluation
 from flan_jax.jobs.evaluation import EvaluationPlan
 from flan_jax.jobs.models import ModelSource
+from flan_jax.jobs.processes import is_first
 from flan_jax.jobs.report import Phases, environment, write_report
 from flan_jax.training.partitioning import (
   DEFAULT_RULES,
@@ -42,19 +45,20 @@ def evaluate(
     notes: sentences for the report.
   """
   run, phases = Path(out_dir), Phases()
-  with phases("prepare"):
-    for task in evaluation.evaluation_tasks():
-      load_records(dataset_spec(task.dataset), data_home())
-  written = model.written_in(format)
-  untuned: dict[str, Evaluation] = {}
-  if before is not None:
-    with phases("evaluate before"):
-      untuned = judge_untuned(evaluation, before, written, _layout(before, mesh, axis_rules), run)
-  with phases("evaluate after"):
-    layout = _layout(model, mesh, axis_rules)
-    params = model.load(layout, jax.random.key(0))
-    after = evaluation.run(model, params, layout, written, run / "evaluation", label=model.origin)
-  write_report(run, after, untuned, notes, environment(phases))
+  with claimed(run) if is_first() else contextlib.nullcontext():
+    with phases("prepare"):
+      for task in evaluation.evaluation_tasks():
+        load_records(dataset_spec(task.dataset), data_home())
+    written = model.written_in(format)
+    untuned: dict[str, Evaluation] = {}
+    if before is not None:
+      with phases("evaluate before"):
+        untuned = judge_untuned(evaluation, before, written, _layout(before, mesh, axis_rules), run)
+    with phases("evaluate after"):
+      layout = _layout(model, mesh, axis_rules)
+      params = model.load(layout, jax.random.key(0))
+      after = evaluation.run(model, params, layout, written, run / "evaluation", label=model.origin)
+    write_report(run, after, untuned, notes, environment(phases))
 
 
 def judge_untuned(

@@ -7,7 +7,7 @@ from typing import TypeVar
 import jax
 import orbax.checkpoint as ocp
 
-from flan_jax.errors import ConfigError
+from flan_jax.errors import ConfigError, MeshError
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
@@ -15,16 +15,27 @@ Made = TypeVar("Made")
 
 
 def join() -> None:
-  """Joins the processes of a run, where the environment tells of any.
+  """Joins the processes of a run, where the environment tells of any, and looks for devices.
 
   JAX_COORDINATOR_ADDRESS is host:port of process 0, JAX_NUM_PROCESSES their number, JAX_PROCESS_ID
   this one's.
 
   Raises:
     ConfigError: one of the three is missing, or no number.
+    MeshError: JAX finds no devices.
   """
-  if ADDRESS not in os.environ or jax.distributed.is_initialized():
-    return
+  if ADDRESS in os.environ and not jax.distributed.is_initialized():
+    _join()
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    raise MeshError(
+      f"JAX finds no devices of the kind that JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r} "
+      "asks for: unset it, or install JAX for them."
+    ) from error
+
+
+def _join() -> None:
   try:
     count, index = int(os.environ[COUNT]), int(os.environ[INDEX])
   except (KeyError, ValueError) as error:

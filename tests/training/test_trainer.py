@@ -166,7 +166,8 @@ def test_the_checkpoint_tells_the_position_and_what_was_given(uninterrupted):
     "updates": 12,
     "row": 96,
   }
-  assert meta["fingerprints"] == {"store": "abc"} and meta["note"] == "kept"
+  assert meta["fingerprints"] == {"batch_size": 8, "seed": 0, "store": "abc"}
+  assert meta["note"] == "kept"
 
 
 def test_the_log_tells_losses_by_task_and_cluster(uninterrupted):
