@@ -30,6 +30,7 @@ from flan_jax.training.partitioning import (
 from flan_jax.training.step import Metrics, TrainState, make_train_step
 
 PyTree = Any
+_MADE_OF = {"store": ": other records, templates, rates, format, lengths or data seed"}
 Batches = Callable[[int], Iterable[Mapping[str, Any]]]
 
 
@@ -230,8 +231,9 @@ class Trainer:
     theirs = meta["fingerprints"]
     for name, ours in self._fingerprints.items():
       if theirs.get(name) != ours:
+        was, now = (str(value)[:40] for value in (theirs.get(name), ours))
         raise CheckpointError(
-          f"{directory} belongs to a run with another {name} ({theirs.get(name)}, not {ours}); "
+          f"{directory} belongs to a run with another {name} ({was}, not {now}){_MADE_OF.get(name, '')}; "
           "go on with what it was begun with, or begin in another directory"
         )
 
