@@ -1,0 +1,32 @@
+"""Every gin file of the library is one that some launch takes."""
+
+import pytest
+
+import flan_jax.jobs.configurables  # noqa: F401
+from flan_jax.jobs.launch import CONFIG_DIRECTORY, configure
+
+IO = ("INPUT_FILE=prompts.txt", "OUTPUT_FILE=answers.jsonl")
+RECIPE = "recipes/t5_tiny.gin"
+
+
+def launches():
+  """(job, gin files, bindings), in which each shipped file occurs."""
+  yield "train", ("recipes/quickstart.gin",), ()
+  yield "train", (RECIPE,), ()
+  yield "train", ("recipes/quickstart.gin", "models/t5_tiny.gin"), ()
+  yield "prepare", ("recipes/quickstart.gin",), ()
+  yield "evaluate", ("recipes/mini_eval.gin",), ()
+  yield "infer", ("models/smollm2_135m.gin", "runs/infer.gin"), IO
+  yield "infer", ("models/tuned.gin", "runs/infer.gin"), (*IO, "RUN_DIR=runs/quickstart")
+  for folder in ("models", "optimizers", "meshes"):
+    for path in sorted((CONFIG_DIRECTORY / folder).glob("*.gin")):
+      if path.stem == "t5_1_1":  # what its sizes share
+        continue
+      needs = {"t5_1_1_": ("VOCABULARY_PATH=spiece.model",), "tuned": ("tuned.run_dir=runs/t5",)}
+      bindings = next((given for name, given in needs.items() if path.stem.startswith(name)), ())
+      yield "train", (RECIPE, f"{folder}/{path.name}"), bindings
+
+
+@pytest.mark.parametrize(("job", "files", "bindings"), list(launches()), ids=str)
+def test_a_shipped_launch_is_accepted(job, files, bindings):
+  configure(job, files, bindings)
