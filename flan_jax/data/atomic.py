@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flan_jax.errors import StorageError
 
-_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR)
 
 
 def build_once(directory: Path, build: Callable[[Path], None]) -> Path:
