@@ -1,5 +1,7 @@
 """A remote folder, read through copies of its files on the local disk."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
@@ -49,17 +51,12 @@ class RemoteFolder:
     return path
 
 
-class _told:
+@contextmanager
+def _told(place: str) -> Iterator[None]:
   """Turns what a remote file system raises into an error that names the file."""
-
-  def __init__(self, place: str):
-    self._place = place
-
-  def __enter__(self) -> None:
-    pass
-
-  def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-    if isinstance(error, FileNotFoundError):
-      raise StorageError(f"there is no {self._place}: no prepared store is there.") from error
-    if isinstance(error, OSError):
-      raise NetworkError(f"{self._place} cannot be read: {error}.") from error
+  try:
+    yield
+  except FileNotFoundError as error:
+    raise StorageError(f"there is no {place}: no prepared store is there.") from error
+  except OSError as error:
+    raise NetworkError(f"{place} cannot be read: {error}.") from error

@@ -83,10 +83,10 @@ class DataPlan:
     """The store, prepared as far as it is missing, and the records of other datasets.
 
     Raises:
-      ConfigError: the store at `prepared` was made with other settings.
+      ConfigError: the store at `prepared` was made with other settings, or has too few rows.
     """
     if self.prepared is not None:
-      return self._found(self.prepared, source)
+      return self._found(self.prepared, source, rows)
 
     def prepare() -> Store:
       return prepared_store(
@@ -95,7 +95,7 @@ class DataPlan:
 
     return first_alone(prepare, "store")
 
-  def _found(self, place: str, source: ModelSource) -> Store:
+  def _found(self, place: str, source: ModelSource, rows: int) -> Store:
     store, config = Store.open(place), self.config(source)
     wanted = {"mixture": config.mixture_name, **config.settings()}
     theirs = {"mixture": store.mixture, **store.settings}
@@ -107,5 +107,10 @@ class DataPlan:
     if differences:
       raise ConfigError(
         f"the store {place} was made with other settings than this run's: {'; '.join(differences)}."
+      )
+    if store.rows < rows:
+      raise ConfigError(
+        f"the store {place} has {store.rows:,} rows, and this run takes {rows:,}: prepare it for as "
+        "many steps, or make fewer."
       )
     return store

@@ -61,6 +61,20 @@ def operative_config() -> str:
   return gin.operative_config_str()
 
 
+def changed_settings(before: str) -> list[str]:
+  """What this launch sets otherwise than an operative config did, as "train.steps = 80 (was 40)"."""
+
+  def settings(text: str) -> dict[str, str]:
+    # Values that are broken over several lines are joined by gin's own backslash.
+    lines = text.replace("\\\n", " ").splitlines()
+    pairs = (line.partition(" = ") for line in lines if " = " in line and line[:1] != "#")
+    return {name.strip(): " ".join(value.split()) for name, _, value in pairs}
+
+  old, new = settings(before), settings(operative_config())
+  shared = sorted(old.keys() & new.keys())
+  return [f"{name} = {new[name]} (was {old[name]})" for name in shared if new[name] != old[name]]
+
+
 CONFIGURABLES: dict[str, Callable[..., Any]] = {}
 """Every factory and job that a gin file can name; filled by `configurable`."""
 

@@ -17,7 +17,7 @@ from flan_jax.errors import ConfigError
 from flan_jax.jobs.data import DataPlan
 from flan_jax.jobs.evaluate import judge_untuned
 from flan_jax.jobs.evaluation import EvaluationPlan
-from flan_jax.jobs.launch import operative_config
+from flan_jax.jobs.launch import changed_settings, operative_config
 from flan_jax.jobs.models import ModelSource, describe_model
 from flan_jax.jobs.processes import is_first
 from flan_jax.jobs.report import Phases, environment, write_report
@@ -119,7 +119,10 @@ def train(
     },
   )
   # Only a run that may go on from what is there may say anything new about it.
-  trainer.check()
+  begun = trainer.check()
+  changed = changed_settings(begun["gin"]) if begun else []
+  if changed and is_first():
+    print("this run was begun with other settings:", *changed, sep="\n  ", file=sys.stderr)
   with claimed(run) if is_first() else contextlib.nullcontext():
     describe_model(model, written, run)
     _save_config(run)

@@ -136,8 +136,11 @@ class Trainer:
       loss, tx, accumulation=config.accumulation, schedule=schedule, shardings=self._shardings
     )
 
-  def check(self) -> None:
-    """Whether this run may go on from what the directory holds; says with which other settings.
+  def check(self) -> dict[str, Any] | None:
+    """Whether this run may go on from what the directory holds.
+
+    Returns:
+      What stands beside the checkpoint that it would go on from; None where it would begin.
 
     Raises:
       CheckpointError: it holds the checkpoint of another run.
@@ -152,10 +155,8 @@ class Trainer:
       except Exception:  # a torn one; restoring says so
         continue
       self._check_fingerprints(meta, checkpoints.directory)
-      changed = _changed_lines(meta.get("gin", ""), self._meta.get("gin", ""))
-      if changed:
-        self._say("this run was begun with other settings:\n" + "\n".join(changed))
-      return
+      return meta
+    return None
 
   def run(self) -> TrainingResult:
     """Trains until all steps are made, or SIGTERM asks to stop.
@@ -275,20 +276,6 @@ class Trainer:
     now = time.perf_counter()
     log.write(_record(made, metrics, self._tasks, now - clock))
     return now
-
-
-def _changed_lines(before: str, now: str) -> list[str]:
-  """The settings of two gin configs that differ, as "  train.steps = 80 (was 40)"."""
-
-  def settings(text: str) -> dict[str, str]:
-    # Values that are broken over several lines are joined by gin's own backslash.
-    lines = text.replace("\\\n", " ").splitlines()
-    pairs = (line.partition(" = ") for line in lines if " = " in line and line[:1] != "#")
-    return {name.strip(): " ".join(value.split()) for name, _, value in pairs}
-
-  old, new = settings(before), settings(now)
-  shared = sorted(old.keys() & new.keys())
-  return [f"  {name} = {new[name]} (was {old[name]})" for name in shared if new[name] != old[name]]
 
 
 class _Made(NamedTuple):

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
 from flan_jax.evaluation import metrics
+from flan_jax.evaluation.tasks import RANKED
+from flan_jax.prompting import template_section
 
 ANSWERS = [
   ("The Eiffel Tower!", ["eiffel tower"]),
@@ -96,3 +98,7 @@ def test_rouge_l_takes_the_closest_reference():
   expected = max(scorer.score(gold, prediction)["rougeL"].fmeasure for gold in golds)
   assert metrics.rouge_l(prediction, golds) == pytest.approx(expected)
   assert expected > 0.8
+
+
+def test_dataset_files_may_name_the_metrics_that_there_are():
+  assert (RANKED, *metrics.TEXT_METRICS) == template_section.METRICS

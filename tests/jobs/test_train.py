@@ -46,6 +46,18 @@ def test_adafactor_at_a_constant_rate(flan_jax, folder):
   assert rows[-1]["loss"] < rows[0]["loss"]
 
 
+def test_a_store_named_by_its_path_gives_the_same_run_or_is_refused(flan_jax, folder):
+  flan_jax("train", *RECIPE)
+  (store,) = (folder.parent / "home/stores").glob("tickets_only-*")
+  named = (f"--gin.data.prepared={store}", "--gin.RUN_DIR=runs/named")
+  flan_jax("train", *RECIPE, *named)
+  assert digests(flan_jax, "runs/named") == digests(flan_jax, "runs/tuned")
+  done = flan_jax("train", *RECIPE, *named, "--gin.data.seed=1", status=2)
+  assert "seed: 0, not 1" in done.stderr
+  done = flan_jax("train", *RECIPE, *named, "--gin.STEPS=5000", status=2)
+  assert "and this run takes 40,000" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits_and_repeats_no_row(flan_jax, folder):
   def command(run_dir):  # processes of their own, on the one device that a laptop has
