@@ -5,6 +5,8 @@ nothing of them is trained on, and they are what zero-shot evaluation is about.
 """
 
 from flan_jax.data.mixtures import register_mixture
+from flan_jax.data.objectives import LM, PrefixLM, SpanCorruption
+from flan_jax.data.texts import register_text
 
 SENTIMENT = ("rotten_tomatoes", "amazon_snippets", "tweets", "nyt_editorials")
 COMMONSENSE = ("piqa", "commonsense_qa", "openbookqa", "social_iqa")
@@ -35,3 +37,19 @@ register_mixture(
   rate_cap=1_500,
   hold_out=("sentiment", "commonsense"),
 )
+
+# The running text of what is trained on (training splits alone) for the objectives of pretraining: 2.2 million words.
+TEXTS = (
+  "bbc_news",
+  "boolq",
+  "xsum",
+  "dreaddit",
+  "sarcasm",
+  "narrative_qa",
+  "paper_titles",
+  "privacy_policy",
+  "asdiv",
+  "quartz",
+)
+for objective in (SpanCorruption(), PrefixLM(), LM()):
+  register_text(f"mini_{objective.name}", TEXTS, objective, passes=8)

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
   from flan_jax.data.archives import fetch, members
   from flan_jax.data.batches import Batches, make_features
+  from flan_jax.data.dataset_files import dataset_names, dataset_spec, register_templates
   from flan_jax.data.encode import Dropped, Encoded, Encoder, OptionsEncoding, PromptEncoding
   from flan_jax.data.home import data_home
   from flan_jax.data.mixtures import (
     Mixture,
     MixtureTask,
     TaskDescription,
-    dataset_names,
-    dataset_spec,
     describe,
     get_mixture,
     held_out_datasets,
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     mixture_names,
     mixture_tasks,
     register_mixture,
-    register_templates,
     training_datasets,
     training_tasks,
   )
@@ -34,19 +32,20 @@ if TYPE_CHECKING:
   from flan_jax.data.seqio_tasks import register_seqio
   from flan_jax.data.sources import Source, open_source
   from flan_jax.data.store import Store, StoreConfig
+  from flan_jax.data.texts import TextTask, register_text
   from flan_jax.data.windows import StoredExample
 
 _MODULES = {
   "archives": ("fetch", "members"),
   "batches": ("Batches", "make_features"),
+  "dataset_files": ("dataset_names", "dataset_spec", "register_templates"),
   "encode": ("Dropped", "Encoded", "Encoder", "OptionsEncoding", "PromptEncoding"),
   "home": ("data_home",),
   "mixtures": (
     "Mixture",
     "MixtureTask",
     "TaskDescription",
-    "dataset_names",
-    "dataset_spec",
+    "TextTask",
     "describe",
     "get_mixture",
     "held_out_datasets",
@@ -54,7 +53,6 @@ _MODULES = {
     "mixture_names",
     "mixture_tasks",
     "register_mixture",
-    "register_templates",
     "training_datasets",
     "training_tasks",
   ),
@@ -63,6 +61,7 @@ _MODULES = {
   "seqio_tasks": ("register_seqio",),
   "sources": ("Source", "open_source"),
   "store": ("Store", "StoreConfig"),
+  "texts": ("TextTask", "register_text"),
   "windows": ("StoredExample",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
@@ -84,6 +83,7 @@ __all__ = [
   "StoreConfig",
   "StoredExample",
   "TaskDescription",
+  "TextTask",
   "data_home",
   "dataset_names",
   "dataset_spec",
@@ -102,6 +102,7 @@ __all__ = [
   "register_mixture",
   "register_seqio",
   "register_templates",
+  "register_text",
   "training_datasets",
   "training_tasks",
 ]

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import flan_jax
-from flan_jax.data.records import RecordCounts, RecordSplits, load_records
+from flan_jax.data.dataset_files import dataset_files, dataset_spec
+from flan_jax.data.records import load_records
+from flan_jax.data.texts import CLUSTER, registered_texts
 from flan_jax.errors import ConfigError, UnknownName
-from flan_jax.prompting import DatasetSpec, read_dataset
 
 Weight = float | str | None
 """Of a member: None takes its rate as it is, a number multiplies it, "30%" fixes its share."""
@@ -38,7 +38,7 @@ class Mixture:
 
   Attributes:
     name: how the mixture is asked for.
-    datasets: dataset or mixture -> weight. None takes the rate as it is, a number multiplies it,
+    datasets: dataset, text or mixture -> weight. None takes the rate as it is, a number multiplies it,
       a text such as "30%" fixes the member's share of this mixture and leaves the rest to the others.
     max_examples: at most so many training examples of a dataset are used, drawn by hash.
     rate_cap: examples beyond it do not raise a dataset's rate.
@@ -70,13 +70,13 @@ class Mixture:
 
 @dataclass(frozen=True)
 class MixtureTask:
-  """One dataset of a mixture.
+  """One dataset of a mixture, or a raw text.
 
   Attributes:
-    name: of the dataset.
-    cluster: its task cluster.
+    name: of the dataset or text.
+    cluster: its task cluster; "raw_text".
     held_out: kept out of training; its rate and share are then 0.
-    available: records in its training split.
+    available: records in its training split; of a text, those of its datasets.
     examples: how many of them training uses: the first ones of the split, whose order is hashed.
     cap: examples beyond it did not raise the rate.
     rate: how often it is drawn, against the other rates.
@@ -100,10 +100,9 @@ class TaskDescription:
   Attributes:
     task: the dataset's place in the mixture.
     passes: expected passes over its examples.
-    templates: names of the templates that training draws.
+    templates: names of the templates that training draws; of a text, its objective.
     unseen: names of the templates kept for evaluation.
     licence: of the data.
-    counts: what became of its raw records.
   """
 
   task: MixtureTask
@@ -111,11 +110,9 @@ class TaskDescription:
   templates: tuple[str, ...]
   unseen: tuple[str, ...]
   licence: str
-  counts: RecordCounts
 
 
 _mixtures: dict[str, Mixture] = {}
-_template_folders: list[Path] = []
 
 
 def register_mixture(
@@ -142,27 +139,8 @@ def register_mixture(
   return mixture
 
 
-def register_templates(directory: Path | str) -> None:
-  """Makes known the dataset files `directory/<cluster>/<dataset>.yaml`. None is read yet.
-
-  Raises:
-    ConfigError: there is no such folder, no file in it, or a dataset of that name elsewhere.
-  """
-  directory = Path(directory).expanduser().resolve()
-  if directory in _template_folders:
-    return
-  files = _dataset_files(directory)
-  if not files:
-    raise ConfigError(f"{directory} holds no dataset file; expected <cluster>/<dataset>.yaml.")
-  known = _all_files()
-  for name, path in files.items():
-    if name in known:
-      raise ConfigError(f"the dataset {name!r} is described twice: {known[name]} and {path}.")
-  _template_folders.append(directory)
-
-
 def get_mixture(name: str) -> Mixture:
-  """The mixture of this name; a dataset's name gives the mixture of that dataset alone.
+  """The mixture of this name; a dataset's or text's name gives the mixture of that alone.
 
   Raises:
     UnknownName: there is neither.
@@ -171,11 +149,11 @@ def get_mixture(name: str) -> Mixture:
     _import_library()
   if name in _mixtures:
     return _mixtures[name]
-  files = _all_files()
-  if name in files:
+  members = {*dataset_files(), *registered_texts()}
+  if name in members:
     return Mixture(name, {name: None})
   raise UnknownName(
-    "mixture", name, [*_mixtures, *files], "A user's own are known once their module is imported."
+    "mixture", name, [*_mixtures, *members], "A user's own are known once their module is imported."
   )
 
 
@@ -185,28 +163,13 @@ def mixture_names() -> list[str]:
   return sorted(_mixtures)
 
 
-def dataset_names() -> list[str]:
-  """Every dataset that has a file."""
-  return sorted(_all_files())
-
-
-def dataset_spec(name: str) -> DatasetSpec:
-  """The dataset of this name, its file read and checked.
-
-  Raises:
-    UnknownName: no file has this name.
-    TemplateError: the file is wrong.
-  """
-  files = _all_files()
-  if name not in files:
-    raise UnknownName("dataset", name, files, "`flan-jax templates` lists them.")
-  path = files[name]
-  return _read(path, path.stat().st_mtime_ns)
-
-
 def training_datasets(mixture: Mixture | str) -> list[str]:
   """The names of the datasets that are trained on, without looking at their data."""
-  return [name for name, held_out in _clusters_held_out(_mixture(mixture)) if not held_out]
+  return [
+    name
+    for name, held_out in _clusters_held_out(_mixture(mixture))
+    if not held_out and name not in registered_texts()
+  ]
 
 
 def held_out_datasets(mixture: Mixture | str) -> list[str]:
@@ -233,10 +196,10 @@ def mixture_tasks(mixture: Mixture | str, data_dir: Path | str) -> list[MixtureT
   """
   mixture = _mixture(mixture)
   held = dict(_clusters_held_out(mixture))
-  sizes = {name: _training_size(load_records(dataset_spec(name), data_dir)) for name in held}
+  sizes = {name: _training_size(name, data_dir) for name in held}
   for name, size in sizes.items():
     if not held[name] and not size:
-      raise ConfigError(f"{dataset_spec(name).path}: {name} is trained on and has no train split.")
+      raise ConfigError(f"{name} is trained on and has no train split.")
   leaves = _rates(mixture, sizes, {name for name, held_out in held.items() if not held_out})
   total = sum(leaf.rate for leaf in leaves.values())
   if not total > 0:
@@ -249,10 +212,10 @@ def mixture_tasks(mixture: Mixture | str, data_dir: Path | str) -> list[MixtureT
     tasks.append(
       MixtureTask(
         name=name,
-        cluster=dataset_spec(name).cluster,
+        cluster=_cluster(name),
         held_out=held[name],
         available=sizes[name],
-        examples=min(sizes[name], leaf.max_examples),
+        examples=min(sizes[name], leaf.max_examples) if name in dataset_files() else sizes[name],
         cap=leaf.cap,
         rate=leaf.rate,
         share=leaf.rate / total,
@@ -265,15 +228,18 @@ def describe(mixture: Mixture | str, data_dir: Path | str, draws: int = 0) -> li
   """What a run of so many draws will see of each dataset, those held out last."""
   rows = []
   for task in mixture_tasks(mixture, data_dir):
-    spec = dataset_spec(task.name)
+    text = registered_texts().get(task.name)
+    specs = [dataset_spec(name) for name in (text.datasets if text else (task.name,))]
+    templates = [template for spec in specs for template in spec.templates if not text]
     rows.append(
       TaskDescription(
         task=task,
         passes=draws * task.share / task.examples if task.examples else 0.0,
-        templates=tuple(template.name for template in spec.training_templates()),
-        unseen=tuple(template.name for template in spec.templates if template.unseen),
-        licence=spec.licence,
-        counts=load_records(spec, data_dir).counts,
+        templates=(text.objective.name,)
+        if text
+        else tuple(template.name for template in templates if not template.unseen),
+        unseen=tuple(template.name for template in templates if template.unseen),
+        licence="; ".join(dict.fromkeys(spec.licence for spec in specs)),
       )
     )
   return rows
@@ -355,11 +321,18 @@ def _clusters_held_out(mixture: Mixture) -> list[tuple[str, bool]]:
   for inner in _below(mixture, ()):
     names.update(dict.fromkeys(name for name in inner.datasets if not _is_mixture(name)))
     hold_out.update(dict.fromkeys(inner.hold_out, inner.name))
-  clusters = {name: dataset_spec(name).cluster for name in names}
+  clusters = {name: _cluster(name) for name in names}
   for cluster, holder in hold_out.items():
     if cluster not in clusters.values():
       hint = f"The mixture {holder} holds it out."
       raise UnknownName("cluster", cluster, clusters.values(), hint)
+  for name in clusters.keys() & registered_texts().keys():
+    for dataset in registered_texts()[name].datasets:
+      if (cluster := dataset_spec(dataset).cluster) in hold_out:
+        raise ConfigError(
+          f"the text {name!r} is made of {dataset}, whose cluster {cluster!r} is held out of the "
+          f"mixture {mixture.name!r}: take it out of one of the two."
+        )
   return [(name, cluster in hold_out) for name, cluster in clusters.items()]
 
 
@@ -376,11 +349,12 @@ def _below(mixture: Mixture, above: tuple[str, ...]) -> Iterator[Mixture]:
 def _is_mixture(name: str) -> bool:
   _import_library()
   if name in _mixtures:
-    if name in _all_files():
-      raise ConfigError(f"{name!r} is both a mixture and a dataset ({_all_files()[name]}).")
+    if name in dataset_files():
+      raise ConfigError(f"{name!r} is both a mixture and a dataset ({dataset_files()[name]}).")
     return True
-  if name not in _all_files():
-    raise UnknownName("dataset or mixture", name, [*_all_files(), *_mixtures])
+  members = [*dataset_files(), *registered_texts()]
+  if name not in members:
+    raise UnknownName("dataset, text or mixture", name, [*members, *_mixtures])
   return False
 
 
@@ -413,28 +387,14 @@ def _names(names: Iterable[str], setting: str) -> tuple[str, ...]:
   return tuple(names)
 
 
-def _training_size(splits: RecordSplits) -> int:
-  return splits.counts.kept.get("train", 0)
+def _training_size(name: str, data_dir: Path | str) -> int:
+  text = registered_texts().get(name)
+  specs = [dataset_spec(dataset) for dataset in (text.datasets if text else (name,))]
+  return sum(load_records(spec, data_dir).counts.kept.get("train", 0) for spec in specs)
 
 
-@cache
-def _read(path: Path, changed_ns: int) -> DatasetSpec:
-  del changed_ns
-  return read_dataset(path)
-
-
-def _all_files() -> dict[str, Path]:
-  library = Path(flan_jax.__file__).parent / "templates"
-  files: dict[str, Path] = {}
-  for folder in (library, *_template_folders):
-    files.update(_dataset_files(folder))
-  return files
-
-
-def _dataset_files(directory: Path) -> dict[str, Path]:
-  if not directory.is_dir():
-    raise ConfigError(f"{directory} is no folder of dataset files.")
-  return {path.stem: path for path in sorted(directory.glob("*/*.yaml"))}
+def _cluster(name: str) -> str:
+  return CLUSTER if name in registered_texts() else dataset_spec(name).cluster
 
 
 @cache

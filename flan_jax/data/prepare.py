@@ -16,9 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from flan_jax.data.atomic import build_once, one_at_a_time
-from flan_jax.data.draws import DrawStream
-from flan_jax.data.encode import Dropped, Encoded
-from flan_jax.data.mixtures import dataset_spec
+from flan_jax.data.dataset_files import dataset_spec
+from flan_jax.data.draws import Draws, DrawStream
+from flan_jax.data.encode import Dropped, Encoded, Encoder
 from flan_jax.data.packing import pack
 from flan_jax.data.records import load_records
 from flan_jax.data.rendering import DatasetDraws
@@ -31,6 +31,7 @@ from flan_jax.data.store import (
   window_path,
   write_description,
 )
+from flan_jax.data.texts import TextDraws, registered_texts
 from flan_jax.data.windows import Drawn, Window, write_window
 from flan_jax.data.workers import ForkedWorkers, can_fork, in_child
 from flan_jax.errors import ConfigError
@@ -78,6 +79,7 @@ def prepare(
     rows = max(rows, sum(window["rows"] for window in windows))
     kept = _kept(directory, windows)
     if sum(window["rows"] for window in kept.values()) < rows:
+      _check_text(description["tasks"], rows)
       preparation = _Preparation(config, description, directory, data_dir)
       windows = preparation.run(kept, rows, workers, progress)
       write_description(directory, {**description, "windows": windows})
@@ -102,13 +104,8 @@ class _Preparation:
     sizes = [task["examples"] for task in tasks]
     shares = [task["share"] for task in tasks]
     self._stream = DrawStream(self._names, shares, sizes, config.seed)
-    self._datasets = []
-    for name, size in zip(self._names, sizes, strict=True):
-      spec = dataset_spec(name)
-      records = load_records(spec, data_dir)["train"]
-      self._datasets.append(
-        DatasetDraws(spec, records, size, config.seed, config.renderings, config.few_shot)
-      )
+    self._draws = [_draws(config, task, self._encoder, data_dir) for task in tasks]
+    self._tasks = tasks
 
   def run(
     self, done: dict[int, dict[str, Any]], rows: int, workers: int, progress: bool
@@ -162,12 +159,23 @@ class _Preparation:
     draws = self._stream.draws(number * size, size)
     drawn: list[Drawn] = []
     counts: dict[str, TaskCounts] = {}
+    self._check_passes(draws)
     for task, example, epoch in np.stack([draws.task, draws.example, draws.epoch], 1).tolist():
-      encoded = self._datasets[task].encode(self._encoder, example, epoch)
+      if epoch >= self._tasks[task].get("passes", epoch + 1):
+        encoded: Encoded | Dropped = Dropped("text_is_over")
+      else:
+        encoded = self._draws[task].encode(self._encoder, example, epoch)
       _count(counts.setdefault(self._names[task], TaskCounts()), encoded, self._config.layout)
       if isinstance(encoded, Encoded):
         drawn.append(Drawn(encoded, task, example, epoch))
     return drawn, dict(sorted(counts.items()))
+
+  def _check_passes(self, draws: Draws) -> None:
+    """A window may begin with the last of a text; the next one would have none of it."""
+    for number, task in enumerate(self._tasks):
+      passes = draws.epoch[draws.task == number]
+      if "passes" in task and len(passes) and passes.min() >= task["passes"]:
+        raise _text_is_over(task)
 
 
 class _Todo:
@@ -206,6 +214,34 @@ class _Todo:
       self.rows += about["rows"]
       self.examples += sum(count["examples"] for count in about["counts"].values())
       self.windows += 1
+
+
+def _draws(
+  config: StoreConfig, task: dict[str, Any], encoder: Encoder, data_dir: Path
+) -> DatasetDraws | TextDraws:
+  """What turns the draws of a dataset or text into ids."""
+  if text := registered_texts().get(task["name"]):
+    return TextDraws(text, encoder, config.seed, data_dir)
+  spec = dataset_spec(task["name"])
+  records = load_records(spec, data_dir)["train"]
+  return DatasetDraws(
+    spec, records, task["examples"], config.seed, config.renderings, config.few_shot
+  )
+
+
+def _check_text(tasks: Sequence[dict[str, Any]], rows: int) -> None:
+  """A row takes at least one draw: told before anything is made."""
+  for task in tasks:
+    if "passes" in task and rows * task["share"] > task["examples"] * task["passes"]:
+      raise _text_is_over(task, f", and {rows:,} rows want {int(rows * task['share']):,} of them")
+
+
+def _text_is_over(task: dict[str, Any], wanted: str = "") -> ConfigError:
+  stretches = f"{task['examples']:,} stretches of text for each of {task['passes']} passes"
+  return ConfigError(
+    f"the text {task['name']!r} is too short for this run: it has {stretches}{wanted}. Make fewer steps or "
+    "smaller batches, add datasets to it, or allow more passes in its register_text."
+  )
 
 
 def _begin(config: StoreConfig, description: dict[str, Any], directory: Path) -> None:

@@ -24,17 +24,13 @@ from typing import Any, Literal
 import numpy as np
 
 from flan_jax.data.atomic import write_whole
+from flan_jax.data.dataset_files import dataset_spec
 from flan_jax.data.encode import Encoder, Layout
 from flan_jax.data.home import data_home
 from flan_jax.data.mirror import RemoteFolder, is_remote
-from flan_jax.data.mixtures import (
-  Mixture,
-  MixtureTask,
-  dataset_spec,
-  get_mixture,
-  training_tasks,
-)
+from flan_jax.data.mixtures import Mixture, MixtureTask, get_mixture, training_tasks
 from flan_jax.data.records import load_records
+from flan_jax.data.texts import TextDraws, registered_texts
 from flan_jax.data.windows import StoredExample, Window
 from flan_jax.errors import ConfigError, StorageError
 from flan_jax.vocabularies import (
@@ -123,19 +119,7 @@ class StoreConfig:
 
   def description(self, data_dir: Path | str) -> dict[str, Any]:
     """What `store.json` says about a store before it has windows."""
-    tasks = []
-    for task in self.tasks(data_dir):
-      spec = dataset_spec(task.name)
-      tasks.append(
-        {
-          **asdict(task),
-          "licence": spec.licence,
-          "citation": spec.citation,
-          "templates": [template.name for template in spec.training_templates()],
-          "templates_fingerprint": spec.fingerprint,
-          "records_fingerprint": load_records(spec, data_dir).fingerprint,
-        }
-      )
+    tasks = [self._task(task, data_dir) for task in self.tasks(data_dir)]
     deciding = ("name", "examples", "share", "templates_fingerprint", "records_fingerprint")
     content = [self.settings(), [[task[key] for key in deciding] for task in tasks]]
     fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -145,6 +129,21 @@ class StoreConfig:
       "settings": self.settings(),
       "tasks": tasks,
       "windows": [],
+    }
+
+  def _task(self, task: MixtureTask, data_dir: Path | str) -> dict[str, Any]:
+    """What `store.json` says about one dataset or text."""
+    if text := registered_texts().get(task.name):
+      draws = TextDraws(text, self.encoder(), self.seed, data_dir)
+      return {**asdict(task), **draws.description()}
+    spec = dataset_spec(task.name)
+    return {
+      **asdict(task),
+      "licence": spec.licence,
+      "citation": spec.citation,
+      "templates": [template.name for template in spec.training_templates()],
+      "templates_fingerprint": spec.fingerprint,
+      "records_fingerprint": load_records(spec, data_dir).fingerprint,
     }
 
 

@@ -10,7 +10,7 @@ from flan_jax.errors import FlanJaxError, RecordError, TemplateError
 from flan_jax.prompting.answers import Answer
 from flan_jax.prompting.dataset_spec import DatasetSpec
 from flan_jax.prompting.derive import derive_function
-from flan_jax.prompting.placeholders import NAME
+from flan_jax.prompting.placeholders import NAME, CompiledText, PlaceholderError, names_in, parse
 from flan_jax.prompting.sections import Section
 from flan_jax.prompting.template import Template
 from flan_jax.prompting.template_section import (
@@ -25,17 +25,9 @@ SPLITS = ("train", "validation", "test")
 FIELD_KINDS = ("text", "long", "list")
 ORDERS = ("fixed", "shuffled")
 
-_REQUIRED = (
-  "cluster",
-  "description",
-  "source",
-  "splits",
-  "fields",
-  "metrics",
-  "record",
-  "templates",
-)
-_OPTIONAL = ("group", "unique", "balance", "derive", "answer", "licence", "citation", "url")
+_REQUIRED = ("cluster", "description", "source", "splits", "fields", "record")
+_ASKED = ("metrics", "templates")
+_OPTIONAL = ("group", "unique", "balance", "derive", "answer", "text", "licence", "citation", "url")
 
 
 def read_dataset(path: str | Path) -> DatasetSpec:
@@ -50,7 +42,9 @@ def read_dataset(path: str | Path) -> DatasetSpec:
   """
   path = Path(path)
   file = YamlFile(path)
-  root = Section(file, (), file.data, (*_REQUIRED, *_OPTIONAL), _REQUIRED)
+  root = Section(file, (), file.data, (*_REQUIRED, *_ASKED, *_OPTIONAL), _REQUIRED)
+  if "text" not in root or any(key in root for key in _ASKED):  # else nothing but running text
+    root = root.narrowed(root.data, _ASKED)
   folder = path.resolve().parent.name
   if root.text("cluster") != folder:
     raise root.error(
@@ -58,11 +52,12 @@ def read_dataset(path: str | Path) -> DatasetSpec:
     )
   fields = _fields(root.section("fields"))
   answer = _answer(root, fields)
-  metrics = read_metrics(root)
-  if answer is not None and answer.has_choices and metrics[0] != "accuracy":
+  metrics = read_metrics(root) if "metrics" in root else ()
+  if metrics and answer is not None and answer.has_choices and metrics[0] != "accuracy":
     raise root.error("an answer with choices is ranked, which accuracy measures", "metrics")
   if "balance" in root and (answer is None or answer.labels is None):
     raise root.error("balance is for an answer with fixed choices", "balance")
+  templates = _templates(root, TemplateReader(fields, answer, metrics)) if metrics else ()
   spec = DatasetSpec(
     name=path.stem,
     cluster=folder,
@@ -82,10 +77,13 @@ def read_dataset(path: str | Path) -> DatasetSpec:
     citation=root.text("citation", "").strip(),
     url=root.text("url", "").strip(),
     record=root.section("record").data,
-    templates=_templates(root, TemplateReader(fields, answer, metrics)),
+    templates=templates,
+    text=_text(root, fields),
     data=root.data,
   )
-  if spec.long and not any(spec.long in template.fields for template in spec.templates):
+  if (
+    templates and spec.long and not any(spec.long in template.fields for template in spec.templates)
+  ):
     raise root.error(f"no template uses the long field {spec.long!r}", "fields", spec.long)
   _try_templates(root, spec)
   return spec
@@ -167,6 +165,21 @@ def _splits(section: Section) -> dict[str, str | float]:
   if abs(sum(shares) - 1) > 1e-6:
     raise section.error(f"fractions of splits must add up to 1, not to {sum(shares):g}")
   return {split: float(share) for split, share in values.items()}
+
+
+def _text(root: Section, fields: dict[str, str]) -> CompiledText | None:
+  if "text" not in root:
+    return None
+  try:
+    pieces = parse(root.text("text"))
+  except PlaceholderError as error:
+    raise root.error(str(error), "text") from error
+  for name in sorted(names_in(pieces)):
+    if name not in fields:
+      raise root.unknown("field", name, fields, "text")
+    if fields[name] == "list":
+      raise root.error(f"the field {name!r} is a list, and running text is made of texts", "text")
+  return CompiledText(pieces, {})
 
 
 def _derive(root: Section) -> str | None:

@@ -12,6 +12,7 @@ from flan_jax.errors import RecordError, UnknownName
 from flan_jax.prompting.answers import Answer
 from flan_jax.prompting.derive import derive_function, source_of
 from flan_jax.prompting.field_values import text_of, texts_of
+from flan_jax.prompting.placeholders import CompiledText
 from flan_jax.prompting.template import Template
 
 RENDERING_VERSION = 1
@@ -36,6 +37,8 @@ class DatasetSpec:
     fields: field -> "text", "long" or "list".
     long: the one field that may be shortened.
     record: a realistic raw record, on which every template was tried when the file was read.
+    templates: () where the dataset is nothing but running text.
+    text: what a record says as running text; None where it is not used as such.
   """
 
   name: str
@@ -57,6 +60,7 @@ class DatasetSpec:
   url: str
   record: Mapping[str, Any]
   templates: tuple[Template, ...]
+  text: CompiledText | None
   data: Mapping[str, Any] = field(repr=False)
 
   def template(self, name: str) -> Template:

@@ -6,7 +6,14 @@ import itertools
 import numpy as np
 import pytest
 
-from flan_jax.data import Mixture, dataset_spec, load_records, register_seqio, register_templates
+from flan_jax.data import (
+  Mixture,
+  dataset_files,
+  dataset_spec,
+  load_records,
+  register_seqio,
+  register_templates,
+)
 from flan_jax.data import mixtures as registry
 from flan_jax.data.encode import Encoder
 from flan_jax.data.seqio_tasks import seqio_vocabulary
@@ -26,7 +33,7 @@ def own_registries(monkeypatch):
   seqio = pytest.importorskip("seqio")
   registry._import_library()
   monkeypatch.setattr(registry, "_mixtures", dict(registry._mixtures))
-  monkeypatch.setattr(registry, "_template_folders", [])
+  monkeypatch.setattr(dataset_files, "_template_folders", [])
   yield
   for seqio_registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
     for name in list(seqio_registry.names()):

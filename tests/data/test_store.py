@@ -16,10 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flan_jax.data import dataset_files
 from flan_jax.data import mixtures as registry
 from flan_jax.data.batches import Batches
+from flan_jax.data.dataset_files import dataset_spec, register_templates
 from flan_jax.data.draws import DrawStream
-from flan_jax.data.mixtures import Mixture, dataset_spec, register_templates
+from flan_jax.data.mixtures import Mixture
 from flan_jax.data.prepare import prepare
 from flan_jax.data.records import load_records
 from flan_jax.data.rendering import DatasetDraws
@@ -37,7 +39,7 @@ def own_registry(monkeypatch):
   """What a test registers is forgotten after it."""
   registry._import_library()
   monkeypatch.setattr(registry, "_mixtures", dict(registry._mixtures))
-  monkeypatch.setattr(registry, "_template_folders", [])
+  monkeypatch.setattr(dataset_files, "_template_folders", [])
 
 
 @pytest.fixture
@@ -308,7 +310,8 @@ def run_alone(code, tmp_path, **kwargs):
   preamble = f"""
     import sys, os
     from pathlib import Path
-    from flan_jax.data.mixtures import Mixture, register_templates
+    from flan_jax.data.dataset_files import register_templates
+    from flan_jax.data.mixtures import Mixture
     from flan_jax.data.prepare import prepare
     from flan_jax.data.store import StoreConfig
     from flan_jax.vocabularies import ByteVocabulary, PlainFormat
