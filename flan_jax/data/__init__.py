@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
   from flan_jax.data.archives import fetch, members
   from flan_jax.data.batches import Batches, make_features
-  from flan_jax.data.dataset_files import dataset_names, dataset_spec, register_templates
   from flan_jax.data.encode import Dropped, Encoded, Encoder, OptionsEncoding, PromptEncoding
   from flan_jax.data.home import data_home
+  from flan_jax.data.library import dataset_names, dataset_spec, register_templates
   from flan_jax.data.mixtures import (
     Mixture,
     MixtureTask,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _MODULES = {
   "archives": ("fetch", "members"),
   "batches": ("Batches", "make_features"),
-  "dataset_files": ("dataset_names", "dataset_spec", "register_templates"),
+  "library": ("dataset_names", "dataset_spec", "register_templates"),
   "encode": ("Dropped", "Encoded", "Encoder", "OptionsEncoding", "PromptEncoding"),
   "home": ("data_home",),
   "mixtures": (

@@ -11,14 +11,11 @@ register_mixture("mine", {"mini_short": None, "faq": 2.0})
 ```
 """
 
-import importlib
-import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-from flan_jax.data.dataset_files import dataset_files, dataset_spec
+from flan_jax.data.library import dataset_files, dataset_spec, import_library
 from flan_jax.data.records import load_records
 from flan_jax.data.texts import CLUSTER, registered_texts
 from flan_jax.errors import ConfigError, UnknownName
@@ -146,7 +143,7 @@ def get_mixture(name: str) -> Mixture:
     UnknownName: there is neither.
   """
   if name not in _mixtures:
-    _import_library()
+    import_library()
   if name in _mixtures:
     return _mixtures[name]
   members = {*dataset_files(), *registered_texts()}
@@ -159,7 +156,7 @@ def get_mixture(name: str) -> Mixture:
 
 def mixture_names() -> list[str]:
   """Every mixture that is known."""
-  _import_library()
+  import_library()
   return sorted(_mixtures)
 
 
@@ -347,7 +344,7 @@ def _below(mixture: Mixture, above: tuple[str, ...]) -> Iterator[Mixture]:
 
 
 def _is_mixture(name: str) -> bool:
-  _import_library()
+  import_library()
   if name in _mixtures:
     if name in dataset_files():
       raise ConfigError(f"{name!r} is both a mixture and a dataset ({dataset_files()[name]}).")
@@ -395,11 +392,3 @@ def _training_size(name: str, data_dir: Path | str) -> int:
 
 def _cluster(name: str) -> str:
   return CLUSTER if name in registered_texts() else dataset_spec(name).cluster
-
-
-@cache
-def _import_library() -> None:
-  import flan_jax.mixtures
-
-  for module in pkgutil.iter_modules(flan_jax.mixtures.__path__):
-    importlib.import_module(f"flan_jax.mixtures.{module.name}")

@@ -16,9 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from flan_jax.data.atomic import build_once, one_at_a_time
-from flan_jax.data.dataset_files import dataset_spec
 from flan_jax.data.draws import Draws, DrawStream
 from flan_jax.data.encode import Dropped, Encoded, Encoder
+from flan_jax.data.library import dataset_spec
 from flan_jax.data.packing import pack
 from flan_jax.data.records import load_records
 from flan_jax.data.rendering import DatasetDraws

@@ -24,9 +24,9 @@ from typing import Any, Literal
 import numpy as np
 
 from flan_jax.data.atomic import write_whole
-from flan_jax.data.dataset_files import dataset_spec
 from flan_jax.data.encode import Encoder, Layout
 from flan_jax.data.home import data_home
+from flan_jax.data.library import dataset_spec
 from flan_jax.data.mirror import RemoteFolder, is_remote
 from flan_jax.data.mixtures import Mixture, MixtureTask, get_mixture, training_tasks
 from flan_jax.data.records import load_records

@@ -26,8 +26,8 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from flan_jax.data.atomic import build_once
-from flan_jax.data.dataset_files import dataset_spec
 from flan_jax.data.encode import Encoded, Encoder
+from flan_jax.data.library import dataset_spec, import_library
 from flan_jax.data.objectives import Objective
 from flan_jax.data.records import load_records
 from flan_jax.errors import ConfigError, StorageError
@@ -80,6 +80,7 @@ def register_text(
 
 def registered_texts() -> Mapping[str, TextTask]:
   """Every text that is registered, by name."""
+  import_library()
   return _texts
 
 

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from flan_jax.data.dataset_files import dataset_spec
 from flan_jax.data.encode import Dropped, Encoder, OptionsEncoding, PromptEncoding
+from flan_jax.data.library import dataset_spec
 from flan_jax.data.records import Records, RecordSplits, load_records
 from flan_jax.errors import ConfigError, EvaluationError, UnknownName
 from flan_jax.evaluation.metrics import TEXT_METRICS

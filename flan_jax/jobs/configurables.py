@@ -57,7 +57,7 @@ def _optimizer(make: Callable[..., optax.GradientTransformation]) -> Callable[..
 
 
 for job in (train, evaluate, prepare, infer):
-  configurable(job, job=True)
+  configurable(job, job=True, phased=job in (train, prepare))
 for source in (scratch, pretrained, tuned, pretrained_vocabulary):
   configurable(source)
 for name, cls in {

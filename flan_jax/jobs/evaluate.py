@@ -6,8 +6,8 @@ from pathlib import Path
 import jax
 
 from flan_jax.data.atomic import claimed
-from flan_jax.data.dataset_files import dataset_spec
 from flan_jax.data.home import data_home
+from flan_jax.data.library import dataset_spec
 from flan_jax.data.records import load_records
 from flan_jax.evaluation import Evaluation
 from flan_jax.jobs.evaluation import EvaluationPlan

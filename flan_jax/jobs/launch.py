@@ -6,6 +6,8 @@ a known configurable and one of its parameters, and must be reachable from the j
 """
 
 import ast
+import contextlib
+import contextvars
 import dataclasses
 import inspect
 import re
@@ -27,33 +29,78 @@ COMMAND_LINE = "command line"
 def launch(job: str, files: Sequence[str], bindings: Sequence[str]) -> Any:
   """Runs the configurable `job` under the given gin files and `NAME=VALUE` bindings.
 
+  Where they set the macro PHASES = ("one", "two", ...), a job that knows phases is run once in each
+  gin scope of these names, in order: `one/train.steps = 100` holds in the phase "one" alone. A job
+  that returns False was stopped, and the phases after it are not begun.
+
   Args:
     job: name of the configurable to call, such as "train".
     files: gin files, read in order; a path, or a path inside the library's `gin_configs/`.
     bindings: `NAME=VALUE` strings that win over the files. A value that is no gin literal is a string.
 
   Returns:
-    What the job returns.
+    What the job returns, in the last of its phases.
 
   Raises:
     ConfigError: an unknown file, name or parameter, an unused macro, a binding out of reach of the job,
       a value of the wrong type.
   """
-  configure(job, files, bindings)
-  return CONFIGURABLES[job]()
+  result = None
+  for phase in configure(job, files, bindings):
+    with in_phase(phase):
+      result = CONFIGURABLES[job]()
+    if result is False:
+      break
+  return result
 
 
-def configure(job: str, files: Sequence[str], bindings: Sequence[str]) -> None:
-  """Checks and loads a launch without running it. See `launch`."""
+@dataclasses.dataclass(frozen=True)
+class Phase:
+  """A part of a launch.
+
+  Attributes:
+    name: the gin scope in which it runs; "" for a launch without phases.
+    before: the name of the phase before it; "" for the first.
+  """
+
+  name: str = ""
+  before: str = ""
+
+
+_phase: contextvars.ContextVar[Phase] = contextvars.ContextVar("phase")
+
+
+def current_phase() -> Phase:
+  """The phase in which the running job was called."""
+  return _phase.get(Phase())
+
+
+@contextlib.contextmanager
+def in_phase(phase: Phase) -> Iterator[None]:
+  """Within it, gin's scoped bindings for the phase hold."""
+  token = _phase.set(phase)
+  try:
+    with gin.config_scope(phase.name or None):
+      yield
+  finally:
+    _phase.reset(token)
+
+
+def configure(job: str, files: Sequence[str], bindings: Sequence[str]) -> list[Phase]:
+  """Checks and loads a launch without running it, and returns its phases. See `launch`."""
   statements = [s for path in files for s in _read_file(_find(path), ())]
   lines = [_as_gin_line(binding) for binding in bindings]
   statements += [s for line in lines for s in _parse(line, COMMAND_LINE, ())]
-  _check(job, statements)
+  names = _phases(statements)
+  _check(job, statements, names)
   gin.clear_config()
   try:
     gin.parse_config([_inlined(_find(path)) for path in files] + lines)
   except (ValueError, SyntaxError) as error:
     raise ConfigError(f"gin refuses this launch: {error}") from error
+  if not names or job not in PHASED:
+    return [Phase()]
+  return [Phase(name, before) for before, name in zip(("", *names), names, strict=False)]
 
 
 def operative_config() -> str:
@@ -82,14 +129,23 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {}
 JOBS: set[str] = set()
 """Those of them that can be launched."""
 
+PHASED: set[str] = set()
+"""Those of the jobs that are run once in each phase."""
+
 
 def configurable(
-  function: Callable[..., Any], name: str | None = None, *, job: bool = False
+  function: Callable[..., Any],
+  name: str | None = None,
+  *,
+  job: bool = False,
+  phased: bool = False,
 ) -> Callable[..., Any]:
   """Registers a top-level factory or a job under its name, for gin files to bind."""
   name = name or function.__name__
   if job:
     JOBS.add(name)
+  if phased:
+    PHASED.add(name)
   checked = typed(function, name, CONFIGURABLES)
   CONFIGURABLES[name] = gin.configurable(name, module="flan_jax")(checked)
   return CONFIGURABLES[name]
@@ -97,12 +153,14 @@ def configurable(
 
 @dataclasses.dataclass(frozen=True)
 class _Statement:
-  """One `selector.argument = value`, or a macro where there is no argument."""
+  """One `scope/selector.argument = value`, or a macro where there is no argument."""
 
+  scope: str
   selector: str
   argument: str
   references: tuple[str, ...]  # names of configurables in the value
   macros: tuple[str, ...]  # names of macros in the value
+  value: Any  # as the parser gives it
   where: str
 
   @property
@@ -179,16 +237,13 @@ def _parse(text: str, where: str, above: tuple[Path, ...]) -> Iterator[_Statemen
       elif isinstance(statement, config_parser.ImportStatement):
         import_module(statement.module)
       elif isinstance(statement, config_parser.BindingStatement):
-        if statement.scope:
-          raise ConfigError(
-            f"{where}: {statement.scope}/{statement.selector} is in a scope, and launches have none: "
-            f"write {statement.selector}."
-          )
         yield _Statement(
+          scope=statement.scope,
           selector=statement.selector.split(".")[-1],
           argument=statement.arg_name,
           references=tuple(delegate.references),
           macros=tuple(delegate.macros),
+          value=statement.value,
           where=where if where == COMMAND_LINE else f"{where}:{statement.location.line_num}",
         )
       delegate.references.clear()
@@ -222,7 +277,48 @@ def _is_literal(value: str) -> bool:
   return True
 
 
-def _check(job: str, statements: Sequence[_Statement]) -> None:
+_PHASES = "PHASES"
+
+
+def _phases(statements: Sequence[_Statement]) -> tuple[str, ...]:
+  """What the last definition of the macro PHASES says."""
+  found = [s for s in statements if s.selector == _PHASES and not s.argument]
+  if not found or not found[-1].value:
+    return ()
+  names, where = found[-1].value, found[-1].where
+  if not isinstance(names, list | tuple) or not all(
+    isinstance(name, str) and name.isidentifier() for name in names
+  ):
+    raise ConfigError(
+      f'{where}: PHASES is {names!r}; it must be a list of names, such as ("pretrain", "tune").'
+    )
+  if len(set(names)) < len(names):
+    raise ConfigError(f"{where}: PHASES names a phase twice: {names}.")
+  return tuple(names)
+
+
+def _check_scopes(job: str, statements: Sequence[_Statement], phases: Sequence[str]) -> None:
+  """A scope is a phase; what was typed holds in at least one."""
+  known = {name for s in statements for name in _phases([s])}
+  scoped = {(s.scope, s.selector, s.argument) for s in statements if s.scope}
+  here = phases if job in PHASED else ()
+  for s in statements:
+    binding = f"{s.selector}.{s.argument}"
+    if s.scope and s.scope not in (here if s.typed else known):
+      close = nearest(s.scope, known)
+      hint = f"Did you mean {close[0]!r}?" if close else f"Phases: {', '.join(here) or 'none'}."
+      raise ConfigError(
+        f"{s.where}: {s.scope}/{binding} is for a phase that this launch of {job!r} does not have. {hint}"
+      )
+    hidden = here and all((phase, s.selector, s.argument) in scoped for phase in here)
+    if s.typed and s.argument and not s.scope and hidden:
+      raise ConfigError(
+        f"{s.where}: every phase has a {binding} of its own, which wins: write --gin.{here[0]}/{binding}."
+      )
+
+
+def _check(job: str, statements: Sequence[_Statement], phases: Sequence[str]) -> None:
+  _check_scopes(job, statements, phases)
   for s in statements:
     if s.argument:
       _check_binding(s)
@@ -271,10 +367,11 @@ def _check_reach(job: str, statements: Sequence[_Statement], macros: set[str]) -
   A file's binding may lose its use when a later file chooses another model or optimizer, and it may be
   for another job. What was typed on the command line has to take effect.
   """
-  effective = list({(s.selector, s.argument): s for s in statements}.values())  # the last one wins
+  # The last one wins.
+  effective = list({(s.scope, s.selector, s.argument): s for s in statements}.values())
   used, usable = _reachable({job}, effective), _reachable(JOBS | {job}, statements)
   for s in statements:
-    if s.selector in (used if s.typed else usable):
+    if s.selector in (used if s.typed else usable) or (s.selector == _PHASES and job in PHASED):
       continue
     if s.argument:
       raise ConfigError(

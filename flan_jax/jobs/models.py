@@ -142,6 +142,33 @@ def tuned(run_dir: str, step: int | None = None, remat: str | None = None) -> Mo
   )
 
 
+def continued(source: ModelSource, run_dir: Path) -> ModelSource:
+  """A model with the parameters that a run left; dropout, remat and numerics are those of `source`.
+
+  Raises:
+    CheckpointError: the run has no whole checkpoint, or trained another model or vocabulary.
+  """
+  before = tuned(str(run_dir))
+  ours, theirs = source.model.config, before.model.config
+  shapes = dataclasses.asdict(ours) | {
+    name: getattr(theirs, name) for name in ("dropout_rate", "remat", "scan_layers", "dtype")
+  }
+  differences = [
+    f"{name} is {getattr(theirs, name)!r} there and {value!r} here"
+    for name, value in dataclasses.asdict(ours).items()
+    if getattr(theirs, name, None) != shapes[name]
+  ]
+  if source.vocabulary.fingerprint != before.vocabulary.fingerprint:
+    differences.append("its vocabulary is another one")
+  if differences:
+    raise CheckpointError(
+      f"this phase cannot go on from {run_dir}: {'; '.join(differences)}. Give both phases one model."
+    )
+  return dataclasses.replace(
+    source, origin=before.origin, load=before.load, fingerprint=before.fingerprint
+  )
+
+
 def describe_model(source: ModelSource, format: Format, run_dir: Path) -> None:
   """Writes beside a run's checkpoints what `tuned` needs to open them; process 0 does."""
   if not is_first():

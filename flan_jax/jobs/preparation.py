@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from flan_jax.data.dataset_files import dataset_spec
+from flan_jax.data.library import dataset_spec
 from flan_jax.data.prepare import prepare
 from flan_jax.data.records import load_records
 from flan_jax.data.store import Store, StoreConfig

@@ -17,8 +17,8 @@ from flan_jax.errors import ConfigError
 from flan_jax.jobs.data import DataPlan
 from flan_jax.jobs.evaluate import judge_untuned
 from flan_jax.jobs.evaluation import EvaluationPlan
-from flan_jax.jobs.launch import changed_settings, operative_config
-from flan_jax.jobs.models import ModelSource, describe_model
+from flan_jax.jobs.launch import changed_settings, current_phase, operative_config
+from flan_jax.jobs.models import ModelSource, continued, describe_model
 from flan_jax.jobs.processes import is_first
 from flan_jax.jobs.report import Phases, environment, write_report
 from flan_jax.training.losses import SupervisedLoss
@@ -61,8 +61,11 @@ def train(
   evaluation: EvaluationPlan | None = None,
   notes: tuple[str, ...] = (),
   seed: int = 0,
-) -> None:
+) -> bool:
   """Tunes a model. The same command again goes on where it was.
+
+  In a launch of several phases each is a run of its own, in a folder of its own within `run_dir`, and
+  begins with the parameters that the phase before it left.
 
   Args:
     run_dir: where everything of this run is written.
@@ -74,10 +77,19 @@ def train(
     evaluation: judge the model zero-shot before and after; None: train only.
     notes: sentences for the report, such as what the untuned model may already have seen.
     seed: of fresh parameters and of dropout; the data has its own.
+
+  Returns:
+    Whether all steps are made; False: SIGTERM came before.
   """
   if not run_dir:
     raise ConfigError("train.run_dir is empty; name the folder that the run is written to.")
   run, phases = Path(run_dir), Phases()
+  if (phase := current_phase()).name:
+    run = run / phase.name
+    if is_first():
+      print(f"phase {phase.name}: {run}", file=sys.stderr)
+  if phase.before:
+    model = continued(model, run.parent / phase.before)
   layout = make_layout(model.model, make_mesh(mesh), axis_rules)
   if is_first():
     sys.stderr.writelines(f"{fallback}\n" for fallback in layout.fallbacks)
@@ -134,7 +146,7 @@ def train(
       result = trainer.run()
     _save_config(run)
     if evaluation is None or result.terminated:
-      return
+      return not result.terminated
     with phases("evaluate after"):
       step = int(result.state.step)
       after = evaluation.run(
@@ -149,6 +161,7 @@ def train(
     consumed = sum(len(store.row(row)) for row in range(rows))
     training = {"steps": steps, "rows": rows, "examples": consumed, "seed": seed}
     write_report(run, after, before, notes, {**environment(phases), "training": training})
+  return True
 
 
 def _save_config(run: Path) -> None:

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from flan_jax.data import (
   Mixture,
-  dataset_files,
   dataset_spec,
   describe,
   get_mixture,
   held_out_datasets,
+  library,
   mixture_tasks,
   register_mixture,
   register_templates,
@@ -29,9 +29,9 @@ EVERYTHING = {"train": 1.0}
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch):
   """What a test registers is forgotten after it."""
-  registry._import_library()
+  library.import_library()
   monkeypatch.setattr(registry, "_mixtures", dict(registry._mixtures))
-  monkeypatch.setattr(dataset_files, "_template_folders", [])
+  monkeypatch.setattr(library, "_template_folders", [])
 
 
 @pytest.fixture

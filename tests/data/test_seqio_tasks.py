@@ -8,8 +8,8 @@ import pytest
 
 from flan_jax.data import (
   Mixture,
-  dataset_files,
   dataset_spec,
+  library,
   load_records,
   register_seqio,
   register_templates,
@@ -31,9 +31,9 @@ FORMAT = PlainFormat()
 def own_registries(monkeypatch):
   """What a test registers, with us or with SeqIO, is forgotten after it."""
   seqio = pytest.importorskip("seqio")
-  registry._import_library()
+  library.import_library()
   monkeypatch.setattr(registry, "_mixtures", dict(registry._mixtures))
-  monkeypatch.setattr(dataset_files, "_template_folders", [])
+  monkeypatch.setattr(library, "_template_folders", [])
   yield
   for seqio_registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
     for name in list(seqio_registry.names()):

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flan_jax.data import dataset_files
+from flan_jax.data import library
 from flan_jax.data import mixtures as registry
 from flan_jax.data.batches import Batches
-from flan_jax.data.dataset_files import dataset_spec, register_templates
 from flan_jax.data.draws import DrawStream
+from flan_jax.data.library import dataset_spec, register_templates
 from flan_jax.data.mixtures import Mixture
 from flan_jax.data.prepare import prepare
 from flan_jax.data.records import load_records
@@ -37,9 +37,9 @@ LENGTHS = {"inputs": 96, "targets": 32}
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch):
   """What a test registers is forgotten after it."""
-  registry._import_library()
+  library.import_library()
   monkeypatch.setattr(registry, "_mixtures", dict(registry._mixtures))
-  monkeypatch.setattr(dataset_files, "_template_folders", [])
+  monkeypatch.setattr(library, "_template_folders", [])
 
 
 @pytest.fixture
@@ -310,7 +310,7 @@ def run_alone(code, tmp_path, **kwargs):
   preamble = f"""
     import sys, os
     from pathlib import Path
-    from flan_jax.data.dataset_files import register_templates
+    from flan_jax.data.library import register_templates
     from flan_jax.data.mixtures import Mixture
     from flan_jax.data.prepare import prepare
     from flan_jax.data.store import StoreConfig

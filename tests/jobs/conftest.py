@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flan_jax.cli.main import main
-from flan_jax.data import dataset_files, mixtures
+from flan_jax.data import library, mixtures
 from flan_jax.jobs import user_modules
 
 TICKETS = Path(__file__).parent.parent / "tickets"
@@ -20,7 +20,7 @@ def folder(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path / "work")
   monkeypatch.setenv("FLAN_JAX_HOME", str(tmp_path / "home"))
   mixtures.mixture_names()  # the library's own are registered once, for all tests
-  monkeypatch.setattr(dataset_files, "_template_folders", [])
+  monkeypatch.setattr(library, "_template_folders", [])
   monkeypatch.setattr(mixtures, "_mixtures", dict(mixtures._mixtures))
   monkeypatch.setattr(user_modules, "IMPORTED", [])
   return tmp_path / "work"

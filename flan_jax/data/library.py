@@ -1,5 +1,7 @@
-"""The dataset files that are known: the library's own, and those of folders that a user registers."""
+"""What is known by name: the library's own dataset files and mixtures, and the folders that a user registers."""
 
+import importlib
+import pkgutil
 from functools import cache
 from pathlib import Path
 
@@ -55,6 +57,15 @@ def dataset_files() -> dict[str, Path]:
   for folder in (library, *_template_folders):
     files.update(_dataset_files(folder))
   return files
+
+
+@cache
+def import_library() -> None:
+  """Imports the modules of `flan_jax.mixtures`, which register the library's mixtures and texts."""
+  import flan_jax.mixtures
+
+  for module in pkgutil.iter_modules(flan_jax.mixtures.__path__):
+    importlib.import_module(f"flan_jax.mixtures.{module.name}")
 
 
 @cache
