@@ -12,7 +12,7 @@ register_mixture("mine", {"mini_short": None, "faq": 2.0})
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flan_jax.data.library import dataset_files, dataset_spec, import_library
@@ -174,9 +174,37 @@ def held_out_datasets(mixture: Mixture | str) -> list[str]:
   return [name for name, held_out in _clusters_held_out(_mixture(mixture)) if held_out]
 
 
-def training_tasks(mixture: Mixture | str, data_dir: Path | str) -> list[MixtureTask]:
-  """The datasets that are trained on, with their rates. Builds the records that are missing."""
-  return [task for task in mixture_tasks(mixture, data_dir) if not task.held_out]
+def training_tasks(
+  mixture: Mixture | str, data_dir: Path | str, split: str = "train"
+) -> list[MixtureTask]:
+  """The datasets that are trained on, with their rates. Builds the records that are missing.
+
+  Args:
+    split: another one has the datasets that have such a split, at the rates that they are trained at.
+
+  Raises:
+    ConfigError: none of them has the split; see also `mixture_tasks`.
+  """
+  tasks = [task for task in mixture_tasks(mixture, data_dir) if not task.held_out]
+  if split == "train":
+    return tasks
+  sizes = {task.name: _size(task.name, split, data_dir) for task in tasks}
+  total = sum(task.rate for task in tasks if sizes[task.name])
+  if not total:
+    raise ConfigError(
+      f"no dataset of the mixture {_mixture(mixture).name!r} has a split {split!r}; they may have "
+      "train, validation and test."
+    )
+  return [
+    replace(
+      task,
+      available=sizes[task.name],
+      examples=min(sizes[task.name], task.examples),
+      share=task.rate / total,
+    )
+    for task in tasks
+    if sizes[task.name]
+  ]
 
 
 def held_out_tasks(mixture: Mixture | str, data_dir: Path | str) -> list[MixtureTask]:
@@ -193,7 +221,7 @@ def mixture_tasks(mixture: Mixture | str, data_dir: Path | str) -> list[MixtureT
   """
   mixture = _mixture(mixture)
   held = dict(_clusters_held_out(mixture))
-  sizes = {name: _training_size(name, data_dir) for name in held}
+  sizes = {name: _size(name, "train", data_dir) for name in held}
   for name, size in sizes.items():
     if not held[name] and not size:
       raise ConfigError(f"{name} is trained on and has no train split.")
@@ -384,10 +412,10 @@ def _names(names: Iterable[str], setting: str) -> tuple[str, ...]:
   return tuple(names)
 
 
-def _training_size(name: str, data_dir: Path | str) -> int:
+def _size(name: str, split: str, data_dir: Path | str) -> int:
   text = registered_texts().get(name)
   specs = [dataset_spec(dataset) for dataset in (text.datasets if text else (name,))]
-  return sum(load_records(spec, data_dir).counts.kept.get("train", 0) for spec in specs)
+  return sum(load_records(spec, data_dir).counts.kept.get(split, 0) for spec in specs)
 
 
 def _cluster(name: str) -> str:

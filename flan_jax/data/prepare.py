@@ -221,9 +221,9 @@ def _draws(
 ) -> DatasetDraws | TextDraws:
   """What turns the draws of a dataset or text into ids."""
   if text := registered_texts().get(task["name"]):
-    return TextDraws(text, encoder, config.seed, data_dir)
+    return TextDraws(text, encoder, config.seed, data_dir, config.split)
   spec = dataset_spec(task["name"])
-  records = load_records(spec, data_dir)["train"]
+  records = load_records(spec, data_dir)[config.split]
   return DatasetDraws(
     spec, records, task["examples"], config.seed, config.renderings, config.few_shot
   )

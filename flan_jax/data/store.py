@@ -63,6 +63,7 @@ class StoreConfig:
     few_shot: exemplars before each query.
     window: draws that are packed together; rows never mix windows.
     loss_on: "targets", or "everything" for a decoder that is to learn the prompts too.
+    split: of the datasets; those that lack it are left out.
   """
 
   mixture: str | Mixture
@@ -75,6 +76,7 @@ class StoreConfig:
   few_shot: int = 0
   window: int = 1024
   loss_on: Literal["targets", "everything"] = "targets"
+  split: str = "train"
 
   def __post_init__(self) -> None:
     for name, least in (("renderings", 1), ("few_shot", 0), ("window", 1)):
@@ -93,7 +95,7 @@ class StoreConfig:
   def tasks(self, data_dir: Path | str) -> list[MixtureTask]:
     """The datasets trained on. Builds the records that are missing."""
     mixture = get_mixture(self.mixture) if isinstance(self.mixture, str) else self.mixture
-    return training_tasks(mixture, data_dir)
+    return training_tasks(mixture, data_dir, self.split)
 
   def settings(self) -> dict[str, Any]:
     """The settings that are not datasets, as JSON."""
@@ -108,6 +110,7 @@ class StoreConfig:
       "few_shot": self.few_shot,
       "window": self.window,
       "loss_on": self.loss_on,
+      "split": self.split,
     }
 
   def fingerprint(self, data_dir: Path | str) -> str:
@@ -134,7 +137,7 @@ class StoreConfig:
   def _task(self, task: MixtureTask, data_dir: Path | str) -> dict[str, Any]:
     """What `store.json` says about one dataset or text."""
     if text := registered_texts().get(task.name):
-      draws = TextDraws(text, self.encoder(), self.seed, data_dir)
+      draws = TextDraws(text, self.encoder(), self.seed, data_dir, self.split)
       return {**asdict(task), **draws.description()}
     spec = dataset_spec(task.name)
     return {

@@ -26,7 +26,7 @@ class DataPlan:
     separator: between input and target in the plain format, where one model reads both.
     eos_on_inputs: the end token follows what an encoder reads.
     normalise: "token", or "example" where each example weighs 1 in all.
-    seed, renderings, few_shot, window, loss_on: see `flan_jax.data.store.StoreConfig`.
+    seed, renderings, few_shot, window, loss_on, split: see `flan_jax.data.store.StoreConfig`.
     workers: processes that prepare; None: one a core.
     prepared: path or URL of a store that is trained on as it is; None: it is looked for in the data
       home, and prepared as far as it is missing.
@@ -43,6 +43,7 @@ class DataPlan:
   few_shot: int = 0
   window: int = 1024
   loss_on: Literal["targets", "everything"] = "targets"
+  split: str = "train"
   workers: int | None = None
   prepared: str | None = None
 
@@ -73,6 +74,7 @@ class DataPlan:
       self.few_shot,
       self.window,
       self.loss_on,
+      self.split,
     )
 
   def encoder(self, source: ModelSource) -> Encoder:
