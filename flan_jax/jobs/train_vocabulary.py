@@ -39,7 +39,10 @@ def train_vocabulary(
     characters: at most so much text is used.
     seed: of the draws.
   """
-  _check(directory, size, extra_ids, characters)
+  if not directory:
+    raise ConfigError("train_vocabulary.directory is empty; name the folder that is to be made.")
+  if characters < 1:
+    raise ConfigError(f"train_vocabulary.characters={characters} must be 1 or more.")
   settings = {
     "mixture": mixture,
     "size": size,
@@ -75,16 +78,6 @@ def train_vocabulary(
     print(
       f"{directory}: {vocabulary.size:,} tokens, fingerprint {vocabulary.fingerprint[:16]}"
       + (" (finished before)" if finished else "")
-    )
-
-
-def _check(directory: str, size: int, extra_ids: int, characters: int) -> None:
-  if not directory:
-    raise ConfigError("train_vocabulary.directory is empty; name the folder that is to be made.")
-  if characters < 1 or extra_ids < 0 or size <= extra_ids:
-    raise ConfigError(
-      f"train_vocabulary: characters={characters} must be 1 or more, extra_ids={extra_ids} 0 or more, and "
-      f"size={size} above extra_ids."
     )
 
 

@@ -12,7 +12,9 @@ from flan_jax.errors import VocabularyError
 _THREADS = 16
 """The library adds up the counts of its threads in their order: another number would give other pieces."""
 
+_T5_TOKENS = ("<pad>", "</s>", "<unk>")
 _NEWLINE = "\n"
+_BYTES = 256
 _SILENT = 3  # of the library's levels of logging: errors, which are raised as well, are not printed
 _RESERVED = (
   "▅"  # U+2585, the library's mark of the unknown: it would leave a text out that holds it
@@ -46,9 +48,9 @@ def train_sentencepiece(
     The bytes of the model file.
 
   Raises:
-    VocabularyError: the texts do not give so many pieces, or need more; or a control token is taken.
+    VocabularyError: the texts do not give so many pieces, or need more; a control token is empty or taken.
   """
-  _check(control_tokens)
+  _check(size, extra_ids, control_tokens)
   model = io.BytesIO()
   try:
     SentencePieceTrainer.train(
@@ -75,13 +77,19 @@ def train_sentencepiece(
   return model.getvalue()
 
 
-def _check(control_tokens: Sequence[str]) -> None:
-  taken = ["<pad>", "</s>", "<unk>", _NEWLINE]
+def _check(size: int, extra_ids: int, control_tokens: Sequence[str]) -> None:
+  taken = [*_T5_TOKENS, _NEWLINE]
   for token in control_tokens:
     if not token or token in taken:
       reason = "is one already" if token else "is empty"
-      raise VocabularyError(f"the control token {token!r} {reason}: take another one out of it.")
+      raise VocabularyError(f"the control token {token!r} {reason}: take it out.")
     taken.append(token)
+  least = extra_ids + len(taken) + _BYTES
+  if extra_ids < 0 or size < least:
+    raise VocabularyError(
+      f"size={size:,} must be more than {least:,}: {extra_ids} sentinels, {len(taken)} other tokens of "
+      f"its own and {_BYTES} bytes come before the first piece of text."
+    )
 
 
 def _complaint(refusal: str, size: int, extra_ids: int) -> str:
