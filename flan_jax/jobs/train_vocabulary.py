@@ -57,13 +57,10 @@ def train_vocabulary(
     texts = _collected(mixture, seed, characters)
     found = sum(map(len, texts))
     print(f"making {size:,} tokens of {found:,} characters of text", file=sys.stderr)
-    path = folder / "sentencepiece.model"
-    path.write_bytes(
-      train_sentencepiece(
-        texts, size, extra_ids=extra_ids, control_tokens=control_tokens, model_type=model_type
-      )
+    model = train_sentencepiece(
+      texts, size, extra_ids=extra_ids, control_tokens=control_tokens, model_type=model_type
     )
-    SentencePieceVocabulary(path, extra_ids, control_tokens).save(folder)
+    SentencePieceVocabulary(model, extra_ids, control_tokens).save(folder)
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     text = {"texts": len(texts), "characters": found, "sha256": digest}
     about = {"settings": settings, "text": text, "sentencepiece": sentencepiece.__version__}
