@@ -88,6 +88,7 @@ def test_tokens_that_cannot_be_had():
     scratch(DECODER, ByteVocabulary().grown(list(TOKENS)))
 
 
+@pytest.mark.slow
 def test_a_run_from_a_grown_model_is_opened_again(flan_jax, folder):
   recipe = ("--module=tasks.py", "--gin_file=check.gin")
   growth = (

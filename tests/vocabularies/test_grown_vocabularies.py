@@ -52,9 +52,8 @@ def test_bytes_around_a_new_token_are_spelt_as_ever():
 
 
 def test_sentencepiece_cuts_the_text_as_around_symbols_that_it_was_trained_with():
-  words = (
-    "the test was a fox, that jumps over lazy dogs and it does not mind the tests at all".split()
-  )
+  text = "the test was a fox, that jumps over lazy dogs and it does not mind the tests at all"
+  words = text.split()
   texts = [" ".join(words[i:] + words[:i]) for i in range(len(words))]
 
   def trained(size, symbols):
