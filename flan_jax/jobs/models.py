@@ -37,6 +37,7 @@ PyTree = Any
 
 _CONFIGS: dict[str, Any] = {"decoder": DecoderConfig, "encoder_decoder": EncoderDecoderConfig}
 _DESCRIPTION = "model.json"
+_TABLE_UNIT = 128
 
 
 @dataclass(frozen=True)
@@ -159,17 +160,6 @@ def grown(
   )
 
 
-_TABLE_UNIT = 128
-
-
-def _layout_for(layout: Layout, rows: int) -> Layout:
-  """The layout with tables of so many rows whole on every device, where they cannot be cut."""
-  if rows % layout.shards("vocab") == 0:
-    return layout
-  rules = tuple((name, None if name == "vocab" else axes) for name, axes in layout.rules)
-  return dataclasses.replace(layout, rules=rules)
-
-
 def tuned(run_dir: str, step: int | None = None, remat: str | None = None) -> ModelSource:
   """What a training run saved: its last checkpoint that is whole, or that of `step`."""
   path = Path(run_dir) / _DESCRIPTION
@@ -252,3 +242,11 @@ def describe_model(source: ModelSource, format: Format, run_dir: Path) -> None:
     "format": format.as_dict(),
   }
   write_whole(run_dir / _DESCRIPTION, [json.dumps(about, indent=2), "\n"])
+
+
+def _layout_for(layout: Layout, rows: int) -> Layout:
+  """The layout with tables of so many rows whole on every device, where they cannot be cut."""
+  if rows % layout.shards("vocab") == 0:
+    return layout
+  rules = tuple((name, None if name == "vocab" else axes) for name, axes in layout.rules)
+  return dataclasses.replace(layout, rules=rules)

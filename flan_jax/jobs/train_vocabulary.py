@@ -85,6 +85,7 @@ def _collected(mixture: str, seed: int, characters: int) -> list[str]:
     for text in training_text(mixture, data_home(), seed, characters):
       texts.append(text)
       bar.update(min(len(text), characters - bar.n))
+    bar.total = bar.n  # a small mixture is over before
   return texts
 
 
