@@ -19,7 +19,7 @@ from flan_jax.jobs.launch import configurable
 from flan_jax.jobs.models import grown, pretrained, scratch, tuned
 from flan_jax.jobs.prepare import prepare
 from flan_jax.jobs.train import Optimizer, train
-from flan_jax.jobs.train_vocabulary import train_vocabulary
+from flan_jax.jobs.train_vocabulary import train_vocabulary, trained_vocabulary
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig
 from flan_jax.training import optimizers, schedules
 from flan_jax.training.partitioning import MeshConfig
@@ -69,7 +69,15 @@ def _optimizer(make: Callable[..., optax.GradientTransformation]) -> Callable[..
 
 for job in (train, evaluate, prepare, infer, train_vocabulary):
   configurable(job, job=True, phased=job in (train, prepare))
-for source in (scratch, pretrained, tuned, grown, pretrained_vocabulary, saved_vocabulary):
+for source in (
+  scratch,
+  pretrained,
+  tuned,
+  grown,
+  pretrained_vocabulary,
+  saved_vocabulary,
+  trained_vocabulary,
+):
   configurable(source)
 for name, cls in {
   "decoder": DecoderConfig,

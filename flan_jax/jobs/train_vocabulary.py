@@ -14,7 +14,12 @@ from flan_jax.data.home import data_home
 from flan_jax.data.training_text import training_text
 from flan_jax.errors import ConfigError
 from flan_jax.jobs.processes import first_alone, is_first
-from flan_jax.vocabularies import SentencePieceVocabulary, load_vocabulary, train_sentencepiece
+from flan_jax.vocabularies import (
+  SentencePieceVocabulary,
+  Vocabulary,
+  load_vocabulary,
+  train_sentencepiece,
+)
 
 _SETTINGS = "training.json"
 
@@ -41,22 +46,47 @@ def train_vocabulary(
   """
   if not directory:
     raise ConfigError("train_vocabulary.directory is empty; name the folder that is to be made.")
+  finished = Path(directory).is_dir()
+  vocabulary = _vocabulary(
+    Path(directory),
+    mixture=mixture,
+    size=size,
+    extra_ids=extra_ids,
+    control_tokens=list(control_tokens),
+    model_type=model_type,
+    characters=characters,
+    seed=seed,
+  )
+  if is_first():
+    print(
+      f"{directory}: {vocabulary.size:,} tokens, fingerprint {vocabulary.fingerprint[:16]}"
+      + (" (finished before)" if finished else "")
+    )
+
+
+def trained_vocabulary(
+  mixture: str, *, size: int = 32_000, characters: int = 10_000_000, seed: int = 0
+) -> Vocabulary:
+  """The vocabulary that `train_vocabulary` makes of a mixture, kept in the data home."""
+  settings = {"mixture": mixture, "size": size, "characters": characters, "seed": seed}
+  others = {"extra_ids": 100, "control_tokens": [], "model_type": "unigram"}
+  name = hashlib.sha256(json.dumps({**settings, **others}, sort_keys=True).encode()).hexdigest()
+  place = data_home() / "vocabularies" / f"{mixture}-{size}-{name[:12]}"
+  return _vocabulary(place, **settings, **others)
+
+
+def _vocabulary(place: Path, **settings: Any) -> Vocabulary:
+  """The vocabulary in a folder, made if it is not there."""
+  mixture, seed, characters = (settings[name] for name in ("mixture", "seed", "characters"))
   if characters < 1:
-    raise ConfigError(f"train_vocabulary.characters={characters} must be 1 or more.")
-  settings = {
-    "mixture": mixture,
-    "size": size,
-    "extra_ids": extra_ids,
-    "control_tokens": list(control_tokens),
-    "model_type": model_type,
-    "characters": characters,
-    "seed": seed,
-  }
+    raise ConfigError(f"the vocabulary's characters={characters} must be 1 or more.")
 
   def build(folder: Path) -> None:
     texts = _collected(mixture, seed, characters)
     found = sum(map(len, texts))
-    print(f"making {size:,} tokens of {found:,} characters of text", file=sys.stderr)
+    print(f"making {settings['size']:,} tokens of {found:,} characters of text", file=sys.stderr)
+    names = ("size", "extra_ids", "control_tokens", "model_type")
+    size, extra_ids, control_tokens, model_type = (settings[name] for name in names)
     model = train_sentencepiece(
       texts, size, extra_ids=extra_ids, control_tokens=control_tokens, model_type=model_type
     )
@@ -66,16 +96,9 @@ def train_vocabulary(
     about = {"settings": settings, "text": text, "sentencepiece": sentencepiece.__version__}
     (folder / _SETTINGS).write_text(json.dumps(about, indent=2) + "\n")
 
-  place = Path(directory)
-  finished = place.is_dir()
   first_alone(lambda: build_once(place, build), "vocabulary")
   _check_settings(place, settings)
-  if is_first():
-    vocabulary = load_vocabulary(place)
-    print(
-      f"{directory}: {vocabulary.size:,} tokens, fingerprint {vocabulary.fingerprint[:16]}"
-      + (" (finished before)" if finished else "")
-    )
+  return load_vocabulary(place)
 
 
 def _collected(mixture: str, seed: int, characters: int) -> list[str]:
