@@ -11,6 +11,7 @@ register_mixture("mine", {"mini_short": None, "faq": 2.0})
 ```
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ class MixtureTask:
     name: of the dataset or text.
     cluster: its task cluster; "raw_text".
     held_out: kept out of training; its rate and share are then 0.
-    available: records in its training split; of a text, those of its datasets.
+    available: records in the split that is trained on; of a text, those of its datasets.
     examples: how many of them training uses: the first ones of the split, whose order is hashed.
     cap: examples beyond it did not raise the rate.
     rate: how often it is drawn, against the other rates.
@@ -142,16 +143,15 @@ def get_mixture(name: str) -> Mixture:
   Raises:
     UnknownName: there is neither.
   """
-  if name not in _mixtures:
-    import_library()
-  if name in _mixtures:
-    return _mixtures[name]
-  members = {*dataset_files(), *registered_texts()}
-  if name in members:
-    return Mixture(name, {name: None})
-  raise UnknownName(
-    "mixture", name, [*_mixtures, *members], "A user's own are known once their module is imported."
-  )
+  if name not in known_names():
+    hint = "A user's own are known once their module is imported."
+    raise UnknownName("mixture", name, known_names(), hint)
+  return _mixtures[name] if name in _mixtures else Mixture(name, {name: None})
+
+
+def known_names() -> list[str]:
+  """Everything that `get_mixture` takes: mixtures, datasets, texts."""
+  return sorted({*mixture_names(), *dataset_files(), *registered_texts()})
 
 
 def mixture_names() -> list[str]:
@@ -174,9 +174,11 @@ def held_out_datasets(mixture: Mixture | str) -> list[str]:
   return [name for name, held_out in _clusters_held_out(_mixture(mixture)) if held_out]
 
 
-def training_tasks(mixture: Mixture | str, data_dir: Path | str) -> list[MixtureTask]:
+def training_tasks(
+  mixture: Mixture | str, data_dir: Path | str, split: str = "train"
+) -> list[MixtureTask]:
   """The datasets that are trained on, with their rates. Builds the records that are missing."""
-  return [task for task in mixture_tasks(mixture, data_dir) if not task.held_out]
+  return [task for task in mixture_tasks(mixture, data_dir, split) if not task.held_out]
 
 
 def held_out_tasks(mixture: Mixture | str, data_dir: Path | str) -> list[MixtureTask]:
@@ -184,19 +186,28 @@ def held_out_tasks(mixture: Mixture | str, data_dir: Path | str) -> list[Mixture
   return [task for task in mixture_tasks(mixture, data_dir) if task.held_out]
 
 
-def mixture_tasks(mixture: Mixture | str, data_dir: Path | str) -> list[MixtureTask]:
+def mixture_tasks(
+  mixture: Mixture | str, data_dir: Path | str, split: str = "train"
+) -> list[MixtureTask]:
   """Every dataset of a mixture, those held out last. Builds the records that are missing.
+
+  Args:
+    split: whose records are trained on.
 
   Raises:
     UnknownName: a member or a held-out cluster is unknown.
-    ConfigError: nothing is left to train on, or the shares that are fixed leave nothing.
+    ConfigError: nothing is left to train on, a dataset that is trained on lacks the split, or the shares
+      that are fixed leave nothing.
   """
   mixture = _mixture(mixture)
   held = dict(_clusters_held_out(mixture))
-  sizes = {name: _training_size(name, data_dir) for name in held}
-  for name, size in sizes.items():
-    if not held[name] and not size:
-      raise ConfigError(f"{name} is trained on and has no train split.")
+  splits = {name: _split_sizes(name, data_dir) for name in held}
+  for name, known in splits.items():
+    if not held[name] and not known.get(split):
+      raise ConfigError(
+        f"{name} is trained on and has no {split} split; it has {', '.join(sorted(known))}."
+      )
+  sizes = {name: known.get(split, 0) for name, known in splits.items()}
   leaves = _rates(mixture, sizes, {name for name, held_out in held.items() if not held_out})
   total = sum(leaf.rate for leaf in leaves.values())
   if not total > 0:
@@ -384,10 +395,11 @@ def _names(names: Iterable[str], setting: str) -> tuple[str, ...]:
   return tuple(names)
 
 
-def _training_size(name: str, data_dir: Path | str) -> int:
+def _split_sizes(name: str, data_dir: Path | str) -> Counter[str]:
+  """The records of each split of a dataset, or of all the datasets of a text."""
   text = registered_texts().get(name)
   specs = [dataset_spec(dataset) for dataset in (text.datasets if text else (name,))]
-  return sum(load_records(spec, data_dir).counts.kept.get("train", 0) for spec in specs)
+  return sum((Counter(load_records(spec, data_dir).counts.kept) for spec in specs), Counter())
 
 
 def _cluster(name: str) -> str:
