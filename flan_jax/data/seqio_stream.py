@@ -291,13 +291,31 @@ def _check(provider: Provider, config: StoreConfig) -> None:
       f"few_shot={config.few_shot} is for our own datasets; the SeqIO task {name!r} makes its prompts itself."
     )
   with _told(name):
-    known = list(provider.splits)
-  # A TFDS task also takes slices, such as "train[:90%]"; SeqIO's mixtures do not.
-  split = config.split.partition("[")[0] if hasattr(provider, "source") else config.split
-  if split not in known:
-    raise UnknownName("split", config.split, known, f"They are those of the SeqIO task {name}.")
+    _check_split(provider, config)
   if config.seqio_cache:
     _check_cached(provider, config)
+
+
+def _check_split(provider: Provider, config: StoreConfig) -> None:
+  import seqio
+
+  is_task = isinstance(provider, seqio.Task)
+  for task in [provider] if is_task else provider.tasks:
+    if isinstance(task.source, seqio.TfdsDataSource) and not config.seqio_cache:
+      _download(task.source.tfds_dataset, config.split)
+  known = [str(split) for split in (provider.source if is_task else provider).splits]
+  # A TFDS task also takes slices, such as "train[:90%]"; SeqIO's mixtures do not.
+  split = config.split.partition("[")[0] if is_task else config.split
+  if known and split not in known:
+    hint = f"They are those of the SeqIO task {provider.name}."
+    raise UnknownName("split", config.split, known, hint)
+
+
+def _download(dataset: Any, split: str) -> None:
+  """As SeqIO does when it loads a TFDS dataset; before that TFDS knows neither its splits nor its size."""
+  elsewhere = dataset.tfds_splits  # a dataset for each split
+  if not dataset._read_only and (elsewhere is None or split in elsewhere):
+    dataset._get_builder(split).download_and_prepare()
 
 
 def _check_feature(name: str, feature: str, about: Any, vocabulary: Vocabulary) -> None:
@@ -398,7 +416,7 @@ def _source(task: "seqio.Task", split: str) -> dict[str, Any]:
   if isinstance(source, seqio.TfdsDataSource):
     dataset = source.tfds_dataset
     about |= {
-      "tfds": dataset.builder.info.full_name,
+      "tfds": dataset._get_builder(split).info.full_name,
       "splits": _spelt(getattr(dataset, "_split_map", None)),
     }
   elif isinstance(source, seqio.FileDataSource):

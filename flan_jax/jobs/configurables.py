@@ -17,6 +17,7 @@ from flan_jax.jobs.evaluation import EvaluationPlan
 from flan_jax.jobs.infer import infer
 from flan_jax.jobs.launch import configurable
 from flan_jax.jobs.models import pretrained, scratch, tuned
+from flan_jax.jobs.preparation import seqio_vocabulary
 from flan_jax.jobs.prepare import prepare
 from flan_jax.jobs.train import Optimizer, train
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig
@@ -58,7 +59,7 @@ def _optimizer(make: Callable[..., optax.GradientTransformation]) -> Callable[..
 
 for job in (train, evaluate, prepare, infer):
   configurable(job, job=True, phased=job in (train, prepare))
-for source in (scratch, pretrained, tuned, pretrained_vocabulary):
+for source in (scratch, pretrained, tuned, pretrained_vocabulary, seqio_vocabulary):
   configurable(source)
 for name, cls in {
   "decoder": DecoderConfig,

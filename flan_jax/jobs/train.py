@@ -90,6 +90,7 @@ def train(
       print(f"phase {phase.name}: {run}", file=sys.stderr)
   if phase.before:
     model = continued(model, run.parent / phase.before)
+  tuned = data.read_by(model)
   layout = make_layout(model.model, make_mesh(mesh), axis_rules)
   if is_first():
     sys.stderr.writelines(f"{fallback}\n" for fallback in layout.fallbacks)
@@ -115,7 +116,9 @@ def train(
     tx=optimizer.transformation,
     schedule=optimizer.schedule,
     layout=layout,
-    batches=lambda row: Batches(store, batch_size, row, rows, data.normalise, share),
+    batches=lambda row: Batches(
+      store, batch_size, row, rows, data.normalise, share, data.bidirectional_inputs
+    ),
     directory=run,
     load=model.load,
     tasks=[(task.name, task.cluster) for task in store.tasks],
@@ -136,7 +139,7 @@ def train(
   if changed and is_first():
     print("this run was begun with other settings:", *changed, sep="\n  ", file=sys.stderr)
   with claimed(run) if is_first() else contextlib.nullcontext():
-    describe_model(model, written, run)
+    describe_model(tuned, written, run)
     _save_config(run)
     before = {}
     if evaluation is not None:
@@ -150,7 +153,7 @@ def train(
     with phases("evaluate after"):
       step = int(result.state.step)
       after = evaluation.run(
-        model,
+        tuned,
         result.state.params,
         layout,
         written,

@@ -2,13 +2,19 @@
 
 import dataclasses
 import functools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from flan_jax.data import get_mixture, library, register_seqio, register_templates
+from flan_jax.data.batches import make_features
 from flan_jax.data.prepare import prepare
+from flan_jax.data.seqio_vocabularies import our_vocabulary
 from flan_jax.data.store import StoreConfig
-from flan_jax.vocabularies import ByteVocabulary, PlainFormat
+from flan_jax.errors import ConfigError, FlanJaxError, RecordError, UnknownName, VocabularyError
+from flan_jax.vocabularies import ByteVocabulary, PlainFormat, SentencePieceVocabulary
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -78,6 +84,15 @@ def add_task(seqio, tmp_path):
 
 
 @pytest.fixture
+def own_dataset(make_dataset, tmp_path, monkeypatch):
+  """One of our own datasets, as a mixture."""
+  monkeypatch.setattr(library, "_template_folders", [])
+  make_dataset("facts", 12, splits={"train": 0.75, "test": 0.25})
+  register_templates(tmp_path / "templates")
+  return get_mixture("facts")
+
+
+@pytest.fixture
 def config():
   return StoreConfig("asked", VOCABULARY, PlainFormat(), "encoder_decoder", LENGTHS, window=16)
 
@@ -107,7 +122,9 @@ def yielded(name, count, lengths=LENGTHS, **settings):
   settings = {"split": "train", "shuffle": True, "seed": 0, "num_epochs": None, **settings}
   dataset = seqio.get_mixture_or_task(name).get_dataset(sequence_length=lengths, **settings)
   examples = dataset.take(count).as_numpy_iterator()
-  return [(e.get("inputs", np.zeros(0)).tolist(), e["targets"].tolist()) for e in examples]
+  return [
+    (e["inputs"].tolist() if "inputs" in lengths else [], e["targets"].tolist()) for e in examples
+  ]
 
 
 def content(store):
@@ -185,3 +202,185 @@ def test_a_store_is_the_same_made_twice_or_made_longer_or_mended(add_task, make)
   assert content(make(40, "three")) == content(at_once)
   (at_once.directory / "windows" / "000001.safetensors").unlink()
   assert content(make(40, "one")) == content(make(40, "two"))
+
+
+def converted(converter, examples, lengths):
+  """What a converter makes of the examples of one row."""
+  import tensorflow as tf
+
+  names = list(examples[0])
+  dataset = tf.data.Dataset.from_generator(
+    lambda: iter(examples),
+    output_signature={name: tf.TensorSpec([None], tf.int32, name) for name in names},
+  )
+  [row] = converter(dataset, lengths).as_numpy_iterator()
+  return row
+
+
+def assert_same(features, rows):
+  for name in rows[0]:
+    theirs = np.stack([row[name] for row in rows])
+    np.testing.assert_array_equal(features[name], theirs, err_msg=name)
+
+
+def apart(example):
+  """Inputs and targets of an example of a decoder's row."""
+  return {
+    "inputs": example.targets[1 : example.prefix].astype(np.int32),
+    "targets": example.targets[example.prefix :].astype(np.int32),
+  }
+
+
+def test_batches_of_an_encoder_decoder_equal_those_of_seqios_converter(seqio, add_task, make):
+  add_task()
+  store = make(lengths={"inputs": 200, "targets": 40})
+  rows = [store.row(r) for r in range(4)]
+  assert max(map(len, rows)) > 1
+  theirs = [
+    converted(
+      seqio.EncDecFeatureConverter(pack=True),
+      [{k: getattr(e, k).astype(np.int32) for k in ("inputs", "targets")} for e in row],
+      store.lengths,
+    )
+    for row in rows
+  ]
+  assert len(theirs[0]) == 8
+  assert_same(make_features(rows, store.layout, store.lengths), theirs)
+
+
+@pytest.mark.parametrize("loss_on", ["targets", "everything"])
+def test_batches_of_a_prefix_lm_equal_those_of_seqios_converter(seqio, add_task, make, loss_on):
+  add_task()
+  lengths = {"inputs": 90, "targets": 40}
+  store = make(layout="decoder", loss_on=loss_on, lengths=lengths)
+  rows = [store.row(r) for r in range(4)]
+  assert max(map(len, rows)) > 1
+  converter = seqio.PrefixLMFeatureConverter(pack=True, loss_on_targets_only=loss_on == "targets")
+  theirs = [converted(converter, list(map(apart, row)), lengths) for row in rows]
+  assert "decoder_causal_attention" in theirs[0]
+  features = make_features(rows, store.layout, store.lengths, bidirectional_inputs=True)
+  assert_same(features, theirs)
+
+
+def test_batches_of_targets_alone_equal_those_of_seqios_converter(seqio, add_task, make):
+  add_task(
+    "plain_text",
+    preprocessors=[lines, seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+    output_features={"targets": feature()},
+  )
+  store = make(mixture="plain_text", layout="decoder")
+  rows = [store.row(r) for r in range(4)]
+  theirs = [
+    converted(
+      seqio.LMFeatureConverter(pack=True),
+      [{"targets": e.targets[1:].astype(np.int32)} for e in row],
+      {"targets": sum(LENGTHS.values())},
+    )
+    for row in rows
+  ]
+  assert_same(make_features(rows, store.layout, store.lengths), theirs)
+  examples = sorted((e for r in range(store.rows) for e in store.row(r)), key=lambda e: e.example)
+  found = [e.targets[1:].tolist() for e in examples]
+  assert found == [
+    targets for _, targets in yielded("plain_text", len(found), {"targets": LENGTHS["targets"]})
+  ]
+
+
+def test_our_own_mixture_is_the_same_through_seqio(seqio, own_dataset, make, tmp_path):
+  lengths = {"inputs": 200, "targets": 50}
+  store = make(40, mixture=own_dataset, lengths=lengths, seed=6)
+  [name, *_] = register_seqio(
+    own_dataset, VOCABULARY, PlainFormat(), data_dir=tmp_path / "data", seed=6, prefix="seen_"
+  )
+  examples = [e for r in range(store.rows) for e in store.row(r)]
+  size, passes = store.tasks[0].examples, 1 + max(e.epoch for e in examples)
+  assert passes > 2
+  theirs = yielded(name, size * passes, lengths, shuffle=False)
+  for e in examples:
+    assert (e.inputs.tolist(), e.targets.tolist()) == theirs[e.epoch * size + e.example]
+
+
+def test_a_task_of_the_t5_library_is_found_by_name(seqio, make, monkeypatch):
+  pytest.importorskip("t5")
+  import tensorflow_datasets as tfds
+
+  with tfds.testing.mock_data(num_examples=20):
+    import t5.data.tasks  # noqa: F401
+
+    task = seqio.TaskRegistry.get("glue_cola_v002")
+    features = {name: feature() for name in task.output_features}
+    monkeypatch.setattr(task, "_output_features", features)
+    # The mock has no metadata of the dataset, and without SeqIO would not read it.
+    train = tfds.core.SplitInfo(name="train", shard_lengths=[20], num_bytes=0)
+    task.source.tfds_dataset.builder.info.set_splits(tfds.core.SplitDict([train]))
+    store = make(10, mixture="glue_cola_v002", lengths={"inputs": 300, "targets": 32})
+    found = stored(store)
+    assert found == yielded("glue_cola_v002", len(found), {"inputs": 300, "targets": 32})
+  assert VOCABULARY.decode(found[0][0]).startswith("cola sentence: ")
+  assert "glue/cola" in json.dumps(describe_of(store))
+
+
+def describe_of(store):
+  return json.loads((store.directory / "store.json").read_text())["tasks"]
+
+
+def write_cache(task, folder, rows):
+  """What SeqIO's cache job leaves of a task: examples before the placeholder, statistics, a mark."""
+  import seqio
+  import tensorflow as tf
+
+  folder = folder / seqio.get_task_dir_from_name(task.name)
+  folder.mkdir(parents=True)
+  examples = list(task.preprocess_precache(rows, seed=0).as_numpy_iterator())
+  for shard in range(2):
+    with tf.io.TFRecordWriter(str(folder / f"train.tfrecord-{shard:05}-of-00002")) as writer:
+      for example in examples[shard::2]:
+        writer.write(seqio.dict_to_tfexample(example).SerializeToString())
+  features = {
+    name: {
+      "shape": [None] if np.ndim(value) else [],
+      "dtype": "int32" if np.ndim(value) else "string",
+    }
+    for name, value in examples[0].items()
+  }
+  info = {"num_shards": 2, "features": features, "seqio_version": seqio.__version__}
+  (folder / "info.train.json").write_text(json.dumps(info))
+  (folder / "stats.train.json").write_text(json.dumps({"examples": len(examples)}))
+  (folder / "COMPLETED").touch()
+
+
+def test_a_cached_task_is_read_from_seqios_cache(seqio, add_task, make, tmp_path, monkeypatch):
+  monkeypatch.setattr(seqio.utils, "_GLOBAL_CACHE_DIRECTORIES", [])
+  task = add_task()
+  with pytest.raises(ConfigError, match="'asked' is not cached in .*cache"):
+    make(seqio_cache=(str(tmp_path / "cache"),))
+  write_cache(task, tmp_path / "cache", task.source.get_dataset("train", shuffle=False))
+  (tmp_path / "asked.train.tsv").unlink()
+  store = make(seqio_cache=(str(tmp_path / "cache"),), shuffle=False)
+  found = stored(store)
+  assert found == yielded("asked", len(found), shuffle=False, use_cached=True)
+  assert store.tasks[0].examples == len(QUESTIONS)
+  add_task("uncached", preprocessors=[lines, seqio.preprocessors.tokenize])
+  with pytest.raises(ConfigError, match="'uncached' cannot be cached"):
+    make(mixture="uncached", seqio_cache=(str(tmp_path / "cache"),))
+
+
+def test_vocabularies_of_seqio_are_ours(seqio, tmp_path):
+  model = Path(seqio.__file__).parent / "test_data/sentencepiece/sentencepiece.model"
+  texts = ["hello world", "<extra_id_0> is <extra_id_1>", "Größe ∑ 3", ""]
+  for theirs in (
+    seqio.SentencePieceVocabulary(str(model), extra_ids=10),
+    seqio.SentencePieceVocabulary(str(model)),
+    seqio.ByteVocabulary(5),
+  ):
+    ours = our_vocabulary(theirs)
+    assert (ours.size, ours.eos_id, ours.pad_id) == (theirs.vocab_size, theirs.eos_id, 0)
+    for text in texts:
+      assert ours.encode(text) == theirs.encode(text)
+  assert our_vocabulary(seqio.PassThroughVocabulary(10)) is None
+  reversed_ids = seqio.SentencePieceVocabulary(str(model), extra_ids=10, reverse_extra_ids=False)
+  assert our_vocabulary(reversed_ids) is None
+  assert (
+    SentencePieceVocabulary(model, 10).fingerprint
+    == our_vocabulary(seqio.SentencePieceVocabulary(str(model), extra_ids=10)).fingerprint
+  )
