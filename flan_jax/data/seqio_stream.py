@@ -58,11 +58,29 @@ def find(name: str) -> Provider:
   with contextlib.suppress(RuntimeError):  # once TensorFlow has begun to compute
     tf.config.set_visible_devices([], "GPU")  # they are the trainer's
   if name not in _registered():
-    _register_t5()
+    register_t5()
   if name not in _registered():
     hint = "Your own are known once their module is imported: --module my_tasks.py."
     raise UnknownName("mixture or SeqIO task", name, {*known_names(), *_registered()}, hint)
   return seqio.get_mixture_or_task(name)
+
+
+@functools.cache
+def register_t5() -> None:
+  """Registers the T5 library's own tasks and mixtures with SeqIO, where it is installed.
+
+  Raises:
+    ConfigError: that fails, for a user's task of the same name for instance.
+  """
+  if importlib.util.find_spec("t5") is None:
+    return
+  try:
+    importlib.import_module("t5.data.tasks")
+    importlib.import_module("t5.data.mixtures")
+  except Exception as error:
+    raise ConfigError(
+      f"the T5 library's tasks cannot be registered: {type(error).__name__}: {error}"
+    ) from error
 
 
 def task_vocabulary(name: str) -> Vocabulary:
@@ -221,20 +239,6 @@ def _registered() -> set[str]:
   import seqio
 
   return {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
-
-
-@functools.cache
-def _register_t5() -> None:
-  """The T5 library's own tasks and mixtures, where it is installed."""
-  if importlib.util.find_spec("t5") is None:
-    return
-  try:
-    importlib.import_module("t5.data.tasks")
-    importlib.import_module("t5.data.mixtures")
-  except Exception as error:
-    raise ConfigError(
-      f"the T5 library's tasks cannot be registered: {type(error).__name__}: {error}"
-    ) from error
 
 
 def _tasks(provider: Provider, split: str) -> "list[seqio.Task]":

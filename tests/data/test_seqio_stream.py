@@ -8,12 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flan_jax.data import get_mixture, library, register_seqio, register_templates
+from flan_jax.data import (
+  dataset_spec,
+  get_mixture,
+  library,
+  load_records,
+  register_seqio,
+  register_templates,
+)
 from flan_jax.data.batches import make_features
+from flan_jax.data.draws import DrawStream
 from flan_jax.data.prepare import prepare
 from flan_jax.data.seqio_vocabularies import our_vocabulary
 from flan_jax.data.store import StoreConfig
-from flan_jax.errors import ConfigError, FlanJaxError, RecordError, UnknownName, VocabularyError
+from flan_jax.errors import ConfigError, RecordError, UnknownName, VocabularyError
 from flan_jax.vocabularies import ByteVocabulary, PlainFormat, SentencePieceVocabulary
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -21,27 +29,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 VOCABULARY = ByteVocabulary()
 LENGTHS = {"inputs": 48, "targets": 16}
 QUESTIONS = [f"what is {i} and {i + 1}? {'please ' * (i % 4)}" for i in range(30)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def seqio():
-  return pytest.importorskip("seqio")
-
-
-@pytest.fixture(autouse=True)
-def own_registries(seqio):
-  """What a test registers is forgotten after it."""
-  kept = [(registry, set(registry.names())) for registry in registries()]
-  yield
-  for registry, names in kept:
-    for name in set(registry.names()) - names:
-      registry.remove(name)
-
-
-def registries():
-  import seqio
-
-  return seqio.TaskRegistry, seqio.MixtureRegistry
 
 
 def feature(vocabulary=None, **settings):
@@ -384,3 +371,101 @@ def test_vocabularies_of_seqio_are_ours(seqio, tmp_path):
     SentencePieceVocabulary(model, 10).fingerprint
     == our_vocabulary(seqio.SentencePieceVocabulary(str(model), extra_ids=10)).fingerprint
   )
+
+
+def without(name):
+  """A preprocessor that takes a feature away."""
+  return lambda dataset: dataset.map(lambda e: {k: v for k, v in e.items() if k != name})
+
+
+def test_what_cannot_be_trained_on_is_told_in_one_sentence(seqio, add_task, make):
+  import tensorflow as tf
+
+  tokenize, model = seqio.preprocessors.tokenize, "test_data/sentencepiece/sentencepiece.model"
+  add_task("no_inputs", output_features={"targets": feature()})
+  with pytest.raises(
+    ConfigError, match="'no_inputs' has no feature 'inputs', only targets: a task"
+  ):
+    make(mixture="no_inputs")
+  add_task("no_targets", output_features={"inputs": feature(), "labels": feature()})
+  with pytest.raises(
+    ConfigError, match="'no_targets' has no feature 'targets', only inputs, labels"
+  ):
+    make(mixture="no_targets", layout="decoder")
+  add_task("floats", output_features={"inputs": feature(dtype=tf.float32), "targets": feature()})
+  with pytest.raises(ConfigError, match="feature 'inputs' is float32 of rank 1"):
+    make(mixture="floats")
+  add_task("grid", output_features={"inputs": feature(), "targets": feature(rank=2)})
+  with pytest.raises(ConfigError, match="feature 'targets' is int32 of rank 2"):
+    make(mixture="grid")
+  words = seqio.SentencePieceVocabulary(str(Path(seqio.__file__).parent / model))
+  add_task("words", output_features={"inputs": feature(words), "targets": feature(words)})
+  with pytest.raises(
+    VocabularyError, match=r"'words' is written in another vocabulary \(sentencep"
+  ):
+    make(mixture="words")
+  many = seqio.PassThroughVocabulary(1000)
+  add_task("large", output_features={"inputs": feature(many), "targets": feature(many)})
+  with pytest.raises(VocabularyError, match="'large' has 1,000 ids, and the model's .* 259"):
+    make(mixture="large")
+  add_task("asked")
+  with pytest.raises(UnknownName, match="unknown split 'trian'. Did you mean 'train'?"):
+    make(split="trian")
+  with pytest.raises(ConfigError, match="few_shot=2 is for our own datasets"):
+    make(few_shot=2)
+  add_task("empty", [])
+  with pytest.raises(ConfigError, match="'empty' has no example in the split 'train'"):
+    make(mixture="empty")
+  drop = [lines, lambda dataset: dataset.filter(lambda e: False), tokenize]
+  add_task("dropped", preprocessors=drop)
+  seqio.MixtureRegistry.add("half_empty", ["asked", "dropped"], default_rate=1)
+  for name in ("dropped", "half_empty"):
+    with pytest.raises(ConfigError, match="'dropped' has no example in the split 'train'"):
+      make(mixture=name)
+  add_task("broken", preprocessors=[lines, tokenize, without("targets")])
+  with pytest.raises(RecordError, match="'broken' cannot be read: ValueError: .*targets"):
+    make(mixture="broken")
+
+
+def test_an_id_beyond_the_vocabulary_names_the_example(seqio, add_task, make):
+  small = seqio.PassThroughVocabulary(100)
+
+  def numbers(dataset):
+    return dataset.enumerate().map(lambda i, _: {"targets": [99, i + 250]})
+
+  add_task(
+    "ids", preprocessors=[numbers], output_features={"targets": feature(small, dtype="int64")}
+  )
+  with pytest.raises(VocabularyError, match="'ids': example 9 of the stream has the id 259"):
+    make(mixture="ids", layout="decoder", shuffle=False)
+
+
+def test_an_unknown_name_has_the_nearest_of_ours_and_of_seqios(add_task, make):
+  add_task("asked_politely")
+  with pytest.raises(UnknownName, match="SeqIO task 'asked_polite'. Did you mean 'asked_politely'"):
+    make(mixture="asked_polite")
+  with pytest.raises(UnknownName, match="SeqIO task 'mini_shrt'. Did you mean 'mini_short'"):
+    make(mixture="mini_shrt")
+
+
+def test_what_is_for_seqio_alone_is_refused_for_our_own_datasets(own_dataset, make, tmp_path):
+  with pytest.raises(ConfigError, match="seqio_cache is for SeqIO's tasks, and 'facts' is"):
+    make(mixture="facts", seqio_cache=(str(tmp_path),))
+
+
+def test_split_and_order_are_obeyed_for_our_own_datasets(own_dataset, make):
+  test = make(4, mixture="facts", split="test", lengths={"inputs": 200, "targets": 50})
+  assert test.tasks[0].examples == len(load_records(dataset_spec("facts"), home_of(test))["test"])
+  with pytest.raises(
+    ConfigError, match="facts is trained on and has no dev split; it has test, train"
+  ):
+    make(mixture="facts", split="dev")
+  straight = DrawStream(["facts"], [1.0], [9], seed=3, shuffle=False).draws(0, 20)
+  assert straight.example.tolist() == [i % 9 for i in range(20)]
+  settings = {"mixture": "facts", "lengths": {"inputs": 200, "targets": 50}}
+  stores = [make(4, shuffle=shuffle, **settings) for shuffle in (True, False)]
+  assert content(stores[0])["000000.safetensors"] != content(stores[1])["000000.safetensors"]
+
+
+def home_of(store):
+  return store.directory.parent.parent

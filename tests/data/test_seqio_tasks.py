@@ -28,16 +28,11 @@ FORMAT = PlainFormat()
 
 
 @pytest.fixture(autouse=True)
-def own_registries(monkeypatch):
+def own_registries(seqio, monkeypatch):
   """What a test registers, with us or with SeqIO, is forgotten after it."""
-  seqio = pytest.importorskip("seqio")
   library.import_library()
   monkeypatch.setattr(registry, "_mixtures", dict(registry._mixtures))
   monkeypatch.setattr(library, "_template_folders", [])
-  yield
-  for seqio_registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
-    for name in list(seqio_registry.names()):
-      seqio_registry.remove(name)
 
 
 @pytest.fixture
