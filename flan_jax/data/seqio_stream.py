@@ -60,8 +60,8 @@ def find(name: str) -> Provider:
   if name not in _registered():
     register_t5()
   if name not in _registered():
-    hint = "Your own are known once their module is imported: --module my_tasks.py."
-    raise UnknownName("mixture or SeqIO task", name, {*known_names(), *_registered()}, hint)
+    hint = "Your own, and your SeqIO tasks, are known once their module is imported: --module my_tasks.py."
+    raise UnknownName("mixture", name, {*known_names(), *_registered()}, hint)
   return seqio.get_mixture_or_task(name)
 
 

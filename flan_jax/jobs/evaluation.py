@@ -80,6 +80,12 @@ class EvaluationPlan:
     """
     if self.mixture not in known_names():
       user_modules.import_waiting()
+    if self.mixture not in known_names():
+      hint = (
+        "Models are judged on datasets of ours; a SeqIO task can be trained on only: name another "
+        "evaluation.mixture, or train without evaluation."
+      )
+      raise UnknownName("mixture to be judged on", self.mixture, known_names(), hint)
     mixture = get_mixture(self.mixture)
     trained, held_out = training_datasets(mixture), held_out_datasets(mixture)
     tasks = dict.fromkeys([*trained, *held_out], ()) if self.tasks is None else self.tasks

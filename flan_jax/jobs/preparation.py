@@ -6,6 +6,7 @@ This module must import neither: the process that it starts reads it first.
 import contextlib
 import ctypes
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -88,6 +89,7 @@ def _call(
   waiting: Sequence[str],
 ) -> tuple[Any, tuple[type[FlanJaxError], str] | None]:
   _end_with_parent()
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow tells at length how it was built
   try:
     for module in imported:
       user_modules.import_module(module)

@@ -442,9 +442,11 @@ def test_an_id_beyond_the_vocabulary_names_the_example(seqio, add_task, make):
 
 def test_an_unknown_name_has_the_nearest_of_ours_and_of_seqios(add_task, make):
   add_task("asked_politely")
-  with pytest.raises(UnknownName, match="SeqIO task 'asked_polite'. Did you mean 'asked_politely'"):
+  with pytest.raises(
+    UnknownName, match="unknown mixture 'asked_polite'. Did you mean 'asked_politely'"
+  ):
     make(mixture="asked_polite")
-  with pytest.raises(UnknownName, match="SeqIO task 'mini_shrt'. Did you mean 'mini_short'"):
+  with pytest.raises(UnknownName, match="unknown mixture 'mini_shrt'. Did you mean 'mini_short'"):
     make(mixture="mini_shrt")
 
 
