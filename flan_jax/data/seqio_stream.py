@@ -16,7 +16,7 @@ import importlib.util
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +40,7 @@ Provider = Any
 CLUSTER = "seqio"
 """What stands for the cluster of a SeqIO task in logs and tables."""
 
+_DIGESTED = 64 << 20  # bytes of a file that is read to tell whether it changed
 _TASK = "_task"  # beside inputs and targets: the number of the task that an example is of
 
 
@@ -108,9 +109,10 @@ def describe(config: StoreConfig) -> list[dict[str, Any]]:
 
   Its fingerprints are of what can be seen: names, rates, features and their vocabularies, the qualified
   names of preprocessors with their bound arguments, the version of SeqIO; of the source the TFDS
-  dataset's version, or names, sizes and times of files, or the function's name; of a cache its
-  statistics and files. What cannot be seen is the body of a preprocessor or of a source's function, and
-  data that such a function reads: after changing one, give the task another name.
+  dataset's version, or names and contents of files (of those beyond 64 MiB size and time), or the
+  function's name; of a cache its statistics and files. What cannot be seen is the body of a preprocessor
+  or of a source's function, and data that such a function reads: after changing one, give the task
+  another name.
 
   Raises:
     ConfigError, UnknownName, VocabularyError: the task does not suit the store.
@@ -437,12 +439,19 @@ def _cache(task: "seqio.Task", split: str) -> dict[str, Any]:
   return {"cached": dict(task.get_cached_stats(split)), "files": _files(files)}
 
 
-def _files(paths: Any) -> list[tuple[str, int, int]]:
-  """Name, size and time of files, wherever TensorFlow can read them."""
+def _files(paths: Iterable[Any]) -> list[tuple[str, int, str]]:
+  """Name, size and digest of files, wherever TensorFlow can read them; of large ones the time instead."""
   import tensorflow as tf
 
-  about = [(str(path), tf.io.gfile.stat(str(path))) for path in paths]
-  return [(path.rsplit("/", 1)[-1], stat.length, stat.mtime_nsec) for path, stat in about]
+  about = []
+  for path in map(str, paths):
+    stat = tf.io.gfile.stat(path)
+    identity = f"changed {stat.mtime_nsec}"
+    if stat.length <= _DIGESTED:
+      with tf.io.gfile.GFile(path, "rb") as file:
+        identity = hashlib.sha256(file.read()).hexdigest()
+    about.append((path.rsplit("/", 1)[-1], stat.length, identity))
+  return about
 
 
 def _vocabulary(vocabulary: Any) -> str:

@@ -191,6 +191,30 @@ def test_a_store_is_the_same_made_twice_or_made_longer_or_mended(add_task, make)
   assert content(make(40, "one")) == content(make(40, "two"))
 
 
+def test_a_store_is_another_once_the_task_can_be_seen_to_differ(seqio, add_task, make, tmp_path):
+  def fingerprint(rows=QUESTIONS, **settings):
+    if "asked" in seqio.TaskRegistry.names():
+      seqio.TaskRegistry.remove("asked")
+    add_task("asked", rows, **settings)
+    return make(2).fingerprint
+
+  def first_of(dataset, count):
+    return dataset.take(count)
+
+  steps = [lines, seqio.preprocessors.tokenize]
+  targets = {"inputs": feature(add_eos=False), "targets": feature()}
+  first = fingerprint()
+  assert fingerprint() == first
+  others = [
+    fingerprint(QUESTIONS[:-1]),
+    fingerprint(features=targets),
+    fingerprint(shuffle_buffer_size=10),
+    fingerprint(preprocessors=[*steps, seqio.preprocessors.append_eos]),
+    *(fingerprint(preprocessors=[*steps, functools.partial(first_of, count=n)]) for n in (3, 4)),
+  ]
+  assert len({first, *others}) == 7
+
+
 def converted(converter, examples, lengths):
   """What a converter makes of the examples of one row."""
   import tensorflow as tf
