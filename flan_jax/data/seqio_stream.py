@@ -175,8 +175,8 @@ class SeqioStream:
     self._at = start + count
     if len(taken) < count:
       raise ConfigError(
-        f"the SeqIO mixture {self._provider.name!r} ends after {start + len(taken):,} examples: one of its "
-        "tasks is empty, or it mixes by a `sample_fn` that stops."
+        f"the SeqIO task {self._provider.name!r} ends after {start + len(taken):,} examples, although asked to "
+        "go on without end: one of its preprocessors stops (`take`), or its mixture's `sample_fn`."
       )
     examples: list[Drawn] = []
     counts: dict[str, TaskCounts] = {}

@@ -198,8 +198,8 @@ def test_a_store_is_another_once_the_task_can_be_seen_to_differ(seqio, add_task,
     add_task("asked", rows, **settings)
     return make(2).fingerprint
 
-  def first_of(dataset, count):
-    return dataset.take(count)
+  def without_first(dataset, count):
+    return dataset.skip(count)
 
   steps = [lines, seqio.preprocessors.tokenize]
   targets = {"inputs": feature(add_eos=False), "targets": feature()}
@@ -210,7 +210,9 @@ def test_a_store_is_another_once_the_task_can_be_seen_to_differ(seqio, add_task,
     fingerprint(features=targets),
     fingerprint(shuffle_buffer_size=10),
     fingerprint(preprocessors=[*steps, seqio.preprocessors.append_eos]),
-    *(fingerprint(preprocessors=[*steps, functools.partial(first_of, count=n)]) for n in (3, 4)),
+    *(
+      fingerprint(preprocessors=[*steps, functools.partial(without_first, count=n)]) for n in (3, 4)
+    ),
   ]
   assert len({first, *others}) == 7
 
@@ -449,6 +451,14 @@ def test_what_cannot_be_trained_on_is_told_in_one_sentence(seqio, add_task, make
   add_task("broken", preprocessors=[lines, tokenize, without("targets")])
   with pytest.raises(RecordError, match="'broken' cannot be read: ValueError: .*targets"):
     make(mixture="broken")
+
+
+def test_a_stream_that_ends_is_told_with_its_length(add_task, make, seqio):
+  steps = [lines, lambda dataset: dataset.take(20), seqio.preprocessors.tokenize]
+  add_task("over", preprocessors=steps)
+  assert make(1, mixture="over").rows
+  with pytest.raises(ConfigError, match="'over' ends after 20 examples"):
+    make(200, mixture="over")
 
 
 def test_an_id_beyond_the_vocabulary_names_the_example(seqio, add_task, make):
