@@ -11,9 +11,8 @@ register_mixture("mine", {"mini_short": None, "faq": 2.0})
 ```
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flan_jax.data.library import dataset_files, dataset_spec, import_library
@@ -177,8 +176,34 @@ def held_out_datasets(mixture: Mixture | str) -> list[str]:
 def training_tasks(
   mixture: Mixture | str, data_dir: Path | str, split: str = "train"
 ) -> list[MixtureTask]:
-  """The datasets that are trained on, with their rates. Builds the records that are missing."""
-  return [task for task in mixture_tasks(mixture, data_dir, split) if not task.held_out]
+  """The datasets that are trained on, with their rates. Builds the records that are missing.
+
+  Args:
+    split: another one has the datasets that have such a split, at the rates that they are trained at.
+
+  Raises:
+    ConfigError: none of them has the split; see also `mixture_tasks`.
+  """
+  tasks = [task for task in mixture_tasks(mixture, data_dir) if not task.held_out]
+  if split == "train":
+    return tasks
+  sizes = {task.name: _size(task.name, split, data_dir) for task in tasks}
+  total = sum(task.rate for task in tasks if sizes[task.name])
+  if not total:
+    raise ConfigError(
+      f"no dataset of the mixture {_mixture(mixture).name!r} has a split {split!r}; they may have "
+      "train, validation and test."
+    )
+  return [
+    replace(
+      task,
+      available=sizes[task.name],
+      examples=min(sizes[task.name], task.examples),
+      share=task.rate / total,
+    )
+    for task in tasks
+    if sizes[task.name]
+  ]
 
 
 def held_out_tasks(mixture: Mixture | str, data_dir: Path | str) -> list[MixtureTask]:
@@ -186,28 +211,19 @@ def held_out_tasks(mixture: Mixture | str, data_dir: Path | str) -> list[Mixture
   return [task for task in mixture_tasks(mixture, data_dir) if task.held_out]
 
 
-def mixture_tasks(
-  mixture: Mixture | str, data_dir: Path | str, split: str = "train"
-) -> list[MixtureTask]:
+def mixture_tasks(mixture: Mixture | str, data_dir: Path | str) -> list[MixtureTask]:
   """Every dataset of a mixture, those held out last. Builds the records that are missing.
-
-  Args:
-    split: whose records are trained on.
 
   Raises:
     UnknownName: a member or a held-out cluster is unknown.
-    ConfigError: nothing is left to train on, a dataset that is trained on lacks the split, or the shares
-      that are fixed leave nothing.
+    ConfigError: nothing is left to train on, or the shares that are fixed leave nothing.
   """
   mixture = _mixture(mixture)
   held = dict(_clusters_held_out(mixture))
-  splits = {name: _split_sizes(name, data_dir) for name in held}
-  for name, known in splits.items():
-    if not held[name] and not known.get(split):
-      raise ConfigError(
-        f"{name} is trained on and has no {split} split; it has {', '.join(sorted(known))}."
-      )
-  sizes = {name: known.get(split, 0) for name, known in splits.items()}
+  sizes = {name: _size(name, "train", data_dir) for name in held}
+  for name, size in sizes.items():
+    if not held[name] and not size:
+      raise ConfigError(f"{name} is trained on and has no train split.")
   leaves = _rates(mixture, sizes, {name for name, held_out in held.items() if not held_out})
   total = sum(leaf.rate for leaf in leaves.values())
   if not total > 0:
@@ -395,11 +411,10 @@ def _names(names: Iterable[str], setting: str) -> tuple[str, ...]:
   return tuple(names)
 
 
-def _split_sizes(name: str, data_dir: Path | str) -> Counter[str]:
-  """The records of each split of a dataset, or of all the datasets of a text."""
+def _size(name: str, split: str, data_dir: Path | str) -> int:
   text = registered_texts().get(name)
   specs = [dataset_spec(dataset) for dataset in (text.datasets if text else (name,))]
-  return sum((Counter(load_records(spec, data_dir).counts.kept) for spec in specs), Counter())
+  return sum(load_records(spec, data_dir).counts.kept.get(split, 0) for spec in specs)
 
 
 def _cluster(name: str) -> str:

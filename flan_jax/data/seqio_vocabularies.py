@@ -1,8 +1,6 @@
 """SeqIO's vocabularies as ours, and ours as SeqIO sees them. Using it imports SeqIO and TensorFlow."""
 
 import functools
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,10 +37,7 @@ def our_vocabulary(theirs: "seqio.Vocabulary") -> Vocabulary | None:
       model = stream.read()
   except tf.errors.OpError as error:
     raise VocabularyError(f"{file} cannot be read: {error.message}.") from error
-  with tempfile.TemporaryDirectory() as folder:
-    path = Path(folder) / Path(file).name
-    path.write_bytes(model)
-    return SentencePieceVocabulary(path, theirs.extra_ids)
+  return SentencePieceVocabulary(model, theirs.extra_ids)
 
 
 def check_vocabulary(theirs: "seqio.Vocabulary", vocabulary: Vocabulary, what: str) -> None:

@@ -59,7 +59,7 @@ class StoreConfig:
     few_shot: exemplars before each query.
     window: draws that are packed together; rows never mix windows.
     loss_on: "targets", or "everything" for a decoder that is to learn the prompts too.
-    split: whose examples are trained on.
+    split: whose examples are trained on; datasets of a mixture that lack it are left out.
     shuffle: draw the examples of a dataset in a new order each pass.
     seqio_cache: folders in which SeqIO's cache job has left its tasks; they are then read from there.
   """

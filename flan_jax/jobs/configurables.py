@@ -1,4 +1,4 @@
-"""The names that gin files can bind: four jobs and the few parts that they are put together from.
+"""The names that gin files can bind: the jobs and the few parts that they are put together from.
 
 Below these, everything is explicit dataclasses and arguments.
 """
@@ -16,14 +16,20 @@ from flan_jax.jobs.evaluate import evaluate
 from flan_jax.jobs.evaluation import EvaluationPlan
 from flan_jax.jobs.infer import infer
 from flan_jax.jobs.launch import configurable
-from flan_jax.jobs.models import pretrained, scratch, tuned
+from flan_jax.jobs.models import grown, pretrained, scratch, tuned
 from flan_jax.jobs.preparation import seqio_vocabulary
 from flan_jax.jobs.prepare import prepare
 from flan_jax.jobs.train import Optimizer, train
+from flan_jax.jobs.train_vocabulary import train_vocabulary
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig
 from flan_jax.training import optimizers, schedules
 from flan_jax.training.partitioning import MeshConfig
-from flan_jax.vocabularies import ByteVocabulary, SentencePieceVocabulary, Vocabulary
+from flan_jax.vocabularies import (
+  ByteVocabulary,
+  SentencePieceVocabulary,
+  Vocabulary,
+  load_vocabulary,
+)
 
 
 def pretrained_vocabulary(source: str) -> Vocabulary:
@@ -31,6 +37,11 @@ def pretrained_vocabulary(source: str) -> Vocabulary:
   from flan_jax.checkpoints.pretrained import load_pretrained
 
   return load_pretrained(source, cache_dir=data_home()).vocabulary
+
+
+def saved_vocabulary(directory: str) -> Vocabulary:
+  """The vocabulary in a folder: what `train_vocabulary` made, or what a run or a store was saved with."""
+  return load_vocabulary(directory)
 
 
 def _made(cls: type) -> Callable[..., Any]:
@@ -57,9 +68,17 @@ def _optimizer(make: Callable[..., optax.GradientTransformation]) -> Callable[..
   return build
 
 
-for job in (train, evaluate, prepare, infer):
+for job in (train, evaluate, prepare, infer, train_vocabulary):
   configurable(job, job=True, phased=job in (train, prepare))
-for source in (scratch, pretrained, tuned, pretrained_vocabulary, seqio_vocabulary):
+for source in (
+  scratch,
+  pretrained,
+  tuned,
+  grown,
+  pretrained_vocabulary,
+  saved_vocabulary,
+  seqio_vocabulary,
+):
   configurable(source)
 for name, cls in {
   "decoder": DecoderConfig,

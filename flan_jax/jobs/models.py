@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -14,7 +15,14 @@ from flan_jax.data.atomic import write_whole
 from flan_jax.data.home import data_home
 from flan_jax.errors import CheckpointError, ConfigError, VocabularyError
 from flan_jax.jobs.processes import is_first
-from flan_jax.models import DecoderConfig, EncoderDecoderConfig, LanguageModel, build_model
+from flan_jax.models import (
+  DecoderConfig,
+  EncoderDecoderConfig,
+  InitialRow,
+  LanguageModel,
+  build_model,
+  grow_embeddings,
+)
 from flan_jax.training.partitioning import Layout, param_shardings
 from flan_jax.vocabularies import (
   ChatFormat,
@@ -29,6 +37,7 @@ PyTree = Any
 
 _CONFIGS: dict[str, Any] = {"decoder": DecoderConfig, "encoder_decoder": EncoderDecoderConfig}
 _DESCRIPTION = "model.json"
+_TABLE_UNIT = 128
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class ModelSource:
     if words > rows:
       raise VocabularyError(
         f"the vocabulary has {words:,} ids, and the model's embedding only {rows:,} rows; "
-        f"set vocab_size to {words} or more."
+        f"set {self.model.layout}.vocab_size to {words} or more."
       )
 
   def written_in(self, name: str | None) -> Format:
@@ -96,6 +105,58 @@ def pretrained(
 
   return ModelSource(
     source.partition("#")[0], model, found.vocabulary, load, f"{source} {param_dtype}"
+  )
+
+
+def grown(
+  model: ModelSource,
+  tokens: Mapping[str, str | None],
+  initial: Literal["mean", "normal"] = "mean",
+) -> ModelSource:
+  """A model with new control tokens after the last one of its vocabulary.
+
+  A published table with spare rows keeps its length where they suffice. One that has to grow stays a
+  multiple of what it was a multiple of, up to 128, so that it is cut over a mesh as before.
+
+  Args:
+    tokens: each new token -> words whose rows its own begins as the mean of, such as
+      {"<care>": "care kindness"}; None: as `initial` says.
+    initial: "mean" of all rows, or "normal": drawn with their mean and spread.
+
+  Raises:
+    VocabularyError: the vocabulary has a token already, or it is none.
+  """
+  if not tokens:
+    raise ConfigError("grown.tokens names no token; write grown.tokens={'<name>': None}.")
+  vocabulary, known = model.vocabulary.grown(tuple(tokens)), model.vocabulary.size
+  rows: dict[int, InitialRow] = {}
+  for row, (token, words) in enumerate(tokens.items(), start=known):
+    rows[row] = initial if words is None else model.vocabulary.encode(words)
+    if not rows[row]:
+      raise ConfigError(f"grown.tokens gives {token!r} no words: write some, or None.")
+  before = model.model.config.vocab_size
+  unit = math.gcd(before, _TABLE_UNIT)
+  size = max(before, -(-vocabulary.size // unit) * unit)
+  larger = build_model(dataclasses.replace(model.model.config, vocab_size=size))
+
+  def load(layout: Layout, key: jax.Array) -> PyTree:
+    params = model.load(_layout_for(layout, before), key)
+    tables = {name: params[name] for name in ("embed", "unembed") if name in params}
+    shardings = param_shardings(larger, layout)
+    grow = jax.jit(
+      lambda tables, key: grow_embeddings(tables, size, rows, known=known, key=key),
+      out_shardings={name: shardings[name] for name in tables},
+    )
+    with layout.active():
+      return {**params, **grow(tables, jax.random.fold_in(key, known))}
+
+  return dataclasses.replace(
+    model,
+    origin=f"{model.origin}, with {len(tokens)} new tokens",
+    model=larger,
+    vocabulary=vocabulary,
+    load=load,
+    fingerprint=f"{model.fingerprint} grown {json.dumps([dict(tokens), initial])}",
   )
 
 
@@ -188,3 +249,11 @@ def describe_model(source: ModelSource, format: Format, run_dir: Path) -> None:
     "format": format.as_dict(),
   }
   write_whole(run_dir / _DESCRIPTION, [json.dumps(about, indent=2), "\n"])
+
+
+def _layout_for(layout: Layout, rows: int) -> Layout:
+  """The layout with tables of so many rows whole on every device, where they cannot be cut."""
+  if rows % layout.shards("vocab") == 0:
+    return layout
+  rules = tuple((name, None if name == "vocab" else axes) for name, axes in layout.rules)
+  return dataclasses.replace(layout, rules=rules)

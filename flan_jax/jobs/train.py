@@ -13,7 +13,9 @@ import optax
 from flan_jax.checkpoints import Checkpoints
 from flan_jax.data.atomic import claimed, write_whole
 from flan_jax.data.batches import Batches
+from flan_jax.data.store import Store
 from flan_jax.errors import ConfigError
+from flan_jax.evaluation.html import write_curve
 from flan_jax.jobs.data import DataPlan
 from flan_jax.jobs.evaluate import judge_untuned
 from flan_jax.jobs.evaluation import EvaluationPlan
@@ -32,6 +34,7 @@ from flan_jax.training.partitioning import (
   rows_of_process,
 )
 from flan_jax.training.trainer import Trainer, TrainerConfig
+from flan_jax.training.validation import HeldOutLoss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +61,7 @@ def train(
   normalising_factor: float | None = None,
   checkpoint_every: int = 500,
   keep: int | None = 2,
+  validation_batches: int = 0,
   evaluation: EvaluationPlan | None = None,
   notes: tuple[str, ...] = (),
   seed: int = 0,
@@ -74,6 +78,8 @@ def train(
     accumulation: microbatches that a batch is cut into.
     normalising_factor: divides the loss in place of the sum of its weights.
     checkpoint_every, keep: steps between checkpoints, and how many are kept.
+    validation_batches: batches of the validation split whose loss is taken before the first step, with
+      every checkpoint and at the end; drawn by the same rates, from the datasets that have such a split.
     evaluation: judge the model zero-shot before and after; None: train only.
     notes: sentences for the report, such as what the untuned model may already have seen.
     seed: of fresh parameters and of dropout; the data has its own.
@@ -102,6 +108,11 @@ def train(
   with phases("prepare"):
     store = data.store(model, rows, judged)
   share = rows_of_process(batch_size, layout)
+
+  def batches(store: Store, first: int, stop: int) -> Batches:
+    both_ways = data.bidirectional_inputs
+    return Batches(store, batch_size, first, stop, data.normalise, share, both_ways)
+
   loss = SupervisedLoss(
     model.model,
     z_loss=z_loss,
@@ -109,6 +120,18 @@ def train(
     normalising_factor=normalising_factor,
     tasks=len(store.tasks),
   )
+  held_out = None
+  if validation_batches:
+    with phases("prepare validation"):
+      unseen_rows = validation_batches * batch_size
+      unseen = dataclasses.replace(data, split="validation").store(model, unseen_rows)
+    held_out = HeldOutLoss(
+      SupervisedLoss(model.model, tasks=len(unseen.tasks)),
+      lambda: batches(unseen, 0, unseen_rows),
+      batch_size,
+      layout,
+      [task.name for task in unseen.tasks],
+    )
   trainer = Trainer(
     config,
     model=model.model,
@@ -116,11 +139,10 @@ def train(
     tx=optimizer.transformation,
     schedule=optimizer.schedule,
     layout=layout,
-    batches=lambda row: Batches(
-      store, batch_size, row, rows, data.normalise, share, data.bidirectional_inputs
-    ),
+    batches=lambda row: batches(store, row, rows),
     directory=run,
     load=model.load,
+    held_out=held_out,
     tasks=[(task.name, task.cluster) for task in store.tasks],
     fingerprints={
       "store": store.fingerprint,
@@ -148,8 +170,12 @@ def train(
     with phases("train"):
       result = trainer.run()
     _save_config(run)
-    if evaluation is None or result.terminated:
-      return not result.terminated
+    if result.terminated:
+      return False
+    if evaluation is None:
+      if is_first():
+        write_curve(run / "report.html", title=run.name, run_dir=run)
+      return True
     with phases("evaluate after"):
       step = int(result.state.step)
       after = evaluation.run(
