@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from flan_jax.errors import FlanJaxError
-from flan_jax.jobs.user_modules import import_module
+from flan_jax.jobs import user_modules
 
 JOBS = {
   "train": "tune a model on a mixture; the same command again goes on where it was",
@@ -35,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger(library).setLevel(logging.CRITICAL)
   try:
     for module in options.module:
-      import_module(module)
+      if options.command in JOBS:
+        user_modules.register(module)
+      else:
+        user_modules.import_module(module)
     if options.command in JOBS:
       from flan_jax.jobs.launch import launch
       from flan_jax.jobs.processes import join
@@ -138,7 +141,7 @@ def _command(commands, name: str, text: str) -> argparse.ArgumentParser:
     action="append",
     default=[],
     metavar="NAME",
-    help="a module of yours that registers datasets or mixtures",
+    help="a module of yours that registers datasets, mixtures or SeqIO tasks",
   )
   return parser
 

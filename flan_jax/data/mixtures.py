@@ -73,7 +73,7 @@ class MixtureTask:
     name: of the dataset or text.
     cluster: its task cluster; "raw_text".
     held_out: kept out of training; its rate and share are then 0.
-    available: records in its training split; of a text, those of its datasets.
+    available: records in the split that is trained on; of a text, those of its datasets.
     examples: how many of them training uses: the first ones of the split, whose order is hashed.
     cap: examples beyond it did not raise the rate.
     rate: how often it is drawn, against the other rates.
@@ -142,16 +142,15 @@ def get_mixture(name: str) -> Mixture:
   Raises:
     UnknownName: there is neither.
   """
-  if name not in _mixtures:
-    import_library()
-  if name in _mixtures:
-    return _mixtures[name]
-  members = {*dataset_files(), *registered_texts()}
-  if name in members:
-    return Mixture(name, {name: None})
-  raise UnknownName(
-    "mixture", name, [*_mixtures, *members], "A user's own are known once their module is imported."
-  )
+  if name not in known_names():
+    hint = "A user's own are known once their module is imported."
+    raise UnknownName("mixture", name, known_names(), hint)
+  return _mixtures[name] if name in _mixtures else Mixture(name, {name: None})
+
+
+def known_names() -> list[str]:
+  """Everything that `get_mixture` takes: mixtures, datasets, texts."""
+  return sorted({*mixture_names(), *dataset_files(), *registered_texts()})
 
 
 def mixture_names() -> list[str]:

@@ -17,6 +17,7 @@ from flan_jax.jobs.evaluation import EvaluationPlan
 from flan_jax.jobs.infer import infer
 from flan_jax.jobs.launch import configurable
 from flan_jax.jobs.models import grown, pretrained, scratch, tuned
+from flan_jax.jobs.preparation import seqio_vocabulary
 from flan_jax.jobs.prepare import prepare
 from flan_jax.jobs.train import Optimizer, train
 from flan_jax.jobs.train_vocabulary import train_vocabulary, trained_vocabulary
@@ -77,6 +78,7 @@ for source in (
   pretrained_vocabulary,
   saved_vocabulary,
   trained_vocabulary,
+  seqio_vocabulary,
 ):
   configurable(source)
 for name, cls in {

@@ -174,6 +174,7 @@ def tuned(run_dir: str, step: int | None = None, remat: str | None = None) -> Mo
       f"{path} is damaged ({error}): delete it, and the run's own command writes it again."
     ) from error
   model = build_model(config if remat is None else dataclasses.replace(config, remat=remat))
+  model = dataclasses.replace(model, bidirectional_inputs=about.get("bidirectional_inputs", False))
   checkpoints = Checkpoints(Path(run_dir) / "checkpoints")
   if not checkpoints.steps():
     raise CheckpointError(f"{run_dir} holds no complete checkpoint yet.")
@@ -225,8 +226,13 @@ def continued(source: ModelSource, run_dir: Path) -> ModelSource:
     raise CheckpointError(
       f"this phase cannot go on from {run_dir}: {'; '.join(differences)}. Give both phases one model."
     )
+  both_ways = before.model.bidirectional_inputs
   return dataclasses.replace(
-    source, origin=before.origin, load=before.load, fingerprint=before.fingerprint
+    source,
+    model=dataclasses.replace(source.model, bidirectional_inputs=both_ways),
+    origin=before.origin,
+    load=before.load,
+    fingerprint=before.fingerprint,
   )
 
 
@@ -239,6 +245,7 @@ def describe_model(source: ModelSource, format: Format, run_dir: Path) -> None:
     "origin": source.origin,
     "layout": source.model.layout,
     "config": dataclasses.asdict(source.model.config),
+    "bidirectional_inputs": source.model.bidirectional_inputs,
     "format": format.as_dict(),
   }
   write_whole(run_dir / _DESCRIPTION, [json.dumps(about, indent=2), "\n"])

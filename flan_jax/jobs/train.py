@@ -96,6 +96,7 @@ def train(
       print(f"phase {phase.name}: {run}", file=sys.stderr)
   if phase.before:
     model = continued(model, run.parent / phase.before)
+  tuned = data.read_by(model)
   layout = make_layout(model.model, make_mesh(mesh), axis_rules)
   if is_first():
     sys.stderr.writelines(f"{fallback}\n" for fallback in layout.fallbacks)
@@ -109,7 +110,8 @@ def train(
   share = rows_of_process(batch_size, layout)
 
   def batches(store: Store, first: int, stop: int) -> Batches:
-    return Batches(store, batch_size, first, stop, data.normalise, share)
+    both_ways = data.bidirectional_inputs
+    return Batches(store, batch_size, first, stop, data.normalise, share, both_ways)
 
   loss = SupervisedLoss(
     model.model,
@@ -159,7 +161,7 @@ def train(
   if changed and is_first():
     print("this run was begun with other settings:", *changed, sep="\n  ", file=sys.stderr)
   with claimed(run) if is_first() else contextlib.nullcontext():
-    describe_model(model, written, run)
+    describe_model(tuned, written, run)
     _save_config(run)
     before = {}
     if evaluation is not None:
@@ -177,7 +179,7 @@ def train(
     with phases("evaluate after"):
       step = int(result.state.step)
       after = evaluation.run(
-        model,
+        tuned,
         result.state.params,
         layout,
         written,
