@@ -16,7 +16,7 @@ from flan_jax.jobs.evaluate import evaluate
 from flan_jax.jobs.evaluation import EvaluationPlan
 from flan_jax.jobs.infer import infer
 from flan_jax.jobs.launch import configurable
-from flan_jax.jobs.models import grown, pretrained, scratch, tuned
+from flan_jax.jobs.models import grown, lora, pretrained, scratch, tuned
 from flan_jax.jobs.prepare import prepare
 from flan_jax.jobs.train import Optimizer, train
 from flan_jax.jobs.train_vocabulary import train_vocabulary
@@ -69,7 +69,7 @@ def _optimizer(make: Callable[..., optax.GradientTransformation]) -> Callable[..
 
 for job in (train, evaluate, prepare, infer, train_vocabulary):
   configurable(job, job=True, phased=job in (train, prepare))
-for source in (scratch, pretrained, tuned, grown, pretrained_vocabulary, saved_vocabulary):
+for source in (scratch, pretrained, tuned, grown, lora, pretrained_vocabulary, saved_vocabulary):
   configurable(source)
 for name, cls in {
   "decoder": DecoderConfig,

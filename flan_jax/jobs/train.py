@@ -8,6 +8,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import jax
 import optax
 
 from flan_jax.checkpoints import Checkpoints
@@ -20,10 +21,11 @@ from flan_jax.jobs.data import DataPlan
 from flan_jax.jobs.evaluate import judge_untuned
 from flan_jax.jobs.evaluation import EvaluationPlan
 from flan_jax.jobs.launch import changed_settings, current_phase, operative_config
-from flan_jax.jobs.models import ModelSource, continued, describe_model
+from flan_jax.jobs.models import ModelSource, continued, describe_model, merged
 from flan_jax.jobs.processes import is_first
 from flan_jax.jobs.report import Phases, environment, write_report
-from flan_jax.training.losses import SupervisedLoss
+from flan_jax.training.lora import AdaptedLoss
+from flan_jax.training.losses import Loss, SupervisedLoss
 from flan_jax.training.partitioning import (
   DEFAULT_RULES,
   MeshConfig,
@@ -97,8 +99,14 @@ def train(
   if phase.before:
     model = continued(model, run.parent / phase.before)
   layout = make_layout(model.model, make_mesh(mesh), axis_rules)
+  if (lora := model.lora) and model.reopened_by is None:
+    raise ConfigError(
+      f"adapters are saved alone, and {model.origin} cannot be opened again: choose @pretrained(), or "
+      "@tuned() for the result of an earlier run."
+    )
   if is_first():
-    sys.stderr.writelines(f"{fallback}\n" for fallback in layout.fallbacks)
+    told = [*layout.fallbacks, *([lora.summary()] if lora else [])]
+    sys.stderr.writelines(f"{line}\n" for line in told)
   config = TrainerConfig(steps, batch_size, accumulation, checkpoint_every, keep, seed)
   check_batch(batch_size, accumulation, layout)
   written = data.encoder(model).format
@@ -110,6 +118,9 @@ def train(
 
   def batches(store: Store, first: int, stop: int) -> Batches:
     return Batches(store, batch_size, first, stop, data.normalise, share)
+
+  def trained(loss: Loss) -> Loss:
+    return AdaptedLoss(loss, lora) if lora else loss
 
   loss = SupervisedLoss(
     model.model,
@@ -124,7 +135,7 @@ def train(
       unseen_rows = validation_batches * batch_size
       unseen = dataclasses.replace(data, split="validation").store(model, unseen_rows)
     held_out = HeldOutLoss(
-      SupervisedLoss(model.model, tasks=len(unseen.tasks)),
+      trained(SupervisedLoss(model.model, tasks=len(unseen.tasks))),
       lambda: batches(unseen, 0, unseen_rows),
       batch_size,
       layout,
@@ -132,20 +143,21 @@ def train(
     )
   trainer = Trainer(
     config,
-    model=model.model,
-    loss=loss,
+    model=lora or model.model,
+    loss=trained(loss),
     tx=optimizer.transformation,
     schedule=optimizer.schedule,
     layout=layout,
     batches=lambda row: batches(store, row, rows),
     directory=run,
-    load=model.load,
+    load=None if lora else model.load,
     held_out=held_out,
     tasks=[(task.name, task.cluster) for task in store.tasks],
     fingerprints={
       "store": store.fingerprint,
       "tokenizer": model.vocabulary.fingerprint,
       "model": model.fingerprint,
+      **({"LoRA scale": str(lora.config.scale)} if lora else {}),
     },
     meta={
       "mixture": data.mixture,
@@ -166,7 +178,8 @@ def train(
       with phases("evaluate before"):
         before = judge_untuned(evaluation, model, written, layout, run)
     with phases("train"):
-      result = trainer.run()
+      base = model.load(layout, jax.random.key(seed)) if lora else None
+      result = trainer.run(frozen=base)
     _save_config(run)
     if result.terminated:
       return False
@@ -175,10 +188,12 @@ def train(
         write_curve(run / "report.html", title=run.name, run_dir=run)
       return True
     with phases("evaluate after"):
-      step = int(result.state.step)
+      step, params = int(result.state.step), result.state.params
+      if lora:
+        params = merged(lora, base, params, layout)
       after = evaluation.run(
         model,
-        result.state.params,
+        params,
         layout,
         written,
         run / "evaluation",

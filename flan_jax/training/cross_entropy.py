@@ -214,8 +214,7 @@ def _forward(hidden, unembedding, targets, trips, words):
 
 def _forward_of_some(hidden, unembedding, targets, trips, words):
   """As `_forward`, of arguments that know whether their gradient is asked for."""
-  arguments = (x.value for x in (hidden, unembedding, targets, trips))
-  scores, residuals = _forward(*arguments, words)
+  scores, residuals = _forward(hidden.value, unembedding.value, targets.value, trips.value, words)
   # Part of the tree's structure, and so known when `_backward` is traced.
   return scores, (*residuals, () if unembedding.perturbed else None)
 
