@@ -16,7 +16,7 @@ from flan_jax.jobs.evaluate import evaluate
 from flan_jax.jobs.evaluation import EvaluationPlan
 from flan_jax.jobs.infer import infer
 from flan_jax.jobs.launch import configurable
-from flan_jax.jobs.models import grown, pretrained, scratch, tuned
+from flan_jax.jobs.models import grown, lora, pretrained, scratch, tuned
 from flan_jax.jobs.preparation import seqio_vocabulary
 from flan_jax.jobs.prepare import prepare
 from flan_jax.jobs.train import Optimizer, train
@@ -75,6 +75,7 @@ for source in (
   pretrained,
   tuned,
   grown,
+  lora,
   pretrained_vocabulary,
   saved_vocabulary,
   trained_vocabulary,

@@ -346,18 +346,22 @@ def _check(job: str, statements: Sequence[_Statement], phases: Sequence[str]) ->
 
 
 def _check_cycles(statements: Sequence[_Statement]) -> None:
-  """A macro that is defined by itself has no value."""
-  named = {s.selector: s for s in statements if not s.argument}  # the last one wins
+  """What is defined by itself has no value: a macro, or what a function makes of its own result."""
+  defined: dict[str, list[_Statement]] = {}
+  for s in {(s.scope, s.selector, s.argument): s for s in statements}.values():  # the last wins
+    defined.setdefault(f"@{s.selector}()" if s.argument else f"%{s.selector}", []).append(s)
 
-  def walk(name: str, above: tuple[str, ...]) -> None:
+  def walk(name: str, above: tuple[str, ...], where: str) -> None:
     if name in above:
-      cycle = " = ".join(f"%{macro}" for macro in (*above[above.index(name) :], name))
-      raise ConfigError(f"{named[name].where}: the macro {name!r} is defined by itself: {cycle}.")
-    for macro in named[name].macros if name in named else ():
-      walk(macro, (*above, name))
+      what = f"the macro {name[1:]!r}" if name[0] == "%" else name
+      cycle = " = ".join((*above[above.index(name) :], name))
+      raise ConfigError(f"{where}: {what} is defined by itself: {cycle}.")
+    for s in defined.get(name, ()):
+      for each in (*(f"%{macro}" for macro in s.macros), *(f"@{made}()" for made in s.references)):
+        walk(each, (*above, name), s.where)
 
-  for name in named:
-    walk(name, ())
+  for name in defined:
+    walk(name, (), "")
 
 
 def _check_binding(s: _Statement) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import jax
 import optax
 
 from flan_jax.checkpoints import Checkpoints
@@ -20,10 +21,11 @@ from flan_jax.jobs.data import DataPlan
 from flan_jax.jobs.evaluate import judge_untuned
 from flan_jax.jobs.evaluation import EvaluationPlan
 from flan_jax.jobs.launch import changed_settings, current_phase, operative_config
-from flan_jax.jobs.models import ModelSource, continued, describe_model
+from flan_jax.jobs.models import ModelSource, continued, describe_model, merged
 from flan_jax.jobs.processes import is_first
 from flan_jax.jobs.report import Phases, environment, write_report
-from flan_jax.training.losses import SupervisedLoss
+from flan_jax.training.lora import AdaptedLoss
+from flan_jax.training.losses import Loss, SupervisedLoss
 from flan_jax.training.partitioning import (
   DEFAULT_RULES,
   MeshConfig,
@@ -98,8 +100,14 @@ def train(
     model = continued(model, run.parent / phase.before)
   tuned = data.read_by(model)
   layout = make_layout(model.model, make_mesh(mesh), axis_rules)
+  if (lora := model.lora) and model.reopened_by is None:
+    raise ConfigError(
+      f"adapters are saved alone, and {model.origin} cannot be opened again: choose @pretrained(), or "
+      "@tuned() for the result of an earlier run."
+    )
   if is_first():
-    sys.stderr.writelines(f"{fallback}\n" for fallback in layout.fallbacks)
+    told = [*layout.fallbacks, *([lora.summary()] if lora else [])]
+    sys.stderr.writelines(f"{line}\n" for line in told)
   config = TrainerConfig(steps, batch_size, accumulation, checkpoint_every, keep, seed)
   check_batch(batch_size, accumulation, layout)
   written = data.encoder(model).format
@@ -112,6 +120,9 @@ def train(
   def batches(store: Store, first: int, stop: int) -> Batches:
     both_ways = data.bidirectional_inputs
     return Batches(store, batch_size, first, stop, data.normalise, share, both_ways)
+
+  def trained(loss: Loss) -> Loss:
+    return AdaptedLoss(loss, lora) if lora else loss
 
   loss = SupervisedLoss(
     model.model,
@@ -126,7 +137,7 @@ def train(
       unseen_rows = validation_batches * batch_size
       unseen = dataclasses.replace(data, split="validation").store(model, unseen_rows)
     held_out = HeldOutLoss(
-      SupervisedLoss(model.model, tasks=len(unseen.tasks)),
+      trained(SupervisedLoss(model.model, tasks=len(unseen.tasks))),
       lambda: batches(unseen, 0, unseen_rows),
       batch_size,
       layout,
@@ -134,20 +145,21 @@ def train(
     )
   trainer = Trainer(
     config,
-    model=model.model,
-    loss=loss,
+    model=lora or model.model,
+    loss=trained(loss),
     tx=optimizer.transformation,
     schedule=optimizer.schedule,
     layout=layout,
     batches=lambda row: batches(store, row, rows),
     directory=run,
-    load=model.load,
+    load=None if lora else model.load,
     held_out=held_out,
     tasks=[(task.name, task.cluster) for task in store.tasks],
     fingerprints={
       "store": store.fingerprint,
       "tokenizer": model.vocabulary.fingerprint,
       "model": model.fingerprint,
+      **({"LoRA scale": str(lora.config.scale)} if lora else {}),
     },
     meta={
       "mixture": data.mixture,
@@ -168,7 +180,8 @@ def train(
       with phases("evaluate before"):
         before = judge_untuned(evaluation, model, written, layout, run)
     with phases("train"):
-      result = trainer.run()
+      base = model.load(layout, jax.random.key(seed)) if lora else None
+      result = trainer.run(frozen=base)
     _save_config(run)
     if result.terminated:
       return False
@@ -177,10 +190,12 @@ def train(
         write_curve(run / "report.html", title=run.name, run_dir=run)
       return True
     with phases("evaluate after"):
-      step = int(result.state.step)
+      step, params = int(result.state.step), result.state.params
+      if lora:
+        params = merged(lora, base, params, layout)
       after = evaluation.run(
         tuned,
-        result.state.params,
+        params,
         layout,
         written,
         run / "evaluation",

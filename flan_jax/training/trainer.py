@@ -96,7 +96,6 @@ class Trainer:
     directory: of the run.
     load: from layout and key to parameters on the mesh; None: the model's own fresh ones. Not
       called on resuming. Arrays of JAX are consumed: keep a copy of what is needed afterwards.
-    frozen: parameters that the loss reads and that are not trained.
     held_out: the loss of parameters on batches that are not trained on; taken before the first step, with
       every checkpoint and at the end.
     tasks: (name, cluster) of each task id, for losses by task and cluster.
@@ -117,7 +116,6 @@ class Trainer:
     batches: Batches,
     directory: str | Path,
     load: Callable[[Layout, jax.Array], PyTree] | None = None,
-    frozen: PyTree = None,
     held_out: HeldOutLoss | None = None,
     tasks: Sequence[tuple[str, str]] = (),
     fingerprints: Mapping[str, str | int] | None = None,
@@ -127,7 +125,7 @@ class Trainer:
     check_batch(config.batch_size, config.accumulation, layout)
     self.config, self.directory = config, Path(directory)
     self._model, self._tx, self._layout = model, tx, layout
-    self._batches, self._load, self._frozen = batches, load, frozen
+    self._batches, self._load = batches, load
     self._held_out, self._tasks = held_out, tuple(tasks)
     # Neither rows nor dropout would go on where they were.
     own = {"batch_size": config.batch_size, "seed": config.seed}
@@ -162,8 +160,11 @@ class Trainer:
       return meta
     return None
 
-  def run(self) -> TrainingResult:
+  def run(self, frozen: PyTree = None) -> TrainingResult:
     """Trains until all steps are made, or SIGTERM asks to stop.
+
+    Args:
+      frozen: parameters on the mesh that the loss reads and that are not trained.
 
     Raises:
       StorageError: the disk is full.
@@ -181,8 +182,8 @@ class Trainer:
         self._say(f"all {start} steps are made: nothing left to train")
         return TrainingResult(state, start, False)
       with self._log(start) as log:
-        self._validate(log, state)
-        state = self._loop(state, row, checkpoints, log, termination)
+        self._validate(log, state, frozen)
+        state = self._loop(state, row, frozen, checkpoints, log, termination)
         checkpoints.wait()
       stopped = int(state.step) < self.config.steps
       if stopped:
@@ -193,6 +194,7 @@ class Trainer:
     self,
     state: TrainState,
     row: int,
+    frozen: PyTree,
     checkpoints: Checkpoints,
     log: "RunLog | _NoLog",
     termination: "_Termination",
@@ -201,7 +203,7 @@ class Trainer:
     step, waiting, clock = int(state.step), None, time.perf_counter()
     for batch in self._batches(row):
       arrays = put_batch(batch, self._layout, config.batch_size)
-      state, metrics = self._step(state, arrays, key, self._frozen)
+      state, metrics = self._step(state, arrays, key, frozen)
       step += 1
       # The metrics of a step are fetched while the next one runs, so that the devices never wait
       # for the log.
@@ -213,7 +215,7 @@ class Trainer:
       if last or step % config.checkpoint_every == 0:
         # The log first: a checkpoint whose steps are missing from the log would leave a hole in it.
         clock, waiting = self._write(log, waiting, clock), None
-        clock += self._validate(log, state)
+        clock += self._validate(log, state, frozen)
         checkpoints.save(step, _parts(state), self._facts(state, row))
       if last:
         return state
@@ -276,11 +278,11 @@ class Trainer:
     total = self.config.steps
     return RunLog(self.directory, start=start, total=total, progress=self.config.progress)
 
-  def _validate(self, log: "RunLog | _NoLog", state: TrainState) -> float:
+  def _validate(self, log: "RunLog | _NoLog", state: TrainState, frozen: PyTree) -> float:
     """Logs the held-out loss, and returns the seconds that it took."""
     begun = time.perf_counter()
     if self._held_out is not None:
-      log.validated(int(state.step), self._held_out(state.params, self._frozen))
+      log.validated(int(state.step), self._held_out(state.params, frozen))
     return time.perf_counter() - begun
 
   def _write(self, log: "RunLog | _NoLog", made: "_Made", clock: float) -> float:
