@@ -346,10 +346,6 @@ def _clusters_held_out(mixture: Mixture) -> list[tuple[str, bool]]:
     names.update(dict.fromkeys(name for name in inner.datasets if not _is_mixture(name)))
     hold_out.update(dict.fromkeys(inner.hold_out, inner.name))
   clusters = {name: _cluster(name) for name in names}
-  for cluster, holder in hold_out.items():
-    if cluster not in clusters.values():
-      hint = f"The mixture {holder} holds it out."
-      raise UnknownName("cluster", cluster, clusters.values(), hint)
   for name in clusters.keys() & registered_texts().keys():
     for dataset in registered_texts()[name].datasets:
       if (cluster := dataset_spec(dataset).cluster) in hold_out:
@@ -357,6 +353,10 @@ def _clusters_held_out(mixture: Mixture) -> list[tuple[str, bool]]:
           f"the text {name!r} is made of {dataset}, whose cluster {cluster!r} is held out of the "
           f"mixture {mixture.name!r}: take it out of one of the two."
         )
+  for cluster, holder in hold_out.items():
+    if cluster not in clusters.values():
+      hint = f"The mixture {holder} holds it out."
+      raise UnknownName("cluster", cluster, clusters.values(), hint)
   return [(name, cluster in hold_out) for name, cluster in clusters.items()]
 
 
