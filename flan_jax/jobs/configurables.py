@@ -73,5 +73,13 @@ for name, cls in {
 configurable(_optimizer(optimizers.adamw), "adamw")
 configurable(_optimizer(optimizers.adafactor), "adafactor")
 # Gin has a `constant` of its own.
-for schedule in (schedules.constant, schedules.linear, schedules.cosine):
+for schedule in (
+  schedules.constant,
+  schedules.linear,
+  schedules.cosine,
+  schedules.polynomial,
+  schedules.exponential,
+  schedules.inverse_square_root,
+  schedules.warmup_stable_decay,
+):
   configurable(schedule, f"{schedule.__name__}_schedule")
