@@ -8,8 +8,6 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-import optax
-
 from flan_jax.data.home import data_home
 from flan_jax.jobs.data import DataPlan
 from flan_jax.jobs.evaluate import evaluate
@@ -17,8 +15,9 @@ from flan_jax.jobs.evaluation import EvaluationPlan
 from flan_jax.jobs.infer import infer
 from flan_jax.jobs.launch import configurable
 from flan_jax.jobs.models import pretrained, scratch, tuned
+from flan_jax.jobs.optimizer import as_optimizer
 from flan_jax.jobs.prepare import prepare
-from flan_jax.jobs.train import Optimizer, train
+from flan_jax.jobs.train import train
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig
 from flan_jax.training import optimizers, schedules
 from flan_jax.training.partitioning import MeshConfig
@@ -44,18 +43,6 @@ def _made(cls: type) -> Callable[..., Any]:
   return make
 
 
-def _optimizer(make: Callable[..., optax.GradientTransformation]) -> Callable[..., Optimizer]:
-  """The optimizer together with its learning rate, which the log shows."""
-
-  def build(schedule: optax.Schedule, **settings: Any) -> Optimizer:
-    return Optimizer(make(schedule, **settings), schedule)
-
-  build.__signature__ = inspect.signature(make)  # type: ignore[attr-defined]
-  build.__annotations__ = typing.get_type_hints(make)
-  build.__doc__ = make.__doc__
-  return build
-
-
 for job in (train, evaluate, prepare, infer):
   configurable(job, job=True, phased=job in (train, prepare))
 for source in (scratch, pretrained, tuned, pretrained_vocabulary):
@@ -70,8 +57,8 @@ for name, cls in {
   "mesh": MeshConfig,
 }.items():
   configurable(_made(cls), name)
-configurable(_optimizer(optimizers.adamw), "adamw")
-configurable(_optimizer(optimizers.adafactor), "adafactor")
+for optimizer in (optimizers.adamw, optimizers.adafactor, optimizers.lion, optimizers.muon):
+  configurable(as_optimizer(optimizer), optimizer.__name__)
 # Gin has a `constant` of its own.
 for schedule in (
   schedules.constant,

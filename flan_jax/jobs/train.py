@@ -8,8 +8,6 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import optax
-
 from flan_jax.checkpoints import Checkpoints
 from flan_jax.data.atomic import claimed, write_whole
 from flan_jax.data.batches import Batches
@@ -19,6 +17,7 @@ from flan_jax.jobs.evaluate import judge_untuned
 from flan_jax.jobs.evaluation import EvaluationPlan
 from flan_jax.jobs.launch import changed_settings, current_phase, operative_config
 from flan_jax.jobs.models import ModelSource, continued, describe_model
+from flan_jax.jobs.optimizer import Optimizer
 from flan_jax.jobs.processes import is_first
 from flan_jax.jobs.report import Phases, environment, write_report
 from flan_jax.training.losses import SupervisedLoss
@@ -32,14 +31,6 @@ from flan_jax.training.partitioning import (
   rows_of_process,
 )
 from flan_jax.training.trainer import Trainer, TrainerConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
-  """An optax transformation and the learning rate that it follows."""
-
-  transformation: optax.GradientTransformation
-  schedule: optax.Schedule
 
 
 def train(
@@ -95,6 +86,7 @@ def train(
     sys.stderr.writelines(f"{fallback}\n" for fallback in layout.fallbacks)
   config = TrainerConfig(steps, batch_size, accumulation, checkpoint_every, keep, seed)
   check_batch(batch_size, accumulation, layout)
+  tx = optimizer.transformation(model.model)
   written = data.encoder(model).format
   judged = [task.dataset for task in evaluation.evaluation_tasks()] if evaluation else []
   rows = steps * batch_size
@@ -112,7 +104,7 @@ def train(
     config,
     model=model.model,
     loss=loss,
-    tx=optimizer.transformation,
+    tx=tx,
     schedule=optimizer.schedule,
     layout=layout,
     batches=lambda row: Batches(store, batch_size, row, rows, data.normalise, share),
