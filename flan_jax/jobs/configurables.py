@@ -1,4 +1,4 @@
-"""The names that gin files can bind: four jobs and the few parts that they are put together from.
+"""The names that gin files can bind: five jobs and the few parts that they are put together from.
 
 Below these, everything is explicit dataclasses and arguments.
 """
@@ -17,6 +17,7 @@ from flan_jax.jobs.launch import configurable
 from flan_jax.jobs.models import pretrained, scratch, tuned
 from flan_jax.jobs.optimizer import as_optimizer
 from flan_jax.jobs.prepare import prepare
+from flan_jax.jobs.schedule import schedule
 from flan_jax.jobs.train import train
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig
 from flan_jax.training import optimizers, schedules
@@ -43,8 +44,8 @@ def _made(cls: type) -> Callable[..., Any]:
   return make
 
 
-for job in (train, evaluate, prepare, infer):
-  configurable(job, job=True, phased=job in (train, prepare))
+for job in (train, evaluate, prepare, infer, schedule):
+  configurable(job, job=True, phased=job in (train, prepare, schedule))
 for source in (scratch, pretrained, tuned, pretrained_vocabulary):
   configurable(source)
 for name, cls in {
@@ -60,7 +61,7 @@ for name, cls in {
 for optimizer in (optimizers.adamw, optimizers.adafactor, optimizers.lion, optimizers.muon):
   configurable(as_optimizer(optimizer), optimizer.__name__)
 # Gin has a `constant` of its own.
-for schedule in (
+for curve in (
   schedules.constant,
   schedules.linear,
   schedules.cosine,
@@ -69,4 +70,4 @@ for schedule in (
   schedules.inverse_square_root,
   schedules.warmup_stable_decay,
 ):
-  configurable(schedule, f"{schedule.__name__}_schedule")
+  configurable(curve, f"{curve.__name__}_schedule")
