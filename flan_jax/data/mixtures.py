@@ -12,7 +12,7 @@ register_mixture("mine", {"mini_short": None, "faq": 2.0})
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flan_jax.data.library import dataset_files, dataset_spec, import_library
@@ -73,7 +73,7 @@ class MixtureTask:
     name: of the dataset or text.
     cluster: its task cluster; "raw_text".
     held_out: kept out of training; its rate and share are then 0.
-    available: records in its training split; of a text, those of its datasets.
+    available: records in the split that is trained on; of a text, those of its datasets.
     examples: how many of them training uses: the first ones of the split, whose order is hashed.
     cap: examples beyond it did not raise the rate.
     rate: how often it is drawn, against the other rates.
@@ -142,16 +142,15 @@ def get_mixture(name: str) -> Mixture:
   Raises:
     UnknownName: there is neither.
   """
-  if name not in _mixtures:
-    import_library()
-  if name in _mixtures:
-    return _mixtures[name]
-  members = {*dataset_files(), *registered_texts()}
-  if name in members:
-    return Mixture(name, {name: None})
-  raise UnknownName(
-    "mixture", name, [*_mixtures, *members], "A user's own are known once their module is imported."
-  )
+  if name not in known_names():
+    hint = "A user's own are known once their module is imported."
+    raise UnknownName("mixture", name, known_names(), hint)
+  return _mixtures[name] if name in _mixtures else Mixture(name, {name: None})
+
+
+def known_names() -> list[str]:
+  """Everything that `get_mixture` takes: mixtures, datasets, texts."""
+  return sorted({*mixture_names(), *dataset_files(), *registered_texts()})
 
 
 def mixture_names() -> list[str]:
@@ -174,9 +173,37 @@ def held_out_datasets(mixture: Mixture | str) -> list[str]:
   return [name for name, held_out in _clusters_held_out(_mixture(mixture)) if held_out]
 
 
-def training_tasks(mixture: Mixture | str, data_dir: Path | str) -> list[MixtureTask]:
-  """The datasets that are trained on, with their rates. Builds the records that are missing."""
-  return [task for task in mixture_tasks(mixture, data_dir) if not task.held_out]
+def training_tasks(
+  mixture: Mixture | str, data_dir: Path | str, split: str = "train"
+) -> list[MixtureTask]:
+  """The datasets that are trained on, with their rates. Builds the records that are missing.
+
+  Args:
+    split: another one has the datasets that have such a split, at the rates that they are trained at.
+
+  Raises:
+    ConfigError: none of them has the split; see also `mixture_tasks`.
+  """
+  tasks = [task for task in mixture_tasks(mixture, data_dir) if not task.held_out]
+  if split == "train":
+    return tasks
+  sizes = {task.name: _size(task.name, split, data_dir) for task in tasks}
+  total = sum(task.rate for task in tasks if sizes[task.name])
+  if not total:
+    raise ConfigError(
+      f"no dataset of the mixture {_mixture(mixture).name!r} has a split {split!r}; they may have "
+      "train, validation and test."
+    )
+  return [
+    replace(
+      task,
+      available=sizes[task.name],
+      examples=min(sizes[task.name], task.examples),
+      share=task.rate / total,
+    )
+    for task in tasks
+    if sizes[task.name]
+  ]
 
 
 def held_out_tasks(mixture: Mixture | str, data_dir: Path | str) -> list[MixtureTask]:
@@ -193,7 +220,7 @@ def mixture_tasks(mixture: Mixture | str, data_dir: Path | str) -> list[MixtureT
   """
   mixture = _mixture(mixture)
   held = dict(_clusters_held_out(mixture))
-  sizes = {name: _training_size(name, data_dir) for name in held}
+  sizes = {name: _size(name, "train", data_dir) for name in held}
   for name, size in sizes.items():
     if not held[name] and not size:
       raise ConfigError(f"{name} is trained on and has no train split.")
@@ -384,10 +411,10 @@ def _names(names: Iterable[str], setting: str) -> tuple[str, ...]:
   return tuple(names)
 
 
-def _training_size(name: str, data_dir: Path | str) -> int:
+def _size(name: str, split: str, data_dir: Path | str) -> int:
   text = registered_texts().get(name)
   specs = [dataset_spec(dataset) for dataset in (text.datasets if text else (name,))]
-  return sum(load_records(spec, data_dir).counts.kept.get("train", 0) for spec in specs)
+  return sum(load_records(spec, data_dir).counts.kept.get(split, 0) for spec in specs)
 
 
 def _cluster(name: str) -> str:

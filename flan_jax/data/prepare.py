@@ -4,6 +4,8 @@ Windows are finished one by one and kept, so that a run that is stopped goes on 
 result does not depend on how many processes made it.
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,27 +14,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
+from flan_jax.data import seqio_stream
 from flan_jax.data.atomic import build_once, one_at_a_time
-from flan_jax.data.draws import Draws, DrawStream
-from flan_jax.data.encode import Dropped, Encoded, Encoder
-from flan_jax.data.library import dataset_spec
+from flan_jax.data.encode import places, row_capacities
+from flan_jax.data.mixtures import Mixture, get_mixture, known_names
 from flan_jax.data.packing import pack
-from flan_jax.data.records import load_records
-from flan_jax.data.rendering import DatasetDraws
+from flan_jax.data.seqio_stream import SeqioStream
 from flan_jax.data.store import (
   Store,
   StoreConfig,
-  TaskCounts,
   directory_of,
   read_description,
   window_path,
   write_description,
 )
-from flan_jax.data.texts import TextDraws, registered_texts
-from flan_jax.data.windows import Drawn, Window, write_window
+from flan_jax.data.streams import MixtureStream, Stream, describe_mixture
+from flan_jax.data.windows import Window, write_window
 from flan_jax.data.workers import ForkedWorkers, can_fork, in_child
 from flan_jax.errors import ConfigError
 from flan_jax.prompting import Draw
@@ -52,7 +51,8 @@ def prepare(
     rows: steps times rows of a batch.
     data_dir: where records, archives and stores are kept.
     workers: processes; one for each core when None. 1 works in this process. More are forked, for
-      which neither JAX nor TensorFlow may be loaded here; with None one is then used.
+      which neither JAX nor TensorFlow may be loaded here; with None one is then used. A SeqIO task is
+      always read in this process: its stream has no places that could be jumped to.
     progress: show a bar with rate and remaining time.
 
   Raises:
@@ -61,13 +61,15 @@ def prepare(
     FlanJaxError: a worker died.
   """
   data_dir = Path(data_dir)
-  if workers is None:
+  if not _own_mixture(config):
+    workers = 1
+  elif workers is None:
     workers = len(os.sched_getaffinity(0)) if can_fork() else 1
   # Reading a TFDS source loads TensorFlow, after which no worker could be forked.
   if workers > 1:
-    description = in_child(partial(config.description, data_dir))
+    description = in_child(partial(describe, config, data_dir))
   else:
-    description = config.description(data_dir)
+    description = describe(config, data_dir)
   directory = build_once(directory_of(description, data_dir), partial(_begin, config, description))
   windows = read_description(directory)["windows"]
   whole = len(_kept(directory, windows)) == len(windows)
@@ -79,11 +81,52 @@ def prepare(
     rows = max(rows, sum(window["rows"] for window in windows))
     kept = _kept(directory, windows)
     if sum(window["rows"] for window in kept.values()) < rows:
-      _check_text(description["tasks"], rows)
-      preparation = _Preparation(config, description, directory, data_dir)
+      stream = _open_stream(config, description["tasks"], data_dir)
+      stream.check(rows)
+      preparation = _Preparation(config, stream, directory)
       windows = preparation.run(kept, rows, workers, progress)
       write_description(directory, {**description, "windows": windows})
   return Store.open(directory)
+
+
+def describe(config: StoreConfig, data_dir: Path | str) -> dict[str, Any]:
+  """What `store.json` says about a store before it has windows. Builds the records that are missing.
+
+  Its fingerprint is a sha256 of everything that decides the rows: of our own mixtures the sources,
+  templates and rates; of a SeqIO task what `seqio_stream.describe` can see of it; the settings.
+  """
+  if mixture := _own_mixture(config):
+    tasks = describe_mixture(mixture, config, data_dir)
+  else:
+    tasks = seqio_stream.describe(config)
+  deciding = ("name", "examples", "share", "templates_fingerprint", "records_fingerprint")
+  content = [config.settings(), [[task[key] for key in deciding] for task in tasks]]
+  return {
+    "fingerprint": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+    "mixture": config.mixture_name,
+    "settings": config.settings(),
+    "tasks": tasks,
+    "windows": [],
+  }
+
+
+def _own_mixture(config: StoreConfig) -> Mixture | None:
+  """The mixture of our own datasets; None where it is to be looked for in SeqIO's registries."""
+  if isinstance(config.mixture, str) and config.mixture not in known_names():
+    return None
+  if config.seqio_cache:
+    raise ConfigError(
+      f"seqio_cache is for SeqIO's tasks, and {config.mixture_name!r} is a mixture of our own datasets: "
+      "leave it out."
+    )
+  return get_mixture(config.mixture) if isinstance(config.mixture, str) else config.mixture
+
+
+def _open_stream(config: StoreConfig, tasks: Sequence[dict[str, Any]], data_dir: Path) -> Stream:
+  """The stream of a store whose tasks are so described."""
+  if _own_mixture(config):
+    return MixtureStream(config, tasks, data_dir)
+  return SeqioStream(config)
 
 
 def _kept(directory: Path, windows: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -92,20 +135,10 @@ def _kept(directory: Path, windows: Sequence[dict[str, Any]]) -> dict[int, dict[
 
 
 class _Preparation:
-  """Renders the windows of one store."""
+  """Makes the windows of one store."""
 
-  def __init__(
-    self, config: StoreConfig, description: dict[str, Any], directory: Path, data_dir: Path
-  ):
-    self._config, self._directory = config, directory
-    self._encoder = config.encoder()
-    tasks = description["tasks"]
-    self._names = [task["name"] for task in tasks]
-    sizes = [task["examples"] for task in tasks]
-    shares = [task["share"] for task in tasks]
-    self._stream = DrawStream(self._names, shares, sizes, config.seed)
-    self._draws = [_draws(config, task, self._encoder, data_dir) for task in tasks]
-    self._tasks = tasks
+  def __init__(self, config: StoreConfig, stream: Stream, directory: Path):
+    self._config, self._stream, self._directory = config, stream, directory
 
   def run(
     self, done: dict[int, dict[str, Any]], rows: int, workers: int, progress: bool
@@ -137,45 +170,23 @@ class _Preparation:
     return {"rows": window.rows, "counts": window.counts}
 
   def _make(self, number: int) -> dict[str, Any]:
-    """Renders, encodes, packs and writes a window."""
-    drawn, counts = self._encoded(number)
-    shown = {name: asdict(count) for name, count in counts.items()}
-    if not drawn:
+    """Takes a window's stretch of the stream, packs and writes it."""
+    config = self._config
+    examples, counts = self._stream.stretch(number * config.window, config.window)
+    shown = {name: asdict(count) for name, count in sorted(counts.items())}
+    if not examples:
       raise ConfigError(
-        f"not one of {self._config.window} draws of {self._config.mixture_name!r} can be used with "
-        f"the lengths {dict(self._config.lengths)}: "
+        f"not one of {config.window} draws of {config.mixture_name!r} can be used with the lengths "
+        f"{dict(config.lengths)}: "
         + "; ".join(f"{name}: {count.dropped}" for name, count in counts.items())
       )
-    lengths = [_room(example.encoded, self._config.layout) for example in drawn]
-    packed = pack(lengths, self._encoder.capacities)
-    order = Draw(self._config.seed, "order of rows", number).shuffled(len(packed))
+    lengths = [places(example.encoded, config.layout) for example in examples]
+    packed = pack(lengths, row_capacities(config.layout, config.lengths))
+    order = Draw(config.seed, "order of rows", number).shuffled(len(packed))
     rows = [sorted(packed[i]) for i in order]
     path = window_path(self._directory, number)
-    write_window(path, drawn, rows, self._config.vocabulary.size, shown)
+    write_window(path, examples, rows, config.vocabulary.size, shown)
     return {"rows": len(rows), "counts": shown}
-
-  def _encoded(self, number: int) -> tuple[list[Drawn], dict[str, TaskCounts]]:
-    size = self._config.window
-    draws = self._stream.draws(number * size, size)
-    drawn: list[Drawn] = []
-    counts: dict[str, TaskCounts] = {}
-    self._check_passes(draws)
-    for task, example, epoch in np.stack([draws.task, draws.example, draws.epoch], 1).tolist():
-      if epoch >= self._tasks[task].get("passes", epoch + 1):
-        encoded: Encoded | Dropped = Dropped("text_is_over")
-      else:
-        encoded = self._draws[task].encode(self._encoder, example, epoch)
-      _count(counts.setdefault(self._names[task], TaskCounts()), encoded, self._config.layout)
-      if isinstance(encoded, Encoded):
-        drawn.append(Drawn(encoded, task, example, epoch))
-    return drawn, dict(sorted(counts.items()))
-
-  def _check_passes(self, draws: Draws) -> None:
-    """A window may begin with the last of a text; the next one would have none of it."""
-    for number, task in enumerate(self._tasks):
-      passes = draws.epoch[draws.task == number]
-      if "passes" in task and len(passes) and passes.min() >= task["passes"]:
-        raise _text_is_over(task)
 
 
 class _Todo:
@@ -216,34 +227,6 @@ class _Todo:
       self.windows += 1
 
 
-def _draws(
-  config: StoreConfig, task: dict[str, Any], encoder: Encoder, data_dir: Path
-) -> DatasetDraws | TextDraws:
-  """What turns the draws of a dataset or text into ids."""
-  if text := registered_texts().get(task["name"]):
-    return TextDraws(text, encoder, config.seed, data_dir)
-  spec = dataset_spec(task["name"])
-  records = load_records(spec, data_dir)["train"]
-  return DatasetDraws(
-    spec, records, task["examples"], config.seed, config.renderings, config.few_shot
-  )
-
-
-def _check_text(tasks: Sequence[dict[str, Any]], rows: int) -> None:
-  """A row takes at least one draw: told before anything is made."""
-  for task in tasks:
-    if "passes" in task and rows * task["share"] > task["examples"] * task["passes"]:
-      raise _text_is_over(task, f", and {rows:,} rows want {int(rows * task['share']):,} of them")
-
-
-def _text_is_over(task: dict[str, Any], wanted: str = "") -> ConfigError:
-  stretches = f"{task['examples']:,} stretches of text for each of {task['passes']} passes"
-  return ConfigError(
-    f"the text {task['name']!r} is too short for this run: it has {stretches}{wanted}. Make fewer steps or "
-    "smaller batches, add datasets to it, or allow more passes in its register_text."
-  )
-
-
 def _begin(config: StoreConfig, description: dict[str, Any], directory: Path) -> None:
   config.vocabulary.save(directory / "vocabulary")
   (directory / "windows").mkdir()
@@ -264,24 +247,6 @@ def _results(
 
 def _bar(rows: int, progress: bool) -> tqdm:
   return tqdm(total=rows, desc="preparing", unit="row", disable=not progress)
-
-
-def _count(counts: TaskCounts, encoded: Encoded | Dropped, layout: str) -> None:
-  if isinstance(encoded, Dropped):
-    counts.dropped[encoded.reason] = counts.dropped.get(encoded.reason, 0) + 1
-    return
-  counts.examples += 1
-  counts.tokens += sum(_room(encoded, layout))
-  counts.loss_tokens += sum(end - start for start, end in encoded.spans)
-  counts.shortened += encoded.shortened
-  counts.shots_dropped += encoded.shots_dropped
-
-
-def _room(encoded: Encoded, layout: str) -> tuple[int, ...]:
-  """The places that an example takes in each dimension of a row."""
-  if layout == "decoder":
-    return (len(encoded.targets) - 1,)
-  return (len(encoded.inputs), len(encoded.targets))
 
 
 def _clear_unfinished(directory: Path) -> None:

@@ -7,7 +7,7 @@ nothing else in the library needs either.
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,12 +15,10 @@ from flan_jax.data.encode import Dropped, Encoder
 from flan_jax.data.mixtures import Mixture, dataset_spec, get_mixture, mixture_tasks
 from flan_jax.data.records import Records, load_records
 from flan_jax.data.rendering import DatasetDraws
+from flan_jax.data.seqio_vocabularies import seqio_view
 from flan_jax.errors import ConfigError, RecordError
 from flan_jax.prompting import DatasetSpec, Draw, Rendering, Template
 from flan_jax.vocabularies import Format, Vocabulary
-
-if TYPE_CHECKING:
-  import seqio
 
 _UNLIMITED = 1 << 30
 _registered: dict[str, tuple[Any, ...]] = {}
@@ -92,65 +90,6 @@ def register_seqio(
   return names
 
 
-@functools.cache
-def seqio_vocabulary(vocabulary: Vocabulary) -> "seqio.Vocabulary":
-  """SeqIO's view of a vocabulary; views of equal vocabularies are equal."""
-  import seqio
-  import tensorflow as tf
-
-  class View(seqio.Vocabulary):
-    """Every id counts as an ordinary one: sentinels are part of `vocab_size`, as with extra_ids=0."""
-
-    @property
-    def bos_id(self) -> int | None:
-      return vocabulary.bos_id
-
-    @property
-    def eos_id(self) -> int:
-      return vocabulary.eos_id
-
-    @property
-    def unk_id(self) -> int | None:
-      return vocabulary.unk_id
-
-    @property
-    def pad_id(self) -> int:
-      return vocabulary.pad_id
-
-    @property
-    def _base_vocab_size(self) -> int:
-      return vocabulary.size
-
-    def _encode(self, s: str) -> list[int]:
-      return vocabulary.encode(s)
-
-    def _decode(self, ids) -> str:
-      return vocabulary.decode([int(i) for i in ids])
-
-    def _encode_tf(self, s):
-      def encode(text: bytes | np.ndarray):
-        # Called eagerly, TensorFlow wraps the bytes into an array.
-        spelt = text.item() if isinstance(text, np.ndarray) else text
-        return np.asarray(vocabulary.encode(spelt.decode()), np.int32)
-
-      return tf.ensure_shape(tf.numpy_function(encode, [s], tf.int32), [None])
-
-    def _decode_tf(self, ids):
-      def decode(rows: np.ndarray):
-        texts = [self.decode(row).encode() for row in rows.reshape(-1, rows.shape[-1]).tolist()]
-        return np.array(texts, object).reshape(rows.shape[:-1])
-
-      return tf.ensure_shape(tf.numpy_function(decode, [ids], tf.string), ids.shape[:-1])
-
-    def __eq__(self, other: object) -> bool:
-      return hash(self) == hash(other)
-
-    def __hash__(self) -> int:
-      return hash(vocabulary.fingerprint)
-
-  return View()
-
-
 def _register(
   registry: Any, name: str, settings: tuple[Any, ...], build: Callable[[], dict[str, Any]]
 ) -> None:
@@ -181,7 +120,7 @@ def _task_settings(
   import seqio
 
   records = load_records(spec, data_dir)
-  view = seqio_vocabulary(vocabulary)
+  view = seqio_view(vocabulary)
   features = {
     "inputs": seqio.Feature(view, add_eos=format.eos_on_inputs),
     "targets": seqio.Feature(view, add_eos=format.eos),

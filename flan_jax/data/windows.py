@@ -4,6 +4,7 @@ Tensors (n examples, r rows):
     inputs, targets                tokens of all examples, one after the other (uint16 or uint32)
     input_offsets, target_offsets  [n + 1] where each example begins in them
     spans, span_offsets            [., 2] and [n + 1] stretches of targets that the loss is taken on
+    prefix                         [n] how many of its first targets a decoder may read in both directions
     task, example, epoch           [n] which draw an example is
     row_examples, row_offsets      [n] and [r + 1] the examples of each row
 The header's metadata holds a digest of the tensors and what was counted on the way.
@@ -36,8 +37,9 @@ class StoredExample:
     targets: what the decoder is to write; for a decoder the whole text.
     weights: how much the loss on each token of `targets` counts, before normalisation.
     task: index of the dataset in `Store.tasks`.
-    example: index of the example in the dataset's training records.
+    example: index of the example in the dataset's records; of a SeqIO task, its place in the stream.
     epoch: the dataset's epoch.
+    prefix: how many of the first `targets` stand before anything that is to be written.
   """
 
   inputs: Int[np.ndarray, "inputs"]
@@ -46,6 +48,7 @@ class StoredExample:
   task: int = 0
   example: int = 0
   epoch: int = 0
+  prefix: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class Window:
       int(arrays["task"][index]),
       int(arrays["example"][index]),
       int(arrays["epoch"][index]),
+      int(arrays["prefix"][index]),
     )
 
   def _part(self, values: str, offsets: str, index: int) -> np.ndarray:
@@ -131,6 +135,7 @@ def write_window(
     "target_offsets": _offsets([len(e.targets) for e in encoded]),
     "spans": np.concatenate([np.empty((0, 2), np.int32), *spans]),
     "span_offsets": _offsets([len(e.spans) for e in encoded]),
+    "prefix": np.array([e.prefix for e in encoded], np.int32),
     "task": np.array([drawn.task for drawn in examples], np.int32),
     "example": np.array([drawn.example for drawn in examples], np.int32),
     "epoch": np.array([drawn.epoch for drawn in examples], np.int32),

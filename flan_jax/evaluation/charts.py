@@ -19,8 +19,10 @@ _WIDTH = 5.2  # inches; shown about as wide as a phone, so that its letters stay
 _FONT_SIZE = 9.5
 
 
-def loss_curve(points: Sequence[tuple[int, float]]) -> str:
-  """Training loss by step, with a running mean where there are many points."""
+def loss_curve(
+  points: Sequence[tuple[int, float]], held_out: Sequence[tuple[int, float]] = ()
+) -> str:
+  """Training loss by step, with a running mean where there are many points, and the held-out loss."""
   figure, axes = _figure(2.6)
   steps, losses = [step for step, _ in points], [loss for _, loss in points]
   window = len(points) // 20
@@ -31,6 +33,16 @@ def loss_curve(points: Sequence[tuple[int, float]]) -> str:
     axes.plot(steps, losses, color=_COLOURS["after"], linewidth=1.8, marker="o", markersize=2.5)
   axes.set_xlabel("step")
   axes.set_ylabel("training loss")
+  if held_out:
+    axes.plot(
+      *zip(*held_out, strict=True),
+      color=_COLOURS["ink"],
+      linewidth=1.2,
+      linestyle=":",
+      marker="o",
+      markersize=3,
+    )
+    axes.set_ylabel("training loss (dotted: held out)")
   axes.set_ylim(bottom=0)
   axes.grid(axis="y", color=_COLOURS["grid"], linewidth=0.6)
   return _svg(figure, "Training loss by step")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flan_jax.data.atomic import write_whole
 from flan_jax.evaluation import charts
@@ -30,13 +30,46 @@ def write_html(
   Raises:
     StorageError: the disk refused.
   """
-  losses = losses_of(run_dir) if run_dir is not None else []
+  losses = losses_of(run_dir) if run_dir is not None else None
   write_whole(Path(path), [html_page(report, title, losses)])
 
 
-def html_page(report: Report, title: str, losses: Sequence[tuple[int, float]] = ()) -> str:
+def write_curve(path: Path | str, *, title: str, run_dir: Path | str) -> None:
+  """Write a page with the loss curve of a training run that is not judged.
+
+  Raises:
+    StorageError: the disk refused.
+  """
+  body = f"<h1>{escape(title)}</h1>" + _figure(charts.loss_curve(*losses_of(run_dir)))
+  write_whole(Path(path), [_page(title, body)])
+
+
+class Losses(NamedTuple):
+  """(step, loss) of training and of what was held out."""
+
+  training: Sequence[tuple[int, float]] = ()
+  held_out: Sequence[tuple[int, float]] = ()
+
+
+def html_page(report: Report, title: str, losses: Losses | None = None) -> str:
   """The page as text."""
-  body = "\n".join(_sections(report, title, losses))
+  return _page(title, "\n".join(_sections(report, title, losses or Losses())))
+
+
+def losses_of(run_dir: Path | str) -> Losses:
+  """The losses of a run, from its logs; a step whose loss is not finite has none."""
+  # Here, since it brings TensorBoard's writer, which loads torch wherever torch is installed.
+  from flan_jax.training.logging import METRICS, VALIDATION, read_log
+
+  return Losses(
+    *(
+      [(line["step"], line["loss"]) for line in read_log(run_dir, log) if line["loss"] is not None]
+      for log in (METRICS, VALIDATION)
+    )
+  )
+
+
+def _page(title: str, body: str) -> str:
   return (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -45,17 +78,7 @@ def html_page(report: Report, title: str, losses: Sequence[tuple[int, float]] = 
   )
 
 
-def losses_of(run_dir: Path | str) -> list[tuple[int, float]]:
-  """(step, loss) of a training run, from its metrics log; a step whose loss is not finite has none."""
-  # Here, since it brings TensorBoard's writer, which loads torch wherever torch is installed.
-  from flan_jax.training.logging import read_metrics
-
-  return [
-    (line["step"], line["loss"]) for line in read_metrics(run_dir) if line["loss"] is not None
-  ]
-
-
-def _sections(report: Report, title: str, losses: Sequence[tuple[int, float]]) -> Iterator[str]:
+def _sections(report: Report, title: str, losses: Losses) -> Iterator[str]:
   after = report.evaluations["after"]
   yield f"<h1>{escape(title)}</h1>"
   yield (
@@ -71,8 +94,8 @@ def _sections(report: Report, title: str, losses: Sequence[tuple[int, float]]) -
   yield _table(report, rows)
   yield "<h2>Spread over templates</h2>" + _legend(report)
   yield _figure(charts.template_spread(rows))
-  if losses:
-    yield "<h2>Training loss</h2>" + _figure(charts.loss_curve(losses))
+  if losses.training:
+    yield "<h2>Training loss</h2>" + _figure(charts.loss_curve(*losses))
   yield "<h2>Examples</h2><p>The first drawn example of each task, under its first template.</p>"
   yield from _examples(report)
   yield "<h2>How it was run</h2>" + _definitions(_flat(report.environment))

@@ -13,6 +13,9 @@ begin with (the system message of a chat template, say) is read once a row and s
 Encoder-decoder: the encoder reads each prompt once and each option is a decoder segment whose cross
 attention sees its prompt only. Several units share a row, prompts of equal tokens share a unit, and
 rows have a few fixed shapes, so that little is compiled.
+
+A decoder that reads its inputs in both directions shares nothing: each option is a unit of its own, whose
+prompt's last token is read once and seen by all of the prompt.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -136,7 +139,7 @@ def score_options(
       or a log-probability that is not finite; the message names the request.
   """
   lengths = sorted(set(row_lengths))
-  rows = _FAMILIES[model.layout](requests, start_id)
+  rows = _FAMILIES[model.layout](requests, start_id, model.bidirectional_inputs)
   for request in requests:
     _check(request, rows, lengths[-1])
   results = _Results(requests, rows)
@@ -171,11 +174,12 @@ class _Batch(NamedTuple):
 class _DecoderRows:
   """How units lie in the rows of a decoder."""
 
-  def __init__(self, requests: Sequence[RankRequest], start_id: int):
+  def __init__(self, requests: Sequence[RankRequest], start_id: int, bidirectional: bool):
     del start_id
+    self.shares_prompts = not bidirectional
     prompts = [request.prompt_ids for request in requests]
     # The least and the greatest in lexical order differ the earliest. Each unit keeps a last token.
-    begins = common_prefix(min(prompts), max(prompts)) if prompts else 0
+    begins = common_prefix(min(prompts), max(prompts)) if prompts and self.shares_prompts else 0
     self.begin = prompts[0][: min(begins, min(map(len, prompts)) - 1)] if begins else ()
 
   def size(self, prompt: int, options: Sequence[int]) -> tuple[int, int]:
@@ -188,7 +192,9 @@ class _DecoderRows:
 
   def arrays(self, batch: _Batch) -> dict[str, np.ndarray]:
     shape, begin = (batch.row_count, batch.length), len(self.begin)
-    tokens, targets, positions, units, options = (np.zeros(shape, np.int32) for _ in range(5))
+    tokens, targets, positions, units, options, prefix = (
+      np.zeros(shape, np.int32) for _ in range(6)
+    )
     for r, row in enumerate(batch.rows):
       tokens[r, :begin] = self.begin
       positions[r, :begin] = np.arange(begin)
@@ -200,6 +206,7 @@ class _DecoderRows:
         tokens[r, at:end] = shared
         positions[r, at:end] = begin + np.arange(len(shared))
         units[r, at:end] = u
+        prefix[r, at : end + 1] = not self.shares_prompts
         for ids in unit.options:
           at, end, number = end, end + len(ids), number + 1
           tokens[r, at:end] = last, *ids[:-1]
@@ -212,6 +219,7 @@ class _DecoderRows:
       "decoder_positions": positions,
       "units": units,
       "options": options,
+      "prefix": prefix,
       "targets": targets,
     }
 
@@ -223,9 +231,10 @@ class _EncoderDecoderRows:
   """
 
   begin: tuple[int, ...] = ()
+  shares_prompts = True
 
-  def __init__(self, requests: Sequence[RankRequest], start_id: int):
-    del requests
+  def __init__(self, requests: Sequence[RankRequest], start_id: int, bidirectional: bool):
+    del requests, bidirectional
     self._start_id = start_id
 
   def size(self, prompt: int, options: Sequence[int]) -> tuple[int, int]:
@@ -307,7 +316,8 @@ def _units(requests: Sequence[RankRequest], rows: _Rows, longest: int) -> list[_
     unit = _Unit(prompt, [], [])
     for ids, places in options.items():
       lengths = [*map(len, unit.options), len(ids)]
-      if unit.options and max(rows.size(len(prompt), lengths)) > longest - len(rows.begin):
+      full = max(rows.size(len(prompt), lengths)) > longest - len(rows.begin)
+      if unit.options and (full or not rows.shares_prompts):
         units.append(unit)
         unit = _Unit(prompt, [], [])
       unit.options.append(ids)
@@ -413,7 +423,8 @@ def _target_log_probs(
 ) -> Float[Array, "B T"]:
   units, options = batch["units"], batch["options"]
   if model.layout == "decoder":
-    hidden = model.hidden(params, batch, attention_mask=_own_prompt_and_option(units, options))
+    mask = _own_prompt_and_option(units, options, batch["prefix"])
+    hidden = model.hidden(params, batch, attention_mask=mask)
   else:
     own_prompt = units[:, :, None] == batch["encoder_segment_ids"][:, None, :]
     hidden = model.hidden(params, batch, cross_mask=own_prompt)
@@ -429,11 +440,16 @@ def _target_log_probs(
 
 
 def _own_prompt_and_option(
-  units: Int[Array, "B T"], options: Int[Array, "B T"]
+  units: Int[Array, "B T"], options: Int[Array, "B T"], prefix: Int[Array, "B T"]
 ) -> Bool[Array, "B T T"]:
-  """A token sees what stands before it, in its unit or everyone's, of the prompt and of its option."""
+  """A token sees what stands before it, in its unit or everyone's, of the prompt and of its option.
+
+  Where prompts are read in both directions, the tokens of one see each other.
+  """
   index = jnp.arange(units.shape[1])
   before = index[None, :, None] >= index[None, None, :]
+  before |= (prefix[:, :, None] > 0) & (prefix[:, None, :] > 0)
   unit = (units[:, None, :] == _EVERYONES) | (units[:, :, None] == units[:, None, :])
   prompt_or_own = (options[:, None, :] == 0) | (options[:, :, None] == options[:, None, :])
-  return before & unit & prompt_or_own
+  # In both directions the prompt's last token, which is read for the option, is a part of the prompt.
+  return before & unit & (prompt_or_own | (prefix[:, None, :] > 0))

@@ -97,7 +97,9 @@ def start(
     length = width + max_new_tokens
     cache = model.init_cache(params, {"decoder_input_tokens": prompts}, length)
     # Positions past the cache are not written.
-    hidden, cache = model.decode_hidden(params, cache, prompts, jnp.where(real, index, length))
+    places = jnp.where(real, index, length)
+    prefix = prompt_lengths if model.bidirectional_inputs else None
+    hidden, cache = model.decode_hidden(params, cache, prompts, places, prefix)
     final = jnp.maximum(prompt_lengths - 1, 0)
     hidden = jnp.take_along_axis(hidden, final[:, None, None], axis=1)
     positions = final

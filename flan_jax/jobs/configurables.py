@@ -1,4 +1,4 @@
-"""The names that gin files can bind: five jobs and the few parts that they are put together from.
+"""The names that gin files can bind: the jobs and the few parts that they are put together from.
 
 Below these, everything is explicit dataclasses and arguments.
 """
@@ -14,15 +14,22 @@ from flan_jax.jobs.evaluate import evaluate
 from flan_jax.jobs.evaluation import EvaluationPlan
 from flan_jax.jobs.infer import infer
 from flan_jax.jobs.launch import configurable
-from flan_jax.jobs.models import pretrained, scratch, tuned
+from flan_jax.jobs.models import grown, lora, pretrained, scratch, tuned
 from flan_jax.jobs.optimizer import as_optimizer
+from flan_jax.jobs.preparation import seqio_vocabulary
 from flan_jax.jobs.prepare import prepare
 from flan_jax.jobs.schedule import schedule
 from flan_jax.jobs.train import train
+from flan_jax.jobs.train_vocabulary import train_vocabulary, trained_vocabulary
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig
 from flan_jax.training import optimizers, schedules
 from flan_jax.training.partitioning import MeshConfig
-from flan_jax.vocabularies import ByteVocabulary, SentencePieceVocabulary, Vocabulary
+from flan_jax.vocabularies import (
+  ByteVocabulary,
+  SentencePieceVocabulary,
+  Vocabulary,
+  load_vocabulary,
+)
 
 
 def pretrained_vocabulary(source: str) -> Vocabulary:
@@ -30,6 +37,11 @@ def pretrained_vocabulary(source: str) -> Vocabulary:
   from flan_jax.checkpoints.pretrained import load_pretrained
 
   return load_pretrained(source, cache_dir=data_home()).vocabulary
+
+
+def saved_vocabulary(directory: str) -> Vocabulary:
+  """The vocabulary in a folder: what `train_vocabulary` made, or what a run or a store was saved with."""
+  return load_vocabulary(directory)
 
 
 def _made(cls: type) -> Callable[..., Any]:
@@ -44,9 +56,19 @@ def _made(cls: type) -> Callable[..., Any]:
   return make
 
 
-for job in (train, evaluate, prepare, infer, schedule):
+for job in (train, evaluate, prepare, infer, schedule, train_vocabulary):
   configurable(job, job=True, phased=job in (train, prepare, schedule))
-for source in (scratch, pretrained, tuned, pretrained_vocabulary):
+for source in (
+  scratch,
+  pretrained,
+  tuned,
+  grown,
+  lora,
+  pretrained_vocabulary,
+  saved_vocabulary,
+  trained_vocabulary,
+  seqio_vocabulary,
+):
   configurable(source)
 for name, cls in {
   "decoder": DecoderConfig,

@@ -1,7 +1,7 @@
 """What a model is trained on, as a launch names it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from flan_jax.data.batches import Normalise
@@ -20,13 +20,17 @@ class DataPlan:
   """A mixture, and how its examples become rows.
 
   Attributes:
-    mixture: a mixture's name, or a dataset's.
+    mixture: the name of a mixture or dataset of ours; else of a SeqIO task or mixture: a user's own, or the
+      T5 library's.
     lengths: {"inputs": I, "targets": T}, the tokens of a row; a decoder's rows hold I + T.
     format: "plain", or "chat" for the chat template of the model.
     separator: between input and target in the plain format, where one model reads both.
     eos_on_inputs: the end token follows what an encoder reads.
     normalise: "token", or "example" where each example weighs 1 in all.
-    seed, renderings, few_shot, window, loss_on: see `flan_jax.data.store.StoreConfig`.
+    bidirectional_inputs: a decoder reads what stands before the first target in both directions, in training
+      and wherever the tuned model is asked (a prefix LM).
+    seqio_cache: folder, or folders, in which SeqIO's cache job has left the tasks.
+    seed, split, shuffle, renderings, few_shot, window, loss_on: see `flan_jax.data.store.StoreConfig`.
     workers: processes that prepare; None: one a core.
     prepared: path or URL of a store that is trained on as it is; None: it is looked for in the data
       home, and prepared as far as it is missing.
@@ -43,6 +47,10 @@ class DataPlan:
   few_shot: int = 0
   window: int = 1024
   loss_on: Literal["targets", "everything"] = "targets"
+  bidirectional_inputs: bool = False
+  split: str = "train"
+  shuffle: bool = True
+  seqio_cache: str | tuple[str, ...] = ()
   workers: int | None = None
   prepared: str | None = None
 
@@ -53,6 +61,11 @@ class DataPlan:
       raise ConfigError(f"data.workers={self.workers} must be 1 or more, or None: one a core.")
     if self.normalise not in ("token", "example"):
       raise ConfigError(f"normalise={self.normalise!r} is neither 'token' nor 'example'.")
+    if self.bidirectional_inputs and self.loss_on == "everything":
+      raise ConfigError(
+        "data.bidirectional_inputs lets inputs see what follows them, and data.loss_on='everything' would "
+        "have the model predict it: leave one of them out."
+      )
 
   def text_format(self, source: ModelSource) -> Format:
     """How this plan's prompts are written for a model."""
@@ -73,7 +86,19 @@ class DataPlan:
       self.few_shot,
       self.window,
       self.loss_on,
+      self.split,
+      self.shuffle,
+      (self.seqio_cache,) if isinstance(self.seqio_cache, str) else self.seqio_cache,
     )
+
+  def read_by(self, source: ModelSource) -> ModelSource:
+    """The model as it will read once it is tuned on this.
+
+    Raises:
+      ConfigError: inputs are to be read in both directions by a model that has an encoder for that.
+    """
+    model = replace(source.model, bidirectional_inputs=self.bidirectional_inputs)
+    return replace(source, model=model)
 
   def encoder(self, source: ModelSource) -> Encoder:
     """What turns renderings into ids for a model."""

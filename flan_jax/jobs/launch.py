@@ -6,8 +6,6 @@ a known configurable and one of its parameters, and must be reachable from the j
 """
 
 import ast
-import contextlib
-import contextvars
 import dataclasses
 import inspect
 import re
@@ -29,9 +27,10 @@ COMMAND_LINE = "command line"
 def launch(job: str, files: Sequence[str], bindings: Sequence[str]) -> Any:
   """Runs the configurable `job` under the given gin files and `NAME=VALUE` bindings.
 
-  Where they set the macro PHASES = ("one", "two", ...), a job that knows phases is run once in each
-  gin scope of these names, in order: `one/train.steps = 100` holds in the phase "one" alone. A job
-  that returns False was stopped, and the phases after it are not begun.
+  Where they set the macro PHASES = ("one", "two", ...), a job that knows phases is run once for each
+  of these names, in order: `one/STEPS = 100` or `one/train.steps = 100` holds in the phase "one" alone,
+  whatever is set without a phase. A job that returns False was stopped, and the phases after it are not
+  begun.
 
   Args:
     job: name of the configurable to call, such as "train".
@@ -47,7 +46,7 @@ def launch(job: str, files: Sequence[str], bindings: Sequence[str]) -> Any:
   """
   result = None
   for phase in configure(job, files, bindings):
-    with in_phase(phase):
+    with phase:
       result = CONFIGURABLES[job]()
     if result is False:
       break
@@ -56,51 +55,57 @@ def launch(job: str, files: Sequence[str], bindings: Sequence[str]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-  """A part of a launch.
+  """A part of a launch; within it as a context, its settings hold.
 
   Attributes:
-    name: the gin scope in which it runs; "" for a launch without phases.
+    name: "" for a launch without phases.
     before: the name of the phase before it; "" for the first.
+    texts: gin statements of the whole launch.
+    own: the names of the settings that are of this phase alone.
   """
 
   name: str = ""
   before: str = ""
+  texts: tuple[str, ...] = ()
+  own: tuple[str, ...] = ()
+
+  def __enter__(self) -> None:
+    _running.append(self)
+    gin.clear_config()
+    try:
+      gin.parse_config(self.texts)
+      # Gin's own scopes end where a macro is read: a setting of the phase would not reach behind one.
+      for setting in self.own:
+        gin.bind_parameter(setting, gin.query_parameter(f"{self.name}/{setting}"))
+    except (ValueError, SyntaxError) as error:
+      raise ConfigError(f"gin refuses this launch: {error}") from error
+
+  def __exit__(self, *error: object) -> None:
+    _running.pop()
 
 
-_phase: contextvars.ContextVar[Phase] = contextvars.ContextVar("phase")
+_running: list[Phase] = []
 
 
 def current_phase() -> Phase:
   """The phase in which the running job was called."""
-  return _phase.get(Phase())
-
-
-@contextlib.contextmanager
-def in_phase(phase: Phase) -> Iterator[None]:
-  """Within it, gin's scoped bindings for the phase hold."""
-  token = _phase.set(phase)
-  try:
-    with gin.config_scope(phase.name or None):
-      yield
-  finally:
-    _phase.reset(token)
+  return _running[-1] if _running else Phase()
 
 
 def configure(job: str, files: Sequence[str], bindings: Sequence[str]) -> list[Phase]:
-  """Checks and loads a launch without running it, and returns its phases. See `launch`."""
+  """Checks a launch without running it, and returns its phases. See `launch`."""
   statements = [s for path in files for s in _read_file(_find(path), ())]
   lines = [_as_gin_line(binding) for binding in bindings]
   statements += [s for line in lines for s in _parse(line, COMMAND_LINE, ())]
   names = _phases(statements)
   _check(job, statements, names)
-  gin.clear_config()
-  try:
-    gin.parse_config([_inlined(_find(path)) for path in files] + lines)
-  except (ValueError, SyntaxError) as error:
-    raise ConfigError(f"gin refuses this launch: {error}") from error
+  texts = (*(_inlined(_find(path)) for path in files), *lines)
   if not names or job not in PHASED:
-    return [Phase()]
-  return [Phase(name, before) for before, name in zip(("", *names), names, strict=False)]
+    return [Phase(texts=texts)]
+  return [
+    Phase(name, before, texts, tuple({s.setting: None for s in statements if s.scope == name}))
+    for before, name in zip(("", *names), names, strict=False)
+  ]
 
 
 def operative_config() -> str:
@@ -167,6 +172,16 @@ class _Statement:
   def typed(self) -> bool:
     """Whether it stands on the command line."""
     return self.where == COMMAND_LINE
+
+  @property
+  def name(self) -> str:
+    """As it is written, without scope."""
+    return f"{self.selector}.{self.argument}" if self.argument else self.selector
+
+  @property
+  def setting(self) -> str:
+    """As gin knows it, without scope."""
+    return self.name if self.argument else f"{self.selector}/gin.macro.value"
 
 
 class _References(config_parser.ParserDelegate):
@@ -300,20 +315,18 @@ def _phases(statements: Sequence[_Statement]) -> tuple[str, ...]:
 def _check_scopes(job: str, statements: Sequence[_Statement], phases: Sequence[str]) -> None:
   """A scope is a phase; what was typed holds in at least one."""
   known = {name for s in statements for name in _phases([s])}
-  scoped = {(s.scope, s.selector, s.argument) for s in statements if s.scope}
+  scoped = {(s.scope, s.name) for s in statements if s.scope}
   here = phases if job in PHASED else ()
   for s in statements:
-    binding = f"{s.selector}.{s.argument}"
     if s.scope and s.scope not in (here if s.typed else known):
       close = nearest(s.scope, known)
       hint = f"Did you mean {close[0]!r}?" if close else f"Phases: {', '.join(here) or 'none'}."
       raise ConfigError(
-        f"{s.where}: {s.scope}/{binding} is for a phase that this launch of {job!r} does not have. {hint}"
+        f"{s.where}: {s.scope}/{s.name} is for a phase that this launch of {job!r} does not have. {hint}"
       )
-    hidden = here and all((phase, s.selector, s.argument) in scoped for phase in here)
-    if s.typed and s.argument and not s.scope and hidden:
+    if s.typed and not s.scope and here and all((phase, s.name) in scoped for phase in here):
       raise ConfigError(
-        f"{s.where}: every phase has a {binding} of its own, which wins: write --gin.{here[0]}/{binding}."
+        f"{s.where}: every phase has a {s.name} of its own, which wins: write --gin.{here[0]}/{s.name}."
       )
 
 
@@ -333,18 +346,22 @@ def _check(job: str, statements: Sequence[_Statement], phases: Sequence[str]) ->
 
 
 def _check_cycles(statements: Sequence[_Statement]) -> None:
-  """A macro that is defined by itself has no value."""
-  named = {s.selector: s for s in statements if not s.argument}  # the last one wins
+  """What is defined by itself has no value: a macro, or what a function makes of its own result."""
+  defined: dict[str, list[_Statement]] = {}
+  for s in {(s.scope, s.selector, s.argument): s for s in statements}.values():  # the last wins
+    defined.setdefault(f"@{s.selector}()" if s.argument else f"%{s.selector}", []).append(s)
 
-  def walk(name: str, above: tuple[str, ...]) -> None:
+  def walk(name: str, above: tuple[str, ...], where: str) -> None:
     if name in above:
-      cycle = " = ".join(f"%{macro}" for macro in (*above[above.index(name) :], name))
-      raise ConfigError(f"{named[name].where}: the macro {name!r} is defined by itself: {cycle}.")
-    for macro in named[name].macros if name in named else ():
-      walk(macro, (*above, name))
+      what = f"the macro {name[1:]!r}" if name[0] == "%" else name
+      cycle = " = ".join((*above[above.index(name) :], name))
+      raise ConfigError(f"{where}: {what} is defined by itself: {cycle}.")
+    for s in defined.get(name, ()):
+      for each in (*(f"%{macro}" for macro in s.macros), *(f"@{made}()" for made in s.references)):
+        walk(each, (*above, name), s.where)
 
-  for name in named:
-    walk(name, ())
+  for name in defined:
+    walk(name, (), "")
 
 
 def _check_binding(s: _Statement) -> None:

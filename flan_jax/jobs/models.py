@@ -1,20 +1,33 @@
-"""Where a job's model comes from: drawn afresh, published by somebody, or tuned by an earlier run."""
+"""Where a job's model comes from: drawn afresh, published by somebody, or tuned by an earlier run.
+
+`lora` puts adapters beside a published or tuned one. What a run of them saves is the adapters alone, and
+in `model.json` how their base is opened again.
+"""
 
 import dataclasses
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 
 from flan_jax.checkpoints import Checkpoints
 from flan_jax.data.atomic import write_whole
 from flan_jax.data.home import data_home
-from flan_jax.errors import CheckpointError, ConfigError, VocabularyError
+from flan_jax.errors import CheckpointError, ConfigError, FlanJaxError, VocabularyError
 from flan_jax.jobs.processes import is_first
-from flan_jax.models import DecoderConfig, EncoderDecoderConfig, LanguageModel, build_model
+from flan_jax.models import (
+  DecoderConfig,
+  EncoderDecoderConfig,
+  InitialRow,
+  LanguageModel,
+  build_model,
+  grow_embeddings,
+)
+from flan_jax.training.lora import Lora, LoraConfig
 from flan_jax.training.partitioning import Layout, param_shardings
 from flan_jax.vocabularies import (
   ChatFormat,
@@ -29,6 +42,7 @@ PyTree = Any
 
 _CONFIGS: dict[str, Any] = {"decoder": DecoderConfig, "encoder_decoder": EncoderDecoderConfig}
 _DESCRIPTION = "model.json"
+_TABLE_UNIT = 128
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,9 @@ class ModelSource:
     load: puts the parameters on a mesh; the key is for parameters that are drawn afresh.
     fingerprint: of the parameters that `load` gives; two models never share one.
     format: how the prompts were written that it was tuned on; None where nobody said.
+    reopened_by: the function of this module that gives the model again, by name, with its arguments;
+      None: nothing gives it again, some of its parameters may be random.
+    lora: adapters to train in place of the parameters, which stay frozen; None: train them all.
   """
 
   origin: str
@@ -50,13 +67,15 @@ class ModelSource:
   load: Callable[[Layout, jax.Array], PyTree]
   fingerprint: str
   format: Format | None = None
+  reopened_by: tuple[str, Mapping[str, Any]] | None = None
+  lora: Lora | None = None
 
   def __post_init__(self) -> None:
     rows, words = self.model.config.vocab_size, self.vocabulary.size
     if words > rows:
       raise VocabularyError(
         f"the vocabulary has {words:,} ids, and the model's embedding only {rows:,} rows; "
-        f"set vocab_size to {words} or more."
+        f"set {self.model.layout}.vocab_size to {words} or more."
       )
 
   def written_in(self, name: str | None) -> Format:
@@ -85,8 +104,9 @@ def pretrained(
   source: str, dtype: str = "float32", param_dtype: str = "float32", remat: str = "none"
 ) -> ModelSource:
   """A published model; see `flan_jax.checkpoints.pretrained.load_pretrained` for `source`."""
-  from flan_jax.checkpoints.pretrained import load_pretrained
+  from flan_jax.checkpoints.pretrained import content_digest, load_pretrained
 
+  settings = {"source": source, "dtype": dtype, "param_dtype": param_dtype, "remat": remat}
   found = load_pretrained(source, param_dtype, cache_dir=data_home())
   model = build_model(dataclasses.replace(found.config, dtype=dtype, remat=remat))
 
@@ -95,24 +115,88 @@ def pretrained(
     return jax.tree.map(jax.device_put, found.params, param_shardings(model, layout))
 
   return ModelSource(
-    source.partition("#")[0], model, found.vocabulary, load, f"{source} {param_dtype}"
+    source.partition("#")[0],
+    model,
+    found.vocabulary,
+    load,
+    f"{content_digest(source)} {param_dtype}",
+    reopened_by=("pretrained", settings),
+  )
+
+
+def grown(
+  model: ModelSource,
+  tokens: Mapping[str, str | None],
+  initial: Literal["mean", "normal"] = "mean",
+) -> ModelSource:
+  """A model with new control tokens after the last one of its vocabulary.
+
+  A published table with spare rows keeps its length where they suffice. One that has to grow stays a
+  multiple of what it was a multiple of, up to 128, so that it is cut over a mesh as before.
+
+  Args:
+    tokens: each new token -> words whose rows its own begins as the mean of, such as
+      {"<care>": "care kindness"}; None: as `initial` says.
+    initial: "mean" of all rows, or "normal": drawn with their mean and spread.
+
+  Raises:
+    VocabularyError: the vocabulary has a token already, or it is none.
+  """
+  if model.lora is not None:
+    raise ConfigError(
+      "grown.model has adapters, and new rows would not be trained: train it whole."
+    )
+  if not tokens:
+    raise ConfigError("grown.tokens names no token; write grown.tokens={'<name>': None}.")
+  vocabulary, known = model.vocabulary.grown(tuple(tokens)), model.vocabulary.size
+  rows: dict[int, InitialRow] = {}
+  for row, (token, words) in enumerate(tokens.items(), start=known):
+    rows[row] = initial if words is None else model.vocabulary.encode(words)
+    if not rows[row]:
+      raise ConfigError(f"grown.tokens gives {token!r} no words: write some, or None.")
+  before = model.model.config.vocab_size
+  unit = math.gcd(before, _TABLE_UNIT)
+  size = max(before, -(-vocabulary.size // unit) * unit)
+  larger = build_model(dataclasses.replace(model.model.config, vocab_size=size))
+
+  def load(layout: Layout, key: jax.Array) -> PyTree:
+    params = model.load(_layout_for(layout, before), key)
+    tables = {name: params[name] for name in ("embed", "unembed") if name in params}
+    shardings = param_shardings(larger, layout)
+    grow = jax.jit(
+      lambda tables, key: grow_embeddings(tables, size, rows, known=known, key=key),
+      out_shardings={name: shardings[name] for name in tables},
+    )
+    with layout.active():
+      return {**params, **grow(tables, jax.random.fold_in(key, known))}
+
+  return dataclasses.replace(
+    model,
+    origin=f"{model.origin}, with {len(tokens)} new tokens",
+    model=larger,
+    vocabulary=vocabulary,
+    load=load,
+    fingerprint=f"{model.fingerprint} grown {json.dumps([dict(tokens), initial])}",
+    reopened_by=None,
   )
 
 
 def tuned(run_dir: str, step: int | None = None, remat: str | None = None) -> ModelSource:
-  """What a training run saved: its last checkpoint that is whole, or that of `step`."""
-  path = Path(run_dir) / _DESCRIPTION
-  if not path.is_file():
-    raise CheckpointError(f"{run_dir} is no run of `flan-jax train`: it has no {_DESCRIPTION}.")
-  try:
-    about = json.loads(path.read_text())
-    config = _CONFIGS[about["layout"]](**about["config"])
-    format = format_from_dict(about["format"])
-  except (ValueError, LookupError, TypeError) as error:
-    raise CheckpointError(
-      f"{path} is damaged ({error}): delete it, and the run's own command writes it again."
-    ) from error
-  model = build_model(config if remat is None else dataclasses.replace(config, remat=remat))
+  """What a training run saved: its last checkpoint that is whole, or that of `step`.
+
+  A LoRA run saved adapters; they are merged into their base, which is opened again.
+
+  Raises:
+    CheckpointError: there is no such run or step, or the base of its adapters is gone or has changed.
+  """
+  about = _Description.read(Path(run_dir))
+  remat = about.config.remat if remat is None else remat
+  model = dataclasses.replace(
+    build_model(dataclasses.replace(about.config, remat=remat)),
+    bidirectional_inputs=about.bidirectional_inputs,
+  )
+  lora = about.lora and Lora(model, about.lora)
+  base = about.base and _base(about.base, run_dir)
   checkpoints = Checkpoints(Path(run_dir) / "checkpoints")
   if not checkpoints.steps():
     raise CheckpointError(f"{run_dir} holds no complete checkpoint yet.")
@@ -122,24 +206,49 @@ def tuned(run_dir: str, step: int | None = None, remat: str | None = None) -> Mo
     digest = checkpoints.digest(step)
 
   def load(layout: Layout, key: jax.Array) -> PyTree:
-    del key
+    trained = lora or model
     with layout.active():
-      shapes = jax.eval_shape(model.init, jax.random.key(0))
+      shapes = jax.eval_shape(trained.init, jax.random.key(0))
     abstract = jax.tree.map(
       lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
       shapes,
-      param_shardings(model, layout),
+      param_shardings(trained, layout),
     )
-    return checkpoints.restore_params(abstract, step)[0]
+    params = checkpoints.restore_params(abstract, step)[0]
+    return merged(lora, base.load(layout, key), params, layout) if lora and base else params
 
   return ModelSource(
     f"{run_dir}, step {step}",
     model,
     load_vocabulary(Path(run_dir) / "vocabulary"),
     load,
-    digest,
-    format,
+    f"{digest} on {base.fingerprint}" if base else digest,
+    about.format,
+    reopened_by=("tuned", {"run_dir": str(Path(run_dir).resolve()), "step": step}),
   )
+
+
+def lora(
+  model: ModelSource,
+  rank: int = 16,
+  alpha: float = 32.0,
+  dropout: float = 0.0,
+  rank_stabilised: bool = False,
+  patterns: Sequence[str] = ("*attention*kernel", "*mlp*kernel"),
+) -> ModelSource:
+  """A model whose parameters stay frozen while low-rank adapters are trained beside them.
+
+  Args:
+    model: published, or tuned by an earlier run.
+    rank, alpha, dropout, rank_stabilised, patterns: see `flan_jax.training.lora.LoraConfig`.
+
+  Raises:
+    ConfigError: the settings do not fit the model, or it has adapters already.
+  """
+  if model.lora is not None:
+    raise ConfigError("lora.model is @lora() itself; train its adapters first, then use @tuned().")
+  config = LoraConfig(rank, alpha, dropout, rank_stabilised, tuple(patterns))
+  return dataclasses.replace(model, lora=Lora(model.model, config))
 
 
 def continued(source: ModelSource, run_dir: Path) -> ModelSource:
@@ -164,9 +273,22 @@ def continued(source: ModelSource, run_dir: Path) -> ModelSource:
     raise CheckpointError(
       f"this phase cannot go on from {run_dir}: {'; '.join(differences)}. Give both phases one model."
     )
+  both_ways = before.model.bidirectional_inputs
   return dataclasses.replace(
-    source, origin=before.origin, load=before.load, fingerprint=before.fingerprint
+    source,
+    model=dataclasses.replace(source.model, bidirectional_inputs=both_ways),
+    origin=before.origin,
+    load=before.load,
+    fingerprint=before.fingerprint,
+    reopened_by=before.reopened_by,
   )
+
+
+def merged(lora: Lora, base: PyTree, adapters: PyTree, layout: Layout) -> PyTree:
+  """W + s A B on the mesh, in the place of the base, which is given up."""
+  shardings = param_shardings(lora.model, layout)
+  with layout.active():
+    return jax.jit(lora.merge, donate_argnums=0, out_shardings=shardings)(base, adapters)
 
 
 def describe_model(source: ModelSource, format: Format, run_dir: Path) -> None:
@@ -174,10 +296,73 @@ def describe_model(source: ModelSource, format: Format, run_dir: Path) -> None:
   if not is_first():
     return
   source.vocabulary.save(run_dir / "vocabulary")
-  about = {
+  about: dict[str, Any] = {
     "origin": source.origin,
     "layout": source.model.layout,
     "config": dataclasses.asdict(source.model.config),
+    "bidirectional_inputs": source.model.bidirectional_inputs,
     "format": format.as_dict(),
   }
+  if source.lora and source.reopened_by:
+    opener, settings = source.reopened_by
+    about["lora"] = dataclasses.asdict(source.lora.config)
+    about["base"] = {"from": opener, "settings": settings, "fingerprint": source.fingerprint}
   write_whole(run_dir / _DESCRIPTION, [json.dumps(about, indent=2), "\n"])
+
+
+def _layout_for(layout: Layout, rows: int) -> Layout:
+  """The layout with tables of so many rows whole on every device, where they cannot be cut."""
+  if rows % layout.shards("vocab") == 0:
+    return layout
+  rules = tuple((name, None if name == "vocab" else axes) for name, axes in layout.rules)
+  return dataclasses.replace(layout, rules=rules)
+
+
+class _Description(NamedTuple):
+  """What `describe_model` wrote."""
+
+  config: DecoderConfig | EncoderDecoderConfig
+  format: Format
+  bidirectional_inputs: bool
+  lora: LoraConfig | None
+  base: dict[str, Any] | None
+
+  @classmethod
+  def read(cls, run_dir: Path) -> "_Description":
+    path = run_dir / _DESCRIPTION
+    if not path.is_file():
+      raise CheckpointError(f"{run_dir} is no run of `flan-jax train`: it has no {_DESCRIPTION}.")
+    try:
+      about = json.loads(path.read_text())
+      lora, base = about.get("lora"), about.get("base")
+      return cls(
+        _CONFIGS[about["layout"]](**about["config"]),
+        format_from_dict(about["format"]),
+        about.get("bidirectional_inputs", False),
+        lora and LoraConfig(**lora),
+        lora and {name: base[name] for name in ("from", "settings", "fingerprint")},
+      )
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+      raise CheckpointError(
+        f"{path} is damaged ({error}): delete it, and the run's own command writes it again."
+      ) from error
+
+
+def _base(about: Mapping[str, Any], run_dir: str) -> ModelSource:
+  """The model that a run's adapters were trained beside, the very same one."""
+  opener, settings = about["from"], about["settings"]
+  if opener not in _OPENERS:
+    raise CheckpointError(f"{run_dir}: its adapters have a base from {opener!r}, which is unknown.")
+  try:
+    base = _OPENERS[opener](**settings)
+  except (FlanJaxError, TypeError) as error:
+    raise CheckpointError(f"{run_dir} holds adapters, and their base is gone: {error}") from error
+  if base.fingerprint != about["fingerprint"]:
+    raise CheckpointError(
+      f"{run_dir} holds adapters, and their base {base.origin} has changed since: it was "
+      f"{about['fingerprint']}, and is {base.fingerprint}. Put back what it was."
+    )
+  return base
+
+
+_OPENERS: dict[str, Callable[..., ModelSource]] = {"pretrained": pretrained, "tuned": tuned}

@@ -1,4 +1,4 @@
-"""Makes a store in a process of its own, where neither JAX nor TensorFlow was loaded before.
+"""Makes a store, or asks SeqIO, in a process of its own, where neither JAX nor TensorFlow was loaded before.
 
 This module must import neither: the process that it starts reads it first.
 """
@@ -6,18 +6,25 @@ This module must import neither: the process that it starts reads it first.
 import contextlib
 import ctypes
 import multiprocessing
+import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any, TypeVar
 
+from flan_jax.data import seqio_stream
 from flan_jax.data.library import dataset_spec
+from flan_jax.data.mixtures import known_names
 from flan_jax.data.prepare import prepare
 from flan_jax.data.records import load_records
 from flan_jax.data.store import Store, StoreConfig
 from flan_jax.errors import FlanJaxError
 from flan_jax.jobs import user_modules
+from flan_jax.vocabularies import Vocabulary
+
+Result = TypeVar("Result")
 
 _PR_SET_PDEATHSIG = 1
 
@@ -38,10 +45,32 @@ def prepared_store(
   Raises:
     FlanJaxError: whatever the preparing process ran into.
   """
-  task = (config, rows, data_dir, tuple(datasets), workers, tuple(user_modules.IMPORTED))
+  directory = _in_own_process(
+    _prepare, config.mixture_name, config, rows, data_dir, tuple(datasets), workers
+  )
+  return Store.open(directory)
+
+
+def seqio_vocabulary(name: str) -> Vocabulary:
+  """The vocabulary that the targets of a SeqIO task or mixture are written in.
+
+  Raises:
+    UnknownName: SeqIO has no such task, nor has the T5 library.
+    VocabularyError: the task's is no vocabulary of SentencePiece or of bytes.
+  """
+  return _in_own_process(seqio_stream.task_vocabulary, name, name)
+
+
+def _in_own_process(function: Callable[..., Result], mixture: str, *arguments: Any) -> Result:
+  """A call in a process that knows the user's modules, and may import what this one must not.
+
+  Args:
+    mixture: what it is about; modules that import SeqIO are only imported if it is not known without.
+  """
+  modules = (tuple(user_modules.IMPORTED), tuple(user_modules.WAITING))
   with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
     try:
-      directory, mistake = pool.submit(_prepare, *task).result()
+      result, mistake = pool.submit(_call, function, mixture, arguments, *modules).result()
     except BrokenProcessPool:
       raise FlanJaxError(
         "the process that prepares the data was killed; where the system kills, memory has mostly "
@@ -49,29 +78,38 @@ def prepared_store(
       ) from None
   if mistake is not None:
     raise mistake[0](mistake[1])
-  return Store.open(directory)
+  return result
 
 
-def _prepare(
-  config: StoreConfig,
-  rows: int,
-  data_dir: Path,
-  datasets: Sequence[str],
-  workers: int | None,
-  modules: Sequence[str],
-) -> tuple[Path, tuple[type[FlanJaxError], str] | None]:
+def _call(
+  function: Callable[..., Any],
+  mixture: str,
+  arguments: Sequence[Any],
+  imported: Sequence[str],
+  waiting: Sequence[str],
+) -> tuple[Any, tuple[type[FlanJaxError], str] | None]:
   _end_with_parent()
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow tells at length how it was built
   try:
-    for module in modules:
+    for module in imported:
       user_modules.import_module(module)
-    directory = prepare(config, rows, data_dir, workers).directory
-    for name in datasets:
-      load_records(dataset_spec(name), data_dir)
+    user_modules.WAITING[:] = waiting
+    if mixture not in known_names():
+      user_modules.import_waiting()
+    return function(*arguments), None
   except FlanJaxError as error:
     # Some errors take more than a message to make, and could not be sent.
     kind = type(error) if type(error).__init__ is FlanJaxError.__init__ else FlanJaxError
-    return data_dir, (kind, str(error))
-  return directory, None
+    return None, (kind, str(error))
+
+
+def _prepare(
+  config: StoreConfig, rows: int, data_dir: Path, datasets: Sequence[str], workers: int | None
+) -> Path:
+  directory = prepare(config, rows, data_dir, workers).directory
+  for name in datasets:
+    load_records(dataset_spec(name), data_dir)
+  return directory
 
 
 def _end_with_parent() -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flan_jax.errors import ConfigError
-from flan_jax.jobs.launch import CONFIGURABLES, configure, in_phase
+from flan_jax.jobs.launch import CONFIGURABLES, configure
 from flan_jax.jobs.optimizer import Optimizer
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -36,7 +36,7 @@ class Curve(NamedTuple):
     warm = int(np.argmax(falls)) if falls.any() else len(self.rates) - 1
     last = len(self.rates) - 1
     peak = int(np.argmax(self.rates))
-    return {"first": 0, "warm": warm, "middle": last // 2, "last": last, "peak": peak}
+    return {"first": 0, "warmed up": warm, "middle": last // 2, "last": last, "peak": peak}
 
 
 def compare_schedules(files: Sequence[str], bindings: Sequence[str], out: str | None) -> str:
@@ -64,7 +64,7 @@ def compare_schedules(files: Sequence[str], bindings: Sequence[str], out: str | 
 def _curves(file: str, bindings: Sequence[str]) -> list[Curve]:
   curves = []
   for phase in configure("schedule", [file], bindings):
-    with in_phase(phase):
+    with phase:
       rates = CONFIGURABLES["schedule"]()
     curves.append(Curve(f"{file} {phase.name}".strip(), rates))
   return curves
@@ -72,7 +72,7 @@ def _curves(file: str, bindings: Sequence[str]) -> list[Curve]:
 
 def _table(curves: Sequence[Curve]) -> list[str]:
   """One line a curve: rate @ number of the update."""
-  lines = [("", "updates", *curves[0].points())]
+  lines = [("rate @ update", "updates", *curves[0].points())]
   for curve in curves:
     told = (f"{curve.rates[n]:.3g} @ {n:,}" for n in curve.points().values())
     lines.append((curve.name, f"{len(curve.rates):,}", *told))
@@ -84,17 +84,14 @@ def _table(curves: Sequence[Curve]) -> list[str]:
 
 
 def _sparklines(curves: Sequence[Curve]) -> list[str]:
-  """All on one scale, which goes from zero to the highest rate and to the last update of the longest."""
-  highest = max(curve.rates.max() for curve in curves) or 1.0
-  longest = max(len(curve.rates) for curve in curves)
+  """The shape of each: over its own updates, and from zero to its own peak."""
   names = max(len(curve.name) for curve in curves)
   lines = []
   for curve in curves:
-    places = np.unique(np.linspace(0, longest - 1, min(_WIDTH, longest)).round().astype(int))
-    levels = curve.rates[places[places < len(curve.rates)]] / highest * (len(_BARS) - 1)
-    lines.append(
-      f"{curve.name.ljust(names)}  {''.join(_BARS[round(float(level))] for level in levels)}"
-    )
+    places = np.linspace(0, len(curve.rates) - 1, min(_WIDTH, len(curve.rates))).round().astype(int)
+    levels = curve.rates[places] / (curve.rates.max() or 1.0) * (len(_BARS) - 1)
+    bars = "".join(_BARS[round(float(level))] for level in levels)
+    lines.append(f"{curve.name.ljust(names)}  {bars}")
   return lines
 
 

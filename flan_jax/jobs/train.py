@@ -8,19 +8,24 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import jax
+
 from flan_jax.checkpoints import Checkpoints
 from flan_jax.data.atomic import claimed, write_whole
 from flan_jax.data.batches import Batches
+from flan_jax.data.store import Store
 from flan_jax.errors import ConfigError
+from flan_jax.evaluation.html import write_curve
 from flan_jax.jobs.data import DataPlan
 from flan_jax.jobs.evaluate import judge_untuned
 from flan_jax.jobs.evaluation import EvaluationPlan
 from flan_jax.jobs.launch import changed_settings, current_phase, operative_config
-from flan_jax.jobs.models import ModelSource, continued, describe_model
+from flan_jax.jobs.models import ModelSource, continued, describe_model, merged
 from flan_jax.jobs.optimizer import Optimizer
 from flan_jax.jobs.processes import is_first
 from flan_jax.jobs.report import Phases, environment, write_report
-from flan_jax.training.losses import SupervisedLoss
+from flan_jax.training.lora import AdaptedLoss
+from flan_jax.training.losses import Loss, SupervisedLoss
 from flan_jax.training.partitioning import (
   DEFAULT_RULES,
   MeshConfig,
@@ -31,6 +36,7 @@ from flan_jax.training.partitioning import (
   rows_of_process,
 )
 from flan_jax.training.trainer import Trainer, TrainerConfig
+from flan_jax.training.validation import HeldOutLoss
 
 
 def train(
@@ -49,6 +55,7 @@ def train(
   normalising_factor: float | None = None,
   checkpoint_every: int = 500,
   keep: int | None = 2,
+  validation_batches: int = 0,
   evaluation: EvaluationPlan | None = None,
   notes: tuple[str, ...] = (),
   seed: int = 0,
@@ -65,6 +72,8 @@ def train(
     accumulation: microbatches that a batch is cut into.
     normalising_factor: divides the loss in place of the sum of its weights.
     checkpoint_every, keep: steps between checkpoints, and how many are kept.
+    validation_batches: batches of the validation split whose loss is taken before the first step, with
+      every checkpoint and at the end; drawn by the same rates, from the datasets that have such a split.
     evaluation: judge the model zero-shot before and after; None: train only.
     notes: sentences for the report, such as what the untuned model may already have seen.
     seed: of fresh parameters and of dropout; the data has its own.
@@ -81,18 +90,33 @@ def train(
       print(f"phase {phase.name}: {run}", file=sys.stderr)
   if phase.before:
     model = continued(model, run.parent / phase.before)
+  tuned = data.read_by(model)
   layout = make_layout(model.model, make_mesh(mesh), axis_rules)
+  if (lora := model.lora) and model.reopened_by is None:
+    raise ConfigError(
+      f"adapters are saved alone, and {model.origin} cannot be opened again: choose @pretrained(), or "
+      "@tuned() for the result of an earlier run."
+    )
   if is_first():
-    sys.stderr.writelines(f"{fallback}\n" for fallback in layout.fallbacks)
+    told = [*layout.fallbacks, *([lora.summary()] if lora else [])]
+    sys.stderr.writelines(f"{line}\n" for line in told)
   config = TrainerConfig(steps, batch_size, accumulation, checkpoint_every, keep, seed)
   check_batch(batch_size, accumulation, layout)
-  tx = optimizer.transformation(model.model)
+  tx = optimizer.transformation(lora or model.model)
   written = data.encoder(model).format
   judged = [task.dataset for task in evaluation.evaluation_tasks()] if evaluation else []
   rows = steps * batch_size
   with phases("prepare"):
     store = data.store(model, rows, judged)
   share = rows_of_process(batch_size, layout)
+
+  def batches(store: Store, first: int, stop: int) -> Batches:
+    both_ways = data.bidirectional_inputs
+    return Batches(store, batch_size, first, stop, data.normalise, share, both_ways)
+
+  def trained(loss: Loss) -> Loss:
+    return AdaptedLoss(loss, lora) if lora else loss
+
   loss = SupervisedLoss(
     model.model,
     z_loss=z_loss,
@@ -100,21 +124,35 @@ def train(
     normalising_factor=normalising_factor,
     tasks=len(store.tasks),
   )
+  held_out = None
+  if validation_batches:
+    with phases("prepare validation"):
+      unseen_rows = validation_batches * batch_size
+      unseen = dataclasses.replace(data, split="validation").store(model, unseen_rows)
+    held_out = HeldOutLoss(
+      trained(SupervisedLoss(model.model, tasks=len(unseen.tasks))),
+      lambda: batches(unseen, 0, unseen_rows),
+      batch_size,
+      layout,
+      [task.name for task in unseen.tasks],
+    )
   trainer = Trainer(
     config,
-    model=model.model,
-    loss=loss,
+    model=lora or model.model,
+    loss=trained(loss),
     tx=tx,
     schedule=optimizer.schedule,
     layout=layout,
-    batches=lambda row: Batches(store, batch_size, row, rows, data.normalise, share),
+    batches=lambda row: batches(store, row, rows),
     directory=run,
-    load=model.load,
+    load=None if lora else model.load,
+    held_out=held_out,
     tasks=[(task.name, task.cluster) for task in store.tasks],
     fingerprints={
       "store": store.fingerprint,
       "tokenizer": model.vocabulary.fingerprint,
       "model": model.fingerprint,
+      **({"LoRA scale": str(lora.config.scale)} if lora else {}),
     },
     meta={
       "mixture": data.mixture,
@@ -128,22 +166,29 @@ def train(
   if changed and is_first():
     print("this run was begun with other settings:", *changed, sep="\n  ", file=sys.stderr)
   with claimed(run) if is_first() else contextlib.nullcontext():
-    describe_model(model, written, run)
+    describe_model(tuned, written, run)
     _save_config(run)
     before = {}
     if evaluation is not None:
       with phases("evaluate before"):
         before = judge_untuned(evaluation, model, written, layout, run)
     with phases("train"):
-      result = trainer.run()
+      base = model.load(layout, jax.random.key(seed)) if lora else None
+      result = trainer.run(frozen=base)
     _save_config(run)
-    if evaluation is None or result.terminated:
-      return not result.terminated
+    if result.terminated:
+      return False
+    if evaluation is None:
+      if is_first():
+        write_curve(run / "report.html", title=run.name, run_dir=run)
+      return True
     with phases("evaluate after"):
-      step = int(result.state.step)
+      step, params = int(result.state.step), result.state.params
+      if lora:
+        params = merged(lora, base, params, layout)
       after = evaluation.run(
-        model,
-        result.state.params,
+        tuned,
+        params,
         layout,
         written,
         run / "evaluation",

@@ -1,5 +1,6 @@
-"""A user's own modules, which register datasets and mixtures when they are imported."""
+"""A user's own modules, which register datasets, mixtures and SeqIO tasks when they are imported."""
 
+import ast
 import importlib
 import importlib.util
 import sys
@@ -11,6 +12,37 @@ from flan_jax.errors import ConfigError, FlanJaxError
 
 IMPORTED: list[str] = []
 """Every module imported so far by name or path, for a child process to import as well."""
+
+WAITING: list[str] = []
+"""Modules that import SeqIO, and with it TensorFlow: a process that prepares data imports them."""
+
+_HEAVY = ("seqio", "t5", "tensorflow", "tensorflow_datasets", "tensorflow_text")
+_LATER = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def register(name: str) -> None:
+  """Imports a module now; or, if it imports SeqIO, has it imported where data is prepared.
+
+  So the process that trains stays free of TensorFlow, and can train from a prepared store where neither is
+  installed. Only what the module itself imports at its top is seen, not what its own imports do.
+
+  Raises:
+    ConfigError: there is no such module or file.
+  """
+  if not _imports_seqio(name):
+    import_module(name)
+  elif name not in WAITING:
+    WAITING.append(name)
+
+
+def import_waiting() -> None:
+  """Imports the modules that were put off.
+
+  Raises:
+    ConfigError: one cannot be imported.
+  """
+  while WAITING:
+    import_module(WAITING.pop(0))
 
 
 def import_module(name: str) -> ModuleType:
@@ -52,6 +84,26 @@ def import_module(name: str) -> ModuleType:
   except (Exception, SystemExit) as error:
     raise _failed(name, error) from error
   return module
+
+
+def _imports_seqio(name: str) -> bool:
+  path = Path(name)
+  try:
+    if path.suffix != ".py":
+      spec = importlib.util.find_spec(name)
+      path = Path(spec.origin) if spec and spec.origin else path
+    top = ast.parse(path.read_bytes()).body
+  except (ImportError, OSError, SyntaxError, ValueError):
+    return False  # importing it tells what is wrong
+  names: list[str] = []
+  for statement in (
+    node for each in top if not isinstance(each, _LATER) for node in ast.walk(each)
+  ):
+    if isinstance(statement, ast.Import):
+      names += [alias.name for alias in statement.names]
+    elif isinstance(statement, ast.ImportFrom) and not statement.level:
+      names.append(statement.module or "")
+  return any(imported.split(".")[0] in _HEAVY for imported in names)
 
 
 def _failed(name: str, error: BaseException) -> ConfigError:

@@ -138,11 +138,22 @@ def dot_product_attention(
 
 
 def causal_mask(
-  batch: int, length: int, segment_ids: Int[Array, "B T"] | None = None
+  batch: int,
+  length: int,
+  segment_ids: Int[Array, "B T"] | None = None,
+  prefix: Int[Array, "B T"] | None = None,
 ) -> Bool[Array, "B T T"]:
-  """Each token sees itself and what stands before it in the row, within its segment."""
+  """Each token sees itself and what stands before it in the row, within its segment.
+
+  Args:
+    prefix: not 0 on tokens that also see those after them, as far as these are not 0 either: the
+      prefix LM of Raffel et al. (arXiv 1910.10683, section 3.2.1).
+  """
   index = jnp.arange(length)
   mask = jnp.broadcast_to(index[None, :, None] >= index[None, None, :], (batch, length, length))
+  if prefix is not None:
+    inside = prefix > 0
+    mask = mask | (inside[:, :, None] & inside[:, None, :])
   return mask if segment_ids is None else mask & same_segment(segment_ids, segment_ids)
 
 

@@ -92,27 +92,39 @@ class Decoder(nn.Module):
     segment_ids: Int[Array, "B T"] | None = None,
     positions: Int[Array, "B T"] | None = None,
     attention_mask: SelfMask | None = None,
+    prefix: Int[Array, "B T"] | None = None,
   ) -> Float[Array, "B T D"]:
     """Final-normed hidden states of embedded tokens, all at once."""
     batch, length, _ = x.shape
     if positions is None:
       positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
     if attention_mask is None:
-      attention_mask = causal_mask(batch if segment_ids is not None else 1, length, segment_ids)
+      rows = 1 if segment_ids is None and prefix is None else batch
+      attention_mask = causal_mask(rows, length, segment_ids, prefix)
     rotary = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
     x, _ = self._run(x, None, DecoderContext(attention_mask, rotary))
     return x
 
   def decode(
-    self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: KeyValues
+    self,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    cache: KeyValues,
+    prefix_lengths: Int[Array, "B"] | None = None,
   ) -> tuple[Float[Array, "B T D"], KeyValues | None]:
     """Hidden states of `tokens`, which also see what the cache holds before their positions.
+
+    Args:
+      prefix_lengths: the first positions of a row, so many, see each other in both directions.
 
     Returns:
       Final-normed hidden states, and the new keys and values [L, B, T, K, H].
     """
     slots = jnp.arange(cache.key.shape[2], dtype=positions.dtype)
     mask = slots[None, None, :] <= positions[:, :, None]
+    if prefix_lengths is not None:
+      ends = prefix_lengths[:, None, None]
+      mask |= (slots[None, None, :] < ends) & (positions[:, :, None] < ends)
     rotary = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
     return self._run(self.embed(tokens), cache, DecoderContext(mask, rotary, positions))
 

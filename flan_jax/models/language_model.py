@@ -43,11 +43,18 @@ class LanguageModel:
     config: its shapes and numerics.
     module: the Linen module that computes.
     layout: which batch keys it reads: "decoder" reads the `decoder_*` keys only.
+    bidirectional_inputs: a decoder that was tuned to read prompts in both directions: decoding and scoring
+      then do so too. In `hidden` the batch says what is a prompt.
   """
 
   config: ModelConfig
   module: Decoder | EncoderDecoder
   layout: Literal["decoder", "encoder_decoder"]
+  bidirectional_inputs: bool = False
+
+  def __post_init__(self) -> None:
+    if self.bidirectional_inputs and self.layout != "decoder":
+      raise ConfigError("bidirectional_inputs is for decoders: an encoder reads both ways anyway.")
 
   def init(self, key: jax.Array) -> dict[str, Any]:
     """Fresh parameters: a plain nested dict, unboxed, layers stacked on a leading axis."""
@@ -79,12 +86,13 @@ class LanguageModel:
 
     Args:
       batch: `decoder_input_tokens` [B, T] and, for an encoder-decoder, `encoder_input_tokens`
-        [B, S], each with optional `*_segment_ids` and `*_positions`.
+        [B, S], each with optional `*_segment_ids` and `*_positions`. A decoder also reads
+        `decoder_causal_attention` [B, T], not 0 on inputs, which then see each other in both directions.
       dropout_key: turns dropout on.
       inputs_embeds: instead of `decoder_input_tokens` (decoder) or of `encoder_input_tokens`
         (encoder-decoder), which the batch may then lack.
-      attention_mask: [B, T, T], decoder tokens to decoder tokens, instead of causal within
-        segments. Masks are boolean (True: seen), or float and added to the attention scores.
+      attention_mask: [B, T, T], decoder tokens to decoder tokens, instead of what segments and
+        inputs of the batch give. Masks are boolean (True: seen), or float and added to the attention scores.
         With a mask, T5's relative positions are counted from the batch's positions.
       encoder_mask: [B, S, S], encoder tokens to encoder tokens.
       cross_mask: [B, T, S], decoder tokens to encoder tokens.
@@ -94,7 +102,7 @@ class LanguageModel:
       x = inputs_embeds
       if x is None:
         x = self.embed(params, batch["decoder_input_tokens"])
-      rest = (segments, positions, attention_mask)
+      rest = (segments, positions, attention_mask, batch.get("decoder_causal_attention"))
       return self._apply(params, "hidden", x, *rest, dropout_key=dropout_key)
     encoded = self.encode(params, batch, dropout_key, inputs_embeds, encoder_mask)
     return self._apply(
@@ -173,14 +181,19 @@ class LanguageModel:
     cache: Cache,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
+    prefix_lengths: Int[Array, "B"] | None = None,
   ) -> tuple[Float[Array, "B T D"], Cache]:
     """Hidden states of the next tokens, and the cache with their keys and values.
 
     A token sees every position up to its own, so positions are written in order, each row at its
     own pace. A position of the cache's length or more is not written: pad a row with it.
+
+    Args:
+      prefix_lengths: of each row the first positions that see each other in both directions (decoder only);
+        they are then written by one call.
     """
     if cache.cross is None:
-      hidden, new = self._apply(params, "decode", tokens, positions, cache.own)
+      hidden, new = self._apply(params, "decode", tokens, positions, cache.own, prefix_lengths)
     else:
       layers = LayerCache(cache.own, cache.cross)
       hidden, new = self._apply(params, "decode", tokens, positions, layers, cache.cross_mask)

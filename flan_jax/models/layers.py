@@ -33,7 +33,11 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 class Dense(nn.Module):
-  """A matrix product with a float kernel [in, out], computed in `dtype`."""
+  """A matrix product with a float kernel [in, out], computed in `dtype`.
+
+  Where adapters were joined with the parameters (`flan_jax.training.lora`), `lora_a` [in, r] and
+  `lora_b` [r, out] stand beside the kernel, and their product is added to it on the way.
+  """
 
   features: int
   axes: tuple[str, str]
@@ -49,7 +53,16 @@ class Dense(nn.Module):
       (x.shape[-1], self.features),
       jnp.dtype(self.param_dtype),
     )
-    return matmul(x.astype(self.dtype), kernel)
+    x = x.astype(self.dtype)
+    out = matmul(x, kernel)
+    if self.has_variable("params", "lora_a"):
+      out = out + self._adapted(x)
+    return out
+
+  def _adapted(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
+    held = self.variables["params"]
+    narrow = matmul(dropout(self, x, held.get("lora_dropout", 0.0)), held["lora_a"])
+    return matmul(narrow, held["lora_b"])
 
 
 @jax.custom_vjp
@@ -243,12 +256,12 @@ def rotate(
   return turned.astype(x.dtype)
 
 
-def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
+def dropout(module: nn.Module, x: jax.Array, rate: float | Float[Array, ""]) -> jax.Array:
   """Dropout in `module`, active where the caller gave a key named "dropout"."""
-  if rate == 0.0 or not module.has_rng("dropout"):
+  if not module.has_rng("dropout") or (isinstance(rate, float) and rate == 0.0):
     return x
   keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, x.shape)
-  return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+  return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros_like(x))
 
 
 def embed_tokens(table: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
 from flan_jax.training.partitioning import current_shards
@@ -211,12 +212,23 @@ def _forward(hidden, unembedding, targets, trips, words):
   return scores, (hidden, unembedding, targets, trips, scores[1])
 
 
+def _forward_of_some(hidden, unembedding, targets, trips, words):
+  """As `_forward`, of arguments that know whether their gradient is asked for."""
+  scores, residuals = _forward(hidden.value, unembedding.value, targets.value, trips.value, words)
+  # Part of the tree's structure, and so known when `_backward` is traced.
+  return scores, (*residuals, () if unembedding.perturbed else None)
+
+
 def _backward(words, residuals, cotangents):
   """Pulls the scores' cotangents back through the softmax p of each token's logits.
 
-  d logprob = [word is target] - p, d log_normaliser = p, d mean_logprob = 1/V - p.
+  d logprob = [word is target] - p, d log_normaliser = p, d mean_logprob = 1/V - p. The gradient of
+  a frozen table is not made: no compiler would find out that a loop carries it for nobody.
   """
-  hidden, unembedding, targets, trips, log_z = residuals
+  hidden, unembedding, targets, trips, log_z, asked = residuals
+  cotangents = [
+    jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g for g in cotangents
+  ]
   table = unembedding.reshape(-1, words.shards, words.held)
 
   def pull_block(i, carry):
@@ -234,6 +246,8 @@ def _backward(words, residuals, cotangents):
       pull = pull + jnp.where(target[..., None, None] == word, to_target, 0.0)
       pull = jnp.where(fresh, pull, 0.0).astype(x.dtype)
       d_x = d_x + jnp.einsum("rscvw,dvw->rscd", pull, columns, preferred_element_type=jnp.float32)
+      if d_table is None:
+        return d_x, None
       d_columns = jnp.einsum("rscd,rscvw->dvw", x, pull, preferred_element_type=jnp.float32)
       old = jax.lax.dynamic_slice_in_dim(d_table, words.start(j), words.size, axis=2)
       new = _constrain(old + d_columns, "embed", "vocab")
@@ -245,13 +259,15 @@ def _backward(words, residuals, cotangents):
 
   start = (
     _constrain(jnp.zeros_like(hidden), "batch", "length"),
-    _constrain(jnp.zeros(table.shape, jnp.float32), "embed", "vocab"),
+    None if asked is None else _constrain(jnp.zeros(table.shape, jnp.float32), "embed", "vocab"),
   )
   d_hidden, d_table = jax.lax.fori_loop(0, trips, pull_block, start)
-  return d_hidden, d_table.reshape(unembedding.shape).astype(unembedding.dtype), None, None
+  if d_table is not None:
+    d_table = d_table.reshape(unembedding.shape).astype(unembedding.dtype)
+  return d_hidden, d_table, None, None
 
 
-_blockwise_scores.defvjp(_forward, _backward)
+_blockwise_scores.defvjp(_forward_of_some, _backward, symbolic_zeros=True)
 
 
 @jax.custom_vjp

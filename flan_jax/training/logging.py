@@ -1,8 +1,9 @@
-"""Where a run writes what happened: metrics.jsonl, TensorBoard, and a progress bar."""
+"""Where a run writes what happened: metrics.jsonl, validation.jsonl, TensorBoard, and a progress bar."""
 
 import contextlib
 import errno
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from flan_jax.data.atomic import write_whole
 from flan_jax.errors import StorageError
 
 METRICS = "metrics.jsonl"
+VALIDATION = "validation.jsonl"
 
 
 class RunLog:
@@ -21,7 +23,8 @@ class RunLog:
 
   `metrics.jsonl` has one line a step. What earlier attempts logged after the checkpoint is taken
   out, since those rows are consumed again: the steps of the log are consecutive, and so are the row
-  ranges. TensorBoard is told the same.
+  ranges. `validation.jsonl` has a line for each time that the held-out loss was taken. TensorBoard is
+  told the same.
 
   Args:
     directory: of the run.
@@ -35,6 +38,7 @@ class RunLog:
     with _storage_errors(directory):
       directory.mkdir(parents=True, exist_ok=True)
       _rewind(directory / METRICS, start)
+      _rewind(directory / VALIDATION, start)
       self._lines = (directory / METRICS).open("a", encoding="utf-8")
       self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
     self._directory = directory
@@ -60,9 +64,25 @@ class RunLog:
     self._bar.set_postfix_str(_summary(record), refresh=False)
     self._bar.update(record["step"] - self._bar.n)
 
+  def validated(self, step: int, record: Mapping[str, Any]) -> None:
+    """Logs the held-out loss of the parameters after a step, once.
+
+    Raises:
+      StorageError: the disk refused it.
+    """
+    path = self._directory / VALIDATION
+    with _storage_errors(self._directory):
+      if path.exists() and any(known["step"] == step for known in _records(path)):
+        return
+      with path.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps({"step": step, **record}) + "\n")
+      for name, value in _scalars(record, "validation/"):
+        self._board.add_scalar(name, value, step)
+    self.say(f"step {step}: held-out loss {record['loss']:.4f}")
+
   def say(self, text: str) -> None:
     """Prints a line above the progress bar."""
-    self._bar.write(text)
+    self._bar.write(text, file=sys.stderr)
 
   def close(self) -> None:
     self._bar.close()
@@ -71,9 +91,9 @@ class RunLog:
       self._board.close()
 
 
-def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
-  """The lines of a run's metrics.jsonl, without a last one that a kill left unfinished."""
-  path = Path(directory) / METRICS
+def read_log(directory: str | Path, name: str = METRICS) -> list[dict[str, Any]]:
+  """The lines of a run's metrics.jsonl or validation.jsonl, without a last one that a kill left unfinished."""
+  path = Path(directory) / name
   return list(_records(path)) if path.is_file() else []
 
 

@@ -207,7 +207,12 @@ def _warmed(peak: float, warmup_steps: int, first_step: int, decay: _Curve) -> o
 def _progress(start: int, end: int) -> _Curve:
   """From an update's number to 0 up to `start` and 1 from `end` on, straight between them."""
   length = max(end - start, 1)
-  return lambda n: jnp.clip((n - _f32(start)) / _f32(length), 0.0, 1.0)
+
+  def progress(n: jax.Array) -> jax.Array:
+    share = jnp.maximum((n - _f32(start)) / _f32(length), 0.0)
+    return jnp.where(n < end, share, 1.0)  # compiled, the share may fall a bit short of 1
+
+  return progress
 
 
 def _between(peak: float, final: float, share: jax.Array) -> jax.Array:

@@ -28,6 +28,7 @@ from flan_jax.training.partitioning import (
   state_shardings,
 )
 from flan_jax.training.step import Metrics, TrainState, make_train_step
+from flan_jax.training.validation import HeldOutLoss
 
 PyTree = Any
 _MADE_OF = {"store": ": other records, templates, rates, format, lengths or data seed"}
@@ -95,7 +96,8 @@ class Trainer:
     directory: of the run.
     load: from layout and key to parameters on the mesh; None: the model's own fresh ones. Not
       called on resuming. Arrays of JAX are consumed: keep a copy of what is needed afterwards.
-    frozen: parameters that the loss reads and that are not trained.
+    held_out: the loss of parameters on batches that are not trained on; taken before the first step, with
+      every checkpoint and at the end.
     tasks: (name, cluster) of each task id, for losses by task and cluster.
     fingerprints: what must be the same when a run goes on, by name (store, tokenizer, model, ...).
     meta: other facts to keep beside each checkpoint; plain JSON values.
@@ -114,7 +116,7 @@ class Trainer:
     batches: Batches,
     directory: str | Path,
     load: Callable[[Layout, jax.Array], PyTree] | None = None,
-    frozen: PyTree = None,
+    held_out: HeldOutLoss | None = None,
     tasks: Sequence[tuple[str, str]] = (),
     fingerprints: Mapping[str, str | int] | None = None,
     meta: Mapping[str, Any] | None = None,
@@ -123,8 +125,8 @@ class Trainer:
     check_batch(config.batch_size, config.accumulation, layout)
     self.config, self.directory = config, Path(directory)
     self._model, self._tx, self._layout = model, tx, layout
-    self._batches, self._load, self._frozen = batches, load, frozen
-    self._tasks = tuple(tasks)
+    self._batches, self._load = batches, load
+    self._held_out, self._tasks = held_out, tuple(tasks)
     # Neither rows nor dropout would go on where they were.
     own = {"batch_size": config.batch_size, "seed": config.seed}
     self._fingerprints = {**own, **(fingerprints or {})}
@@ -158,8 +160,11 @@ class Trainer:
       return meta
     return None
 
-  def run(self) -> TrainingResult:
+  def run(self, frozen: PyTree = None) -> TrainingResult:
     """Trains until all steps are made, or SIGTERM asks to stop.
+
+    Args:
+      frozen: parameters on the mesh that the loss reads and that are not trained.
 
     Raises:
       StorageError: the disk is full.
@@ -177,7 +182,8 @@ class Trainer:
         self._say(f"all {start} steps are made: nothing left to train")
         return TrainingResult(state, start, False)
       with self._log(start) as log:
-        state = self._loop(state, row, checkpoints, log, termination)
+        self._validate(log, state, frozen)
+        state = self._loop(state, row, frozen, checkpoints, log, termination)
         checkpoints.wait()
       stopped = int(state.step) < self.config.steps
       if stopped:
@@ -188,6 +194,7 @@ class Trainer:
     self,
     state: TrainState,
     row: int,
+    frozen: PyTree,
     checkpoints: Checkpoints,
     log: "RunLog | _NoLog",
     termination: "_Termination",
@@ -196,7 +203,7 @@ class Trainer:
     step, waiting, clock = int(state.step), None, time.perf_counter()
     for batch in self._batches(row):
       arrays = put_batch(batch, self._layout, config.batch_size)
-      state, metrics = self._step(state, arrays, key, self._frozen)
+      state, metrics = self._step(state, arrays, key, frozen)
       step += 1
       # The metrics of a step are fetched while the next one runs, so that the devices never wait
       # for the log.
@@ -208,6 +215,7 @@ class Trainer:
       if last or step % config.checkpoint_every == 0:
         # The log first: a checkpoint whose steps are missing from the log would leave a hole in it.
         clock, waiting = self._write(log, waiting, clock), None
+        clock += self._validate(log, state, frozen)
         checkpoints.save(step, _parts(state), self._facts(state, row))
       if last:
         return state
@@ -270,6 +278,13 @@ class Trainer:
     total = self.config.steps
     return RunLog(self.directory, start=start, total=total, progress=self.config.progress)
 
+  def _validate(self, log: "RunLog | _NoLog", state: TrainState, frozen: PyTree) -> float:
+    """Logs the held-out loss, and returns the seconds that it took."""
+    begun = time.perf_counter()
+    if self._held_out is not None:
+      log.validated(int(state.step), self._held_out(state.params, frozen))
+    return time.perf_counter() - begun
+
   def _write(self, log: "RunLog | _NoLog", made: "_Made", clock: float) -> float:
     """Logs a step once its numbers are there, and returns the time."""
     metrics = jax.device_get(made.metrics)
@@ -296,6 +311,9 @@ class _NoLog:
     pass
 
   def write(self, record: Mapping[str, Any]) -> None:
+    pass
+
+  def validated(self, step: int, record: Mapping[str, Any]) -> None:
     pass
 
 

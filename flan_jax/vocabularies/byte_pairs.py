@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from flan_jax.errors import UnknownName, VocabularyError
 from flan_jax.vocabularies.vocabulary import Vocabulary
@@ -44,7 +44,7 @@ class BPEVocabulary(Vocabulary):
     self.chat_template = chat_template
     # Not the count: a tokenizer.json may leave holes in its ids.
     self.size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
-    self._tokens = {
+    self._tokens: dict[str, Any] = {
       "eos_token": eos_token,
       "bos_token": bos_token,
       "pad_token": pad_token,
@@ -93,6 +93,22 @@ class BPEVocabulary(Vocabulary):
     if token is None:
       raise VocabularyError(f"id {token_id} is not in this vocabulary of {self.size} tokens.")
     return token
+
+  def _has(self, token: str) -> bool:
+    return self.tokenizer.token_to_id(token) is not None
+
+  def _grown(self, tokens: tuple[str, ...]) -> "BPEVocabulary":
+    tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+    tokenizer.add_special_tokens(
+      [AddedToken(token, special=True, normalized=False) for token in tokens]
+    )
+    grown = BPEVocabulary(tokenizer, chat_template=self.chat_template, **self._tokens)
+    if [tokenizer.token_to_id(token) for token in tokens] != list(range(self.size, grown.size)):
+      raise VocabularyError(
+        "this tokenizer.json leaves holes in its ids, so no tokens can be put after the last one: add "
+        "them to the file itself."
+      )
+    return grown
 
   def _description(self) -> dict[str, Any]:
     return {"kind": self.kind, **self._tokens}

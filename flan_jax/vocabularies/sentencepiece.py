@@ -1,6 +1,5 @@
 """SentencePiece models, with T5's sentinels where they are wanted."""
 
-import re
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, ClassVar
 from sentencepiece import SentencePieceProcessor
 
 from flan_jax.errors import VocabularyError
-from flan_jax.vocabularies.vocabulary import Vocabulary
+from flan_jax.vocabularies.vocabulary import Vocabulary, spelling_of
 
 _MODEL = "sentencepiece.model"
 _USER_DEFINED = 4
@@ -19,12 +18,13 @@ class SentencePieceVocabulary(Vocabulary):
   """A SentencePiece model file.
 
   Args:
-    path: the model file (`spiece.model`, `tokenizer.model`).
+    path: the model file (`spiece.model`, `tokenizer.model`), or its bytes.
     extra_ids: sentinels added after the model's own pieces, written `<extra_id_0>` ... at the
       beginning of words; the first one gets the last id, as T5 numbers them.
     control_tokens: control pieces that a text may spell out, such as ("<s>", "</s>") for a chat
       template that writes them. Others stay ordinary text, as SentencePiece has it.
     chat_template: the Jinja text of the model that this vocabulary belongs to.
+    added_tokens: control tokens after the sentinels; see `Vocabulary.grown`.
 
   Raises:
     VocabularyError: the file is no SentencePiece model, has no end-of-sentence piece, or a control
@@ -35,16 +35,23 @@ class SentencePieceVocabulary(Vocabulary):
 
   def __init__(
     self,
-    path: str | Path,
+    path: str | Path | bytes,
     extra_ids: int = 0,
     control_tokens: Sequence[str] = (),
     chat_template: str | None = None,
+    added_tokens: Sequence[str] = (),
   ):
-    self._model = _read(path)
+    if isinstance(path, bytes):
+      self._model, path = path, "the SentencePiece model"
+    else:
+      self._model = _read(path)
     self.extra_ids = extra_ids
     self.control_tokens = tuple(control_tokens)
     self.chat_template = chat_template
-    self._processor = _processor(path, self._model + _sentinel_pieces(extra_ids))
+    self.added_tokens = tuple(added_tokens)
+    # As in SeqIO a sentinel is a piece that begins a word: the space before it is a part of it.
+    sentinels = [f"▁<extra_id_{index}>" for index in reversed(range(extra_ids))]
+    self._processor = _processor(path, self._model + _pieces([*sentinels, *self.added_tokens]))
     self.size = self._processor.vocab_size()
     self.eos_id = self._required(path, self._processor.eos_id())
     self.bos_id = _optional(self._processor.bos_id())
@@ -56,8 +63,7 @@ class SentencePieceVocabulary(Vocabulary):
     for token, token_id in self._control_ids.items():
       if token_id == self.unk_id:
         raise VocabularyError(f"{path}: control token {token!r} is no piece of this model.")
-    written = "|".join(map(re.escape, sorted(self.control_tokens, key=len, reverse=True)))
-    self._control_pattern = re.compile(f"({written})") if written else None
+    self._control_pattern = spelling_of(self.control_tokens)
 
   def encode(self, text: str) -> list[int]:
     if self._control_pattern is None:
@@ -80,16 +86,32 @@ class SentencePieceVocabulary(Vocabulary):
     return ids, ends
 
   def decode(self, ids: Iterable[int]) -> str:
-    return self._processor.decode([int(i) for i in ids if i < self.size])
+    first_added = self.size - len(self.added_tokens)
+    return self._processor.decode([int(i) for i in ids if i < first_added])
 
   def token(self, token_id: int) -> str:
     return self._processor.id_to_piece(token_id)
 
+  def _has(self, token: str) -> bool:
+    pieces = (token, f"▁{token}")
+    return any(self.token(self._processor.piece_to_id(piece)) == piece for piece in pieces)
+
+  def _grown(self, tokens: tuple[str, ...]) -> "SentencePieceVocabulary":
+    return SentencePieceVocabulary(
+      self._model,
+      self.extra_ids,
+      self.control_tokens,
+      self.chat_template,
+      self.added_tokens + tokens,
+    )
+
   def _description(self) -> dict[str, Any]:
+    added = {"added_tokens": list(self.added_tokens)} if self.added_tokens else {}
     return {
       "kind": self.kind,
       "extra_ids": self.extra_ids,
       "control_tokens": list(self.control_tokens),
+      **added,
     }
 
   def _files(self) -> dict[str, bytes]:
@@ -102,6 +124,7 @@ class SentencePieceVocabulary(Vocabulary):
       description["extra_ids"],
       description["control_tokens"],
       description["chat_template"],
+      description.get("added_tokens", ()),
     )
 
   def _required(self, path: str | Path, eos_id: int) -> int:
@@ -126,22 +149,27 @@ def _processor(path: str | Path, model: bytes) -> SentencePieceProcessor:
     raise VocabularyError(f"{path}: not a SentencePiece model ({error}).") from None
 
 
-def _sentinel_pieces(count: int) -> bytes:
-  """`count` more user-defined pieces, to be put behind a serialised model.
-
-  As in SeqIO a sentinel is a piece that begins a word: the space before it is a part of it.
+def _pieces(texts: Sequence[str]) -> bytes:
+  """More user-defined pieces, to be put behind a serialised model.
 
   Protocol buffers that are written one after the other read as one, with repeated fields joined:
   a model is extended without the protobuf package. In ModelProto, field 1 is a piece; in a piece,
   field 1 is the text, 2 the score (a 32-bit float), 3 the type.
   """
   added = b""
-  for index in reversed(range(count)):
-    text = f"▁<extra_id_{index}>".encode()
-    piece = b"\x0a" + bytes([len(text)]) + text + b"\x15" + struct.pack("<f", 0.0)
-    piece += b"\x18" + bytes([_USER_DEFINED])
-    added += b"\x0a" + bytes([len(piece)]) + piece
+  for text in texts:
+    piece = _bytes_field(text.encode()) + b"\x15" + struct.pack("<f", 0.0)
+    added += _bytes_field(piece + b"\x18" + bytes([_USER_DEFINED]))
   return added
+
+
+def _bytes_field(content: bytes) -> bytes:
+  """Field 1 of a protocol buffer: its length in groups of seven bits, the lowest first."""
+  length, groups = len(content), []
+  while length > 127:
+    groups.append(length & 127 | 128)
+    length >>= 7
+  return b"\x0a" + bytes([*groups, length]) + content
 
 
 def _optional(token_id: int) -> int | None:

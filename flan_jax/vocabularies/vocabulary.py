@@ -3,6 +3,7 @@
 import abc
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +25,8 @@ class Vocabulary(abc.ABC):
     bos_id: the id that begins a text; None when the vocabulary has none.
     unk_id: the id of what cannot be written; None when everything can.
     chat_template: the Jinja text that came with the vocabulary, if one did.
+    extra_ids: T5's sentinels, the last ids but for those of added tokens.
+    added_tokens: control tokens that `grown` put after them. A tokenizer.json keeps its own list.
   """
 
   size: int
@@ -33,6 +36,7 @@ class Vocabulary(abc.ABC):
   unk_id: int | None = None
   chat_template: str | None = None
   extra_ids: int = 0
+  added_tokens: tuple[str, ...] = ()
 
   kind: ClassVar[str]
   _kinds: ClassVar[dict[str, type["Vocabulary"]]] = {}
@@ -65,14 +69,36 @@ class Vocabulary(abc.ABC):
   def token(self, token_id: int) -> str:
     """How a control token is written, such as "</s>"."""
 
+  def grown(self, tokens: Sequence[str]) -> "Vocabulary":
+    """This vocabulary with control tokens after its last id; every id that it has stays what it is.
+
+    A text that spells such a token gives its id, whatever stands around it; decoding leaves it out.
+    `flan_jax.models.grow_embeddings` gives a model rows for them.
+
+    Raises:
+      VocabularyError: a token is empty, holds white space, is given twice, or is there already.
+    """
+    if isinstance(tokens, str):
+      raise VocabularyError(f"the control tokens {tokens!r} must be a list of texts.")
+    for number, token in enumerate(tokens):
+      if not token or any(map(str.isspace, token)):
+        raise VocabularyError(f"the control token {token!r} is empty or holds white space.")
+      if token in tokens[:number]:
+        raise VocabularyError(f"the control token {token!r} is given twice.")
+      if self._has(token):
+        raise VocabularyError(
+          f"the vocabulary has a token {token!r} already: take it out, or give the new one another name."
+        )
+    return self._grown(tuple(tokens))
+
   def sentinel(self, index: int) -> int:
-    """The id of T5's `<extra_id_INDEX>`: sentinels count down from the end of the vocabulary."""
+    """The id of T5's `<extra_id_INDEX>`: sentinels count down from the end, added tokens aside."""
     if not 0 <= index < self.extra_ids:
       raise VocabularyError(
         f"sentinel {index} of a vocabulary with {self.extra_ids} extra ids: "
         f"make the vocabulary with extra_ids={index + 1} or more."
       )
-    return self.size - 1 - index
+    return self.size - len(self.added_tokens) - 1 - index
 
   @property
   def fingerprint(self) -> str:
@@ -93,6 +119,14 @@ class Vocabulary(abc.ABC):
     (directory / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
   @abc.abstractmethod
+  def _has(self, token: str) -> bool:
+    """Whether a single id stands for this text."""
+
+  @abc.abstractmethod
+  def _grown(self, tokens: tuple[str, ...]) -> "Vocabulary":
+    """`grown` with tokens that were checked."""
+
+  @abc.abstractmethod
   def _description(self) -> dict[str, Any]:
     """The settings that decide the ids, as JSON, with `kind`."""
 
@@ -104,6 +138,12 @@ class Vocabulary(abc.ABC):
   @abc.abstractmethod
   def _load(cls, directory: Path, description: dict[str, Any]) -> "Vocabulary":
     """The vocabulary that `save` wrote."""
+
+
+def spelling_of(tokens: Sequence[str]) -> re.Pattern[str] | None:
+  """What splits a text at these tokens, the longest first, and keeps them; None without tokens."""
+  written = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
+  return re.compile(f"({written})") if written else None
 
 
 def load_vocabulary(directory: str | Path) -> Vocabulary:

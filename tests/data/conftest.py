@@ -1,10 +1,12 @@
-"""A small dataset of the user's own: a JSONL file and a dataset file with two templates."""
+"""A small dataset of the user's own, and SeqIO's registries for a test alone."""
 
 import json
 from pathlib import Path
 
 import pytest
 import yaml
+
+from flan_jax.data import seqio_stream
 
 TEMPLATES = [
   {"name": "ask", "input": "{question}\n{options}", "target": "{answer}"},
@@ -44,3 +46,16 @@ def make_dataset(tmp_path):
     return path
 
   return make
+
+
+@pytest.fixture
+def seqio():
+  """SeqIO, whose registries forget after a test what it registered."""
+  seqio = pytest.importorskip("seqio")
+  seqio_stream.register_t5()  # once for all tests: a module is imported once
+  registries = (seqio.TaskRegistry, seqio.MixtureRegistry)
+  kept = [set(registry.names()) for registry in registries]
+  yield seqio
+  for registry, names in zip(registries, kept, strict=True):
+    for name in set(registry.names()) - names:
+      registry.remove(name)

@@ -16,7 +16,7 @@ from flan_jax.data import (
 )
 from flan_jax.data import mixtures as registry
 from flan_jax.data.encode import Encoder
-from flan_jax.data.seqio_tasks import seqio_vocabulary
+from flan_jax.data.seqio_vocabularies import seqio_view
 from flan_jax.errors import ConfigError
 from flan_jax.prompting import Draw
 from flan_jax.vocabularies import ByteVocabulary, PlainFormat
@@ -28,16 +28,11 @@ FORMAT = PlainFormat()
 
 
 @pytest.fixture(autouse=True)
-def own_registries(monkeypatch):
+def own_registries(seqio, monkeypatch):
   """What a test registers, with us or with SeqIO, is forgotten after it."""
-  seqio = pytest.importorskip("seqio")
   library.import_library()
   monkeypatch.setattr(registry, "_mixtures", dict(registry._mixtures))
   monkeypatch.setattr(library, "_template_folders", [])
-  yield
-  for seqio_registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
-    for name in list(seqio_registry.names()):
-      seqio_registry.remove(name)
 
 
 @pytest.fixture
@@ -177,12 +172,12 @@ def test_registering_twice_needs_the_same_settings_or_a_prefix(register):
 def test_the_view_of_a_vocabulary_agrees_with_it_inside_and_outside_tensorflow():
   import tensorflow as tf
 
-  view = seqio_vocabulary(VOCABULARY)
+  view = seqio_view(VOCABULARY)
   text = "Größe, 大きさ"
   ids = VOCABULARY.encode(text)
   assert view.encode(text) == view.encode_tf(tf.constant(text)).numpy().tolist() == ids
   assert view.decode([*ids, VOCABULARY.eos_id, 70]) == text
   assert view.decode_tf(tf.constant([*ids, 1])).numpy().decode() == text
   assert (view.vocab_size, view.pad_id, view.eos_id, view.unk_id) == (VOCABULARY.size, 0, 1, 2)
-  assert view == seqio_vocabulary(ByteVocabulary(extra_ids=4))
-  assert view != seqio_vocabulary(ByteVocabulary())
+  assert view == seqio_view(ByteVocabulary(extra_ids=4))
+  assert view != seqio_view(ByteVocabulary())

@@ -207,3 +207,63 @@ def test_a_tfds_dataset_on_disk_is_read_as_tfds_wrote_it(tmp_path):
       continue
     by_text = {record["text"]: record for record in found}
     assert by_text == {row["text"]: {**row, "label": labels[row["label"]]} for row in wanted}
+
+
+def write_tfrecords(path, rows):
+  """As TensorFlow itself writes Examples."""
+  import tensorflow as tf
+
+  kinds = {str: "bytes_list", int: "int64_list", float: "float_list"}
+  with tf.io.TFRecordWriter(str(path)) as writer:
+    for row in rows:
+      example = tf.train.Example()
+      for name, value in row.items():
+        values = value if isinstance(value, list) else [value]
+        feature = example.features.feature[name]
+        for item in values:
+          spelt = item.encode() if isinstance(item, str) else item
+          getattr(feature, kinds[type(item)]).value.append(spelt)
+      writer.write(example.SerializeToString())
+
+
+class TestTFRecords:
+  ROWS = ({"text": "Größe", "n": 3, "ids": [1, 2], "score": 0.5, "none": []},) * 3
+
+  @pytest.fixture
+  def path(self, tmp_path):
+    write_tfrecords(tmp_path / "rows.tfrecord-00000-of-00001", self.ROWS)
+    return tmp_path / "rows.tfrecord-00000-of-00001"
+
+  def test_examples_become_records_plain_or_gzipped(self, path, tmp_path):
+    (tmp_path / "packed.tfrecord.gz").write_bytes(gzip.compress(path.read_bytes()))
+    for name in ("rows.tfrecord-*", "packed.tfrecord.gz"):
+      assert read({"files": name}, tmp_path) == list(self.ROWS)
+
+  def test_a_damaged_file_is_named_with_the_record(self, path, tmp_path):
+    content = path.read_bytes()
+    for name, damaged, number in (
+      ("cut", content[:-3], 3),
+      ("altered", content[:30] + b"?" + content[31:], 1),
+      ("other", b"text, and no records at all", 1),
+    ):
+      (tmp_path / f"{name}.tfrecord").write_bytes(damaged)
+      with pytest.raises(RecordError, match=rf"{name}.tfrecord: record {number}: the file is cut"):
+        read({"files": f"{name}.tfrecord"}, tmp_path)
+    (tmp_path / "cut.tfrecord.gz").write_bytes(gzip.compress(content)[:-9])
+    with pytest.raises(RecordError, match="cut.tfrecord.gz: cannot be read"):
+      read({"files": "cut.tfrecord.gz"}, tmp_path)
+
+  def test_a_record_that_is_no_example_or_no_text_is_named(self, path, tmp_path):
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(str(tmp_path / "noise.tfrecord")) as writer:
+      writer.write(b"\xff\xff\xff")
+    with pytest.raises(RecordError, match=r"noise.tfrecord: record 1: not a tf.train.Example"):
+      read({"files": "noise.tfrecord"}, tmp_path)
+    latin = tf.train.Example()
+    latin.features.feature["text"].bytes_list.value.append(b"Gr\xf6\xdfe")
+    with tf.io.TFRecordWriter(str(tmp_path / "latin.tfrecord")) as writer:
+      writer.write(latin.SerializeToString())
+    with pytest.raises(RecordError, match=r"latin.tfrecord: record 1: text: byte 3 is not utf-8"):
+      read({"files": "latin.tfrecord"}, tmp_path)
+    assert read({"files": "latin.tfrecord", "encoding": "latin-1"}, tmp_path) == [{"text": "Größe"}]

@@ -32,6 +32,8 @@ def alone(model, params, prompt, option) -> np.ndarray:
   """Log-probabilities of one option's tokens, with no packing and no mask of our own."""
   if model.layout == "decoder":
     batch, first = {"decoder_input_tokens": padded([*prompt, *option][:-1])}, len(prompt) - 1
+    if model.bidirectional_inputs:
+      batch["decoder_causal_attention"] = padded([1] * len(prompt))
   else:
     batch, first = {"decoder_input_tokens": padded([0, *option[:-1]])}, 0
     batch["encoder_input_tokens"] = padded(prompt)
@@ -71,6 +73,17 @@ def test_scores_are_those_of_each_option_alone(tiny):
   model, params = tiny
   requests = random_requests(0)
   check(model, params, requests, score_options(model, params, requests, **ROWS))
+
+
+def test_a_decoder_that_reads_prompts_in_both_directions_scores_so(tiny):
+  model, params = tiny
+  if model.layout != "decoder":
+    pytest.skip("an encoder always does")
+  both_ways = replace(model, bidirectional_inputs=True)
+  requests = random_requests(0, begin=(8, 9, 10))
+  found = score_options(both_ways, params, requests, **ROWS)
+  check(both_ways, params, requests, found)
+  assert found != score_options(model, params, requests, **ROWS)
 
 
 @settings(deadline=None, max_examples=5)

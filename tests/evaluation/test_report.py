@@ -288,4 +288,4 @@ def test_a_step_without_a_finite_loss_is_no_point_of_the_curve(tmp_path):
   (tmp_path / "metrics.jsonl").write_text(
     '{"step": 1, "loss": 3.0}\n{"step": 2, "loss": null}\n{"st'
   )
-  assert losses_of(tmp_path) == [(1, 3.0)]
+  assert losses_of(tmp_path) == ([(1, 3.0)], [])

@@ -1,5 +1,6 @@
 """Generation against decoding without a cache, and the hook into it."""
 
+import dataclasses
 import functools
 
 import jax
@@ -36,7 +37,11 @@ def without_cache(model, params, prompt: list[int], steps: int, start_id: int = 
 
 @functools.partial(jax.jit, static_argnums=0)
 def all_logits(model, params, tokens, source):
-  return model.logits(params, {"decoder_input_tokens": tokens, "encoder_input_tokens": source})
+  batch = {"decoder_input_tokens": tokens, "encoder_input_tokens": source}
+  if model.bidirectional_inputs:
+    prompt = jnp.arange(tokens.shape[1]) < source.shape[1]
+    batch["decoder_causal_attention"] = prompt[None].astype(jnp.int32)
+  return model.logits(params, batch)
 
 
 def test_the_cache_changes_no_token(trained):
@@ -44,6 +49,17 @@ def test_the_cache_changes_no_token(trained):
   answers = generate(model, params, PROMPTS, 6, eos_ids=(), batch_size=2)
   assert answers == [without_cache(model, params, prompt, 6) for prompt in PROMPTS]
   assert len({tuple(answer) for answer in answers}) > 1
+
+
+def test_a_prompt_that_was_learnt_in_both_directions_is_read_so():
+  model = dataclasses.replace(build_model(DECODER), bidirectional_inputs=True)
+  params = jax.tree.map(
+    lambda x: x * 6.0 if x.ndim > 1 else x, jax.jit(model.init)(jax.random.key(3))
+  )
+  answers = generate(model, params, PROMPTS, 6, eos_ids=(), batch_size=2)
+  assert answers == [without_cache(model, params, prompt, 6) for prompt in PROMPTS]
+  causal = generate(build_model(DECODER), params, PROMPTS, 6, eos_ids=())
+  assert answers[0] != causal[0]
 
 
 def test_a_row_stops_before_an_end_token_and_the_others_go_on(trained):

@@ -23,6 +23,7 @@ def folder(tmp_path, monkeypatch):
   monkeypatch.setattr(library, "_template_folders", [])
   monkeypatch.setattr(mixtures, "_mixtures", dict(mixtures._mixtures))
   monkeypatch.setattr(user_modules, "IMPORTED", [])
+  monkeypatch.setattr(user_modules, "WAITING", [])
   return tmp_path / "work"
 
 

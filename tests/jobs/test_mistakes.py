@@ -45,7 +45,10 @@ def complaint(flan_jax, *arguments, **environment):
     ("--gin.OPTIMIZER=@adamw", "train.optimizer is the function adamw itself; write @adamw()"),
     ("--gin.train.keep=0", "keep=0"),
     ("--gin.SEED=99999999999", "seed=99999999999 must lie between"),
-    ("--gin.debug/train.keep=1", "debug/train is in a scope"),
+    (
+      "--gin.debug/train.keep=1",
+      "debug/train.keep is for a phase that this launch of .train. does not have",
+    ),
     ("--gin.STEPS=%STEPS", "the macro 'STEPS' is defined by itself: %STEPS = %STEPS"),
     ("--gin.RUN_DIR=", "train.run_dir is empty"),
     ("--gin.RUN_DIR=check.gin/run", "check.gin/run: Not a directory"),

@@ -18,10 +18,11 @@ STEPS, WARMUP, PEAK = 12, 4, 0.1
 def optimizer(name, *bindings):
   own = [f"STEPS={STEPS}", f"LEARNING_RATE={PEAK}"]
   own += [f"WARMUP_STEPS={WARMUP}"] if name != "adafactor" else []  # it has none
-  configure("train", ("recipes/t5_tiny.gin", f"optimizers/{name}.gin"), (*own, *bindings))
-  made = CONFIGURABLES[gin.query_parameter("OPTIMIZER/gin.macro.value").selector.split(".")[-1]]()
-  gin.clear_config()
-  return made
+  files = ("recipes/t5_tiny.gin", f"optimizers/{name}.gin")
+  [launched] = configure("train", files, (*own, *bindings))
+  with launched:
+    chosen = gin.query_parameter("OPTIMIZER/gin.macro.value")
+    return CONFIGURABLES[chosen.selector.split(".")[-1]]()
 
 
 def drawn(seed):

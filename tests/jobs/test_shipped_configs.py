@@ -18,6 +18,11 @@ def launches():
   yield "evaluate", ("recipes/mini_eval.gin",), ()
   yield "infer", ("models/smollm2_135m.gin", "runs/infer.gin"), IO
   yield "infer", ("models/tuned.gin", "runs/infer.gin"), (*IO, "RUN_DIR=runs/quickstart")
+  yield (
+    "train_vocabulary",
+    ("runs/train_vocabulary.gin",),
+    ("MIXTURE=mini", "VOCABULARY=runs/words"),
+  )
   for folder in ("models", "optimizers", "meshes"):
     for path in sorted((CONFIG_DIRECTORY / folder).glob("*.gin")):
       if path.stem == "t5_1_1":  # what its sizes share

@@ -85,6 +85,42 @@ def test_logits_are_hidden_states_times_the_unembedding(config):
   np.testing.assert_allclose(jitted_logits(config)(params, batch), product, rtol=1e-5, atol=1e-5)
 
 
+def test_inputs_are_read_in_both_directions_where_the_batch_says_so():
+  model, params = model_and_params(DECODER)
+  segments = np.array([[1, 1, 1, 1, 1, 2, 2, 2, 2, 0], [1] * 10], np.int32)
+  inputs = np.array([[1, 1, 1, 0, 0, 1, 1, 0, 0, 0], [0] * 10], np.int32)
+  batch = {
+    "decoder_input_tokens": random_batch(target=10)["decoder_input_tokens"],
+    "decoder_segment_ids": segments,
+    "decoder_positions": np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3, 0], range(10)], np.int32),
+  }
+  mask = np.zeros((2, 10, 10), bool)
+  for row, query, key in np.ndindex(2, 10, 10):
+    both_inputs = inputs[row, query] and inputs[row, key]
+    same = segments[row, query] == segments[row, key]
+    mask[row, query, key] = same and (key <= query or both_inputs)
+  hidden = jax.jit(model.hidden)
+  found = hidden(params, batch | {"decoder_causal_attention": inputs})
+  np.testing.assert_allclose(found, hidden(params, batch, attention_mask=mask), atol=1e-6)
+  causal = hidden(params, batch)
+  assert not np.allclose(found[0, :5], causal[0, :5], atol=1e-3)
+  np.testing.assert_allclose(found[1], causal[1], atol=1e-6)
+  # Unpacked, the second example is the same.
+  single = hidden(
+    params,
+    {
+      "decoder_input_tokens": batch["decoder_input_tokens"][:1, 5:9],
+      "decoder_causal_attention": inputs[:1, 5:9],
+    },
+  )
+  np.testing.assert_allclose(found[0, 5:9], single[0], atol=1e-5)
+
+
+def test_only_a_decoder_can_be_said_to_read_in_both_directions():
+  with pytest.raises(ConfigError, match="an encoder reads both ways anyway"):
+    dataclasses.replace(build_model(T5), bidirectional_inputs=True)
+
+
 @FAMILIES
 @pytest.mark.parametrize("change", [{"scan_layers": False, "remat": "dots"}, {"remat": "full"}])
 def test_loops_and_remat_change_no_number(config, change):

@@ -114,3 +114,17 @@ def test_no_array_is_as_large_as_the_logits():
   compiled = jax.jit(jax.grad(total, (0, 1))).lower(hidden, unembedding).compile()
   logits = batch * length * words * 4
   assert compiled.memory_analysis().temp_size_in_bytes < logits / 4
+
+
+def test_a_frozen_table_costs_no_gradient_of_its_size():
+  hidden, unembedding, targets, asked, _ = problem(width=256, words=4096)
+
+  def total(h, w):
+    scores = token_scores(h, w, targets, asked, token_block=4, vocabulary_block=512)
+    return scores.logprob.sum()
+
+  both = jax.jit(jax.grad(total, (0, 1))).lower(hidden, unembedding).compile()
+  one = jax.jit(jax.grad(total)).lower(hidden, unembedding).compile()
+  np.testing.assert_array_equal(one(hidden, unembedding), both(hidden, unembedding)[0])
+  # One copy of the table, which the products want in another order, and nothing else of its size.
+  assert one.memory_analysis().temp_size_in_bytes < 1.5 * unembedding.nbytes

@@ -19,7 +19,7 @@ from tiny import FAMILIES, TABLE, assert_trees_equal, batch_of
 from flan_jax.checkpoints import Checkpoints, checkpoint_table
 from flan_jax.errors import CheckpointError, ConfigError, MeshError
 from flan_jax.training import optimizers, schedules
-from flan_jax.training.logging import RunLog, read_metrics
+from flan_jax.training.logging import RunLog, read_log
 from flan_jax.training.losses import SupervisedLoss
 from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh, param_shardings
 from flan_jax.training.trainer import Trainer, TrainerConfig
@@ -55,7 +55,7 @@ def curve(family, mesh, directory):
     load=lambda layout, key: jax.device_put(start_of(family), param_shardings(model, layout)),
   )
   state = trainer.run().state
-  return [record["loss"] for record in read_metrics(directory)], state
+  return [record["loss"] for record in read_log(directory)], state
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def assert_same_end(directory, uninterrupted):
   assert [(row["step"], row["digest"]) for row in ours] == [
     (row["step"], row["digest"]) for row in theirs
   ]
-  log, whole = read_metrics(directory), read_metrics(uninterrupted)
+  log, whole = read_log(directory), read_log(uninterrupted)
   assert [record["rows"] for record in log] == [[8 * k, 8 * k + 8] for k in range(12)]
   for record, other in zip(log, whole, strict=True):
     assert {k: v for k, v in record.items() if "second" not in k} == {
@@ -119,7 +119,7 @@ def test_a_run_killed_at_any_step_ends_with_the_same_bits(tmp_path):
   for step in sorted(random.sample(range(12), 2)):
     killed = start(run, "decoder", step, **cache)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert all(record["rows"][1] <= 8 * step for record in read_metrics(run))
+    assert all(record["rows"][1] <= 8 * step for record in read_log(run))
   finished = start(run, "decoder", -1, **cache)
   assert finished.returncode == 0, finished.stderr
   assert_same_end(run, tmp_path / "whole")
@@ -146,7 +146,7 @@ def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(tmp_path, u
   result = run_tiny.make_trainer(tmp_path, say=said.append).run()
   assert result.resumed_from == 3
   assert "6 is damaged" in said[0] and "going on from step 3" in said[1]
-  records = read_metrics(tmp_path)
+  records = read_log(tmp_path)
   assert [record["rows"][0] for record in records] == [8 * k for k in range(12)]
 
 
@@ -171,7 +171,7 @@ def test_the_checkpoint_tells_the_position_and_what_was_given(uninterrupted):
 
 
 def test_the_log_tells_losses_by_task_and_cluster(uninterrupted):
-  record = read_metrics(uninterrupted)[3]
+  record = read_log(uninterrupted)[3]
   assert set(record["tasks"]) == {"first", "second", "third"}
   assert set(record["clusters"]) == {"reading", "topic"}
   assert record["clusters"]["topic"] == record["tasks"]["third"]
@@ -241,6 +241,6 @@ def test_batches_that_end_too_early_are_an_error(tmp_path):
 def test_a_line_that_a_kill_left_unfinished_is_dropped_on_resuming(tmp_path):
   lines = [json.dumps({"step": step}) for step in (1, 2, 3)]
   (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "lo')
-  assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3]
+  assert [record["step"] for record in read_log(tmp_path)] == [1, 2, 3]
   RunLog(tmp_path, start=2, total=9, progress=False).close()
-  assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2]
+  assert [record["step"] for record in read_log(tmp_path)] == [1, 2]
