@@ -16,6 +16,7 @@ JOBS = {
   "prepare": "render, tokenise and pack a mixture into a store, ahead of training",
   "infer": "answer the prompts of a file",
   "train_vocabulary": "make a SentencePiece vocabulary of what a mixture trains on",
+  "schedule": "show the learning rates of recipes side by side; each gin file is one",
 }
 
 
@@ -44,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
       from flan_jax.jobs.processes import join
 
       importlib.import_module("flan_jax.jobs.configurables")
+      if options.command == "schedule":
+        from flan_jax.jobs.schedule import compare_schedules
+
+        print(compare_schedules(options.gin_file, gin_bindings, options.out))
+        return 0
       join()
       launch(options.command, options.gin_file, gin_bindings)
     else:
@@ -105,8 +111,11 @@ def _parser() -> argparse.ArgumentParser:
       action="append",
       default=[],
       metavar="FILE",
-      help="a gin file; may be repeated, the last one wins",
+      help="a gin file; may be repeated, "
+      + ("each is shown" if name == "schedule" else "the last one wins"),
     )
+    if name == "schedule":
+      job.add_argument("--out", metavar="PATH.png", help="draw the curves into this file as well")
     job.epilog = "--gin.NAME=VALUE sets a macro or a binding and wins over the files."
   mixtures = _command(
     commands, "mixtures", "print a mixture task by task; without a name, list all"

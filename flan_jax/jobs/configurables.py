@@ -8,8 +8,6 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-import optax
-
 from flan_jax.data.home import data_home
 from flan_jax.jobs.data import DataPlan
 from flan_jax.jobs.evaluate import evaluate
@@ -17,9 +15,11 @@ from flan_jax.jobs.evaluation import EvaluationPlan
 from flan_jax.jobs.infer import infer
 from flan_jax.jobs.launch import configurable
 from flan_jax.jobs.models import grown, lora, pretrained, scratch, tuned
+from flan_jax.jobs.optimizer import as_optimizer
 from flan_jax.jobs.preparation import seqio_vocabulary
 from flan_jax.jobs.prepare import prepare
-from flan_jax.jobs.train import Optimizer, train
+from flan_jax.jobs.schedule import schedule
+from flan_jax.jobs.train import train
 from flan_jax.jobs.train_vocabulary import train_vocabulary, trained_vocabulary
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig
 from flan_jax.training import optimizers, schedules
@@ -56,20 +56,8 @@ def _made(cls: type) -> Callable[..., Any]:
   return make
 
 
-def _optimizer(make: Callable[..., optax.GradientTransformation]) -> Callable[..., Optimizer]:
-  """The optimizer together with its learning rate, which the log shows."""
-
-  def build(schedule: optax.Schedule, **settings: Any) -> Optimizer:
-    return Optimizer(make(schedule, **settings), schedule)
-
-  build.__signature__ = inspect.signature(make)  # type: ignore[attr-defined]
-  build.__annotations__ = typing.get_type_hints(make)
-  build.__doc__ = make.__doc__
-  return build
-
-
-for job in (train, evaluate, prepare, infer, train_vocabulary):
-  configurable(job, job=True, phased=job in (train, prepare))
+for job in (train, evaluate, prepare, infer, schedule, train_vocabulary):
+  configurable(job, job=True, phased=job in (train, prepare, schedule))
 for source in (
   scratch,
   pretrained,
@@ -92,8 +80,16 @@ for name, cls in {
   "mesh": MeshConfig,
 }.items():
   configurable(_made(cls), name)
-configurable(_optimizer(optimizers.adamw), "adamw")
-configurable(_optimizer(optimizers.adafactor), "adafactor")
+for optimizer in (optimizers.adamw, optimizers.adafactor, optimizers.lion, optimizers.muon):
+  configurable(as_optimizer(optimizer), optimizer.__name__)
 # Gin has a `constant` of its own.
-for schedule in (schedules.constant, schedules.linear, schedules.cosine):
-  configurable(schedule, f"{schedule.__name__}_schedule")
+for curve in (
+  schedules.constant,
+  schedules.linear,
+  schedules.cosine,
+  schedules.polynomial,
+  schedules.exponential,
+  schedules.inverse_square_root,
+  schedules.warmup_stable_decay,
+):
+  configurable(curve, f"{curve.__name__}_schedule")

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import jax
-import optax
 
 from flan_jax.checkpoints import Checkpoints
 from flan_jax.data.atomic import claimed, write_whole
@@ -22,6 +21,7 @@ from flan_jax.jobs.evaluate import judge_untuned
 from flan_jax.jobs.evaluation import EvaluationPlan
 from flan_jax.jobs.launch import changed_settings, current_phase, operative_config
 from flan_jax.jobs.models import ModelSource, continued, describe_model, merged
+from flan_jax.jobs.optimizer import Optimizer
 from flan_jax.jobs.processes import is_first
 from flan_jax.jobs.report import Phases, environment, write_report
 from flan_jax.training.lora import AdaptedLoss
@@ -37,14 +37,6 @@ from flan_jax.training.partitioning import (
 )
 from flan_jax.training.trainer import Trainer, TrainerConfig
 from flan_jax.training.validation import HeldOutLoss
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
-  """An optax transformation and the learning rate that it follows."""
-
-  transformation: optax.GradientTransformation
-  schedule: optax.Schedule
 
 
 def train(
@@ -110,6 +102,7 @@ def train(
     sys.stderr.writelines(f"{line}\n" for line in told)
   config = TrainerConfig(steps, batch_size, accumulation, checkpoint_every, keep, seed)
   check_batch(batch_size, accumulation, layout)
+  tx = optimizer.transformation(lora or model.model)
   written = data.encoder(model).format
   judged = [task.dataset for task in evaluation.evaluation_tasks()] if evaluation else []
   rows = steps * batch_size
@@ -147,7 +140,7 @@ def train(
     config,
     model=lora or model.model,
     loss=trained(loss),
-    tx=optimizer.transformation,
+    tx=tx,
     schedule=optimizer.schedule,
     layout=layout,
     batches=lambda row: batches(store, row, rows),

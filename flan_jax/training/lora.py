@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from flan_jax.errors import ConfigError, nearest
 from flan_jax.training.losses import Loss, LossSums
-from flan_jax.training.optimizers import matching
+from flan_jax.training.parameter_patterns import matches, matching, require_matches
 from flan_jax.training.partitioning import ShardedModel
 
 PyTree = Any
@@ -43,8 +43,8 @@ class LoraConfig:
     alpha: of the scale alpha / rank.
     dropout: on the input of A; the frozen product sees the whole input.
     rank_stabilised: the scale is alpha / sqrt(rank), which does not shrink what high ranks learn.
-    patterns: of the kernels that are adapted, such as "*attention*kernel"; `*` also crosses
-      slashes.
+    patterns: of the kernels that are adapted, such as "*attention*kernel"; see
+      `flan_jax.training.parameter_patterns`.
   """
 
   rank: int
@@ -153,18 +153,20 @@ class Lora:
     axes = _flat(self.model.logical_axes())
     # What makes embeddings and logits is read in pieces and never called as a layer.
     layers = [path for path in axes if path[-1] == "kernel" and "vocab" not in axes[path]]
-    chosen = set[Path]()
-    for pattern in self.config.patterns:
-      matches = _flat(matching(traverse_util.unflatten_dict(self._shapes), [pattern]))
-      for path in (path for path, matched in matches.items() if matched):
-        if path not in layers:
-          name, names = "/".join(path), ["/".join(layer) for layer in layers]
-          close = nearest(name, names, count=2) or names[:3]
-          raise ConfigError(
-            f"lora.patterns: {pattern!r} matches {name!r}, and only kernels of layers are adapted, "
-            f"such as {', '.join(map(repr, close))}; choose a narrower pattern."
-          )
-        chosen.add(path)
+    patterns, shapes = self.config.patterns, traverse_util.unflatten_dict(self._shapes)
+    require_matches(shapes, patterns)
+    chosen = [path for path, matched in _flat(matching(shapes, patterns)).items() if matched]
+    for path in chosen:
+      if path not in layers:
+        name, names = "/".join(path), ["/".join(layer) for layer in layers]
+        pattern = next(p for p in reversed(patterns) if matches(name, p))
+        close = nearest(name, names, count=2) or names[:3]
+        raise ConfigError(
+          f"lora.patterns: {pattern!r} matches {name!r}, and only kernels of layers are adapted, "
+          f"such as {', '.join(map(repr, close))}; choose a narrower pattern."
+        )
+    if not chosen:
+      raise ConfigError(f"lora.patterns={patterns} takes out every kernel that it chooses.")
     return {path: self._shapes[path].shape for path in sorted(chosen)}
 
   @property

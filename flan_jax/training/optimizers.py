@@ -1,28 +1,40 @@
-"""AdamW and Adafactor on parameters whose layers are stacked.
+"""AdamW, Adafactor, Lion and Muon on parameters whose layers are stacked.
 
-Both apply to the gradient, in this order: clipping of the norm over all parameters, the optimizer's
-own rescaling, decoupled weight decay (so that decay is scaled by the rate and never enters a
-moment), the learning rate.
+All apply to the gradient, in this order: clipping of the norm over all parameters that are trained,
+the optimizer's own rescaling, decoupled weight decay (so that decay is scaled by the rate and never
+enters a moment), the learning rate, the multiplier of the parameter.
 
 Kernels of scanned layers are stacked into [layers, in, out]. A statistic of one matrix (Adafactor's
-row and column factors, its clipping, its parameter scale) must not mix layers: `per_layer` computes
-it for each layer apart.
+factors, clipping and scale, Muon's orthogonalisation) never mixes layers.
+
+Shared arguments:
+  schedule: learning rate; see `flan_jax.training.schedules`.
+  weight_decay: share of a parameter that a rate of 1 would take away in one update.
+  decay: patterns of the parameters that decay; see `flan_jax.training.parameter_patterns`.
+  clip_norm: largest norm of the whole gradient; None: no clipping.
+  multipliers: pattern to a factor of the rate, such as {"*embed*": 0.1, "*norm*": 0.0}; of several that
+    match, the last one counts. 0 freezes: no state, no decay, no share in the norm of the gradient.
+  ema_decay: keep a moving average of the parameters; see `flan_jax.training.averages`.
+
+All raise ConfigError where a number is out of range, and, once the parameters are seen, where a
+pattern matches none of them.
 """
 
-import fnmatch
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from flan_jax.errors import ConfigError, nearest
+from flan_jax.errors import ConfigError, UnknownName
+from flan_jax.training.adafactor import Rule, by_adafactor
+from flan_jax.training.averages import averaging
+from flan_jax.training.parameter_patterns import matches, matching, require_matches
 from flan_jax.training.partitioning import path_of
 
 PyTree = Any
-
-STACKED_AXIS = "layers"
 
 
 def adamw(
@@ -31,144 +43,272 @@ def adamw(
   b1: float = 0.9,
   b2: float = 0.999,
   eps: float = 1e-8,
+  bias_correction: str = "moments",
   weight_decay: float = 0.0,
   decay: Sequence[str] = ("*kernel",),
   clip_norm: float | None = 1.0,
+  multipliers: Mapping[str, float] | None = None,
+  ema_decay: float | None = None,
 ) -> optax.GradientTransformation:
-  """AdamW (Loshchilov and Hutter, arXiv 1711.05101): clip, Adam, decay, rate.
+  """AdamW (Loshchilov and Hutter, arXiv 1711.05101).
 
   Args:
-    decay: patterns of the parameters that decay, such as "*kernel" or "decoder/layers/*"; `*` also
-      crosses slashes.
-    clip_norm: largest norm of the whole gradient; None: no clipping.
-
-  Raises:
-    ConfigError: a number is out of range, or, once the parameters are seen, a pattern matches none
-    of them.
+    bias_correction: "moments": both, before `eps` is added, as in PyTorch and in Algorithm 1 of Adam
+      (arXiv 1412.6980); "rate": of the rate alone, as in TensorFlow 1, where `eps` is the "epsilon
+      hat" of Adam's section 2; "none": as in BERT.
   """
   _check_range("b1", b1, 0, 1)
   _check_range("b2", b2, 0, 1)
-  return optax.chain(
-    _clipping(clip_norm),
-    optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+  rescale = optax.chain(
+    _by_adam(b1, b2, eps, bias_correction),
     _decay(weight_decay, decay),
     optax.scale_by_learning_rate(schedule),
   )
+  patterns = decay if weight_decay else ()
+  return _assembled(rescale, patterns, clip_norm, multipliers, ema_decay)
 
 
 def adafactor(
   schedule: optax.Schedule,
+  axes: Mapping[str, Any],
   *,
+  beta1: float | None = None,
   decay_rate: float = 0.8,
-  min_dim_size_to_factor: int = 128,
+  step_offset: int = 0,
+  epsilon1: float = 1e-30,
+  epsilon2: float = 1e-3,
   multiply_by_parameter_scale: bool = True,
+  max_parameter_scale: float | None = None,
   clipping_threshold: float | None = 1.0,
-  momentum: float | None = None,
+  min_dim_size_to_factor: int = 128,
   weight_decay: float = 0.0,
   decay: Sequence[str] = ("*kernel",),
   clip_norm: float | None = None,
+  multipliers: Mapping[str, float] | None = None,
+  ema_decay: float | None = None,
 ) -> optax.GradientTransformation:
-  """Adafactor (Shazeer and Stern, arXiv 1804.04235), each layer of a stack for itself.
+  """Adafactor (Shazeer and Stern, arXiv 1804.04235) by the rule of T5X.
+
+  T5X takes a weight decay off unscaled; ours is scaled by the rate, as T5X's with
+  `weight_decay_rate_lr_exponent=1`.
 
   Args:
-    decay_rate: of the second moments: after n updates the old ones count 1 - n ** -decay_rate.
-    min_dim_size_to_factor: matrices with a smaller side keep whole second moments.
+    axes: the model's logical axis names, a tuple for each parameter.
+    beta1: of the momentum, which averages updates whose rate is already in; None: none is kept.
+    decay_rate: of the second moments: at update n the old ones count 1 - n ** -decay_rate.
+    step_offset: added to n, for tuning that goes on as if so many updates had been made. T5X counts on
+      from its pretrained step and subtracts its own offset: this is the difference, 0 where the two
+      are equal and the second moments begin anew.
+    epsilon1: added to squared gradients.
+    epsilon2, max_parameter_scale: least and largest scale.
     multiply_by_parameter_scale: the rate is relative to the root mean square of the matrix.
     clipping_threshold: largest root mean square of the update of one matrix; None: no clipping.
-    momentum: of the updates; None: none is kept.
-    weight_decay, decay, clip_norm: as in `adamw`.
-
-  Raises:
-    ConfigError: as in `adamw`.
+    min_dim_size_to_factor: matrices with a smaller side keep whole second moments. T5X asks this of
+      what is not stacked alone; 1 factors every matrix.
   """
   _check_range("decay_rate", decay_rate, 0, 1)
+  if beta1 is not None:
+    _check_range("beta1", beta1, 0, 1)
   if clipping_threshold is not None and clipping_threshold < 1:
     raise ConfigError(f"clipping_threshold must be 1 or more, not {clipping_threshold}")
-  rescale = optax.adafactor(
-    learning_rate=None,
-    min_dim_size_to_factor=min_dim_size_to_factor,
+  if step_offset < 0:
+    raise ConfigError(f"step_offset must be 0 or more, not {step_offset}")
+  if max_parameter_scale is not None and not max_parameter_scale >= epsilon2:
+    raise ConfigError(
+      f"max_parameter_scale={max_parameter_scale} lies below the least scale, epsilon2={epsilon2}"
+    )
+  _check_decay(weight_decay)
+  rule = Rule(
+    schedule,
+    beta1=beta1,
     decay_rate=decay_rate,
+    step_offset=step_offset,
+    epsilon1=epsilon1,
+    epsilon2=epsilon2,
     multiply_by_parameter_scale=multiply_by_parameter_scale,
+    max_parameter_scale=max_parameter_scale,
     clipping_threshold=clipping_threshold,
-    momentum=momentum,
+    min_dim_size_to_factor=min_dim_size_to_factor,
+    weight_decay=weight_decay,
+    decay=tuple(decay),
   )
-  return optax.chain(
-    _clipping(clip_norm),
-    per_layer(rescale),
-    # optax.adafactor already points downhill; decay and rate want the uphill direction.
-    optax.scale(-1.0),
+  patterns = decay if weight_decay else ()
+  return _assembled(by_adafactor(rule, axes), patterns, clip_norm, multipliers, ema_decay)
+
+
+def lion(
+  schedule: optax.Schedule,
+  *,
+  b1: float = 0.9,
+  b2: float = 0.99,
+  weight_decay: float = 0.0,
+  decay: Sequence[str] = ("*kernel",),
+  clip_norm: float | None = 1.0,
+  multipliers: Mapping[str, float] | None = None,
+  ema_decay: float | None = None,
+) -> optax.GradientTransformation:
+  """Lion (Chen et al., arXiv 2302.06675): the sign of a momentum.
+
+  Its authors take a third to a tenth of AdamW's rate, and as many times its weight decay.
+  """
+  _check_range("b1", b1, 0, 1)
+  _check_range("b2", b2, 0, 1)
+  rescale = optax.chain(
+    optax.scale_by_lion(b1=b1, b2=b2),
     _decay(weight_decay, decay),
     optax.scale_by_learning_rate(schedule),
   )
+  patterns = decay if weight_decay else ()
+  return _assembled(rescale, patterns, clip_norm, multipliers, ema_decay)
 
 
-class PerLayerState(NamedTuple):
-  """The states of `per_layer`: one for what is not stacked, one with a leading axis for every stack.
+def muon(
+  schedule: optax.Schedule,
+  *,
+  matrices: Sequence[str] = ("*layers/*kernel",),
+  momentum: float = 0.95,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  weight_decay: float = 0.0,
+  decay: Sequence[str] = ("*kernel",),
+  clip_norm: float | None = 1.0,
+  multipliers: Mapping[str, float] | None = None,
+  ema_decay: float | None = None,
+) -> optax.GradientTransformation:
+  """Muon (Jordan et al., 2024) for the matrices of the layers, Adam for all else, at one rate.
+
+  The Nesterov momentum of a matrix is orthogonalised by five Newton-Schulz steps and multiplied by
+  0.2 sqrt(max(in, out)), which gives it the size of Adam's updates (Liu et al., arXiv 2502.16982).
 
   Args:
-    groups: by the path of the stack, such as "encoder/layers"; "" for the rest.
+    matrices: patterns of the parameters that are Muon's.
+    momentum: Muon's.
+    b1, b2, eps: Adam's.
   """
+  for name, value in {"momentum": momentum, "b1": b1, "b2": b2}.items():
+    _check_range(name, value, 0, 1)
 
-  groups: dict[str, optax.OptState]
+  def owners(params: PyTree) -> PyTree:
+    chosen = matching(params, matrices)
+    _require_matrices(params, chosen)
+    return jax.tree.map(lambda mine: "muon" if mine else "adam", chosen)
+
+  rescale = optax.chain(
+    optax.partition({"muon": _by_muon(momentum), "adam": _by_adam(b1, b2, eps, "moments")}, owners),
+    _decay(weight_decay, decay),
+    optax.scale_by_learning_rate(schedule),
+  )
+  patterns = (*matrices, *(decay if weight_decay else ()))
+  return _assembled(rescale, patterns, clip_norm, multipliers, ema_decay)
 
 
-def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Applies `tx` to each layer of a stack as if the layers were separate parameters.
+def _assembled(
+  rescale: optax.GradientTransformation,
+  patterns: Sequence[str],
+  clip_norm: float | None,
+  multipliers: Mapping[str, float] | None,
+  ema_decay: float | None,
+) -> optax.GradientTransformation:
+  """Clipping, `rescale` and multipliers on the parameters that are trained.
 
-  Everything under a key named "layers" has its layers on the leading axis. Parameters are plain
-  nested dicts.
+  Args:
+    patterns: each of them has to match a parameter.
   """
+  factors = dict(multipliers or {})
+  for pattern, factor in factors.items():
+    if not 0 <= factor < float("inf") or pattern.startswith("!"):
+      raise ConfigError(
+        f"multipliers: {pattern!r}: {factor} must be a pattern without '!' and a factor of 0 or more"
+      )
+  inner = optax.chain(_clipping(clip_norm), rescale)
 
-  def init(params: PyTree) -> PerLayerState:
-    return PerLayerState(
-      {
-        name: (jax.vmap(tx.init) if name else tx.init)(group)
-        for name, group in _groups(params).items()
-      }
-    )
+  def init(params: PyTree) -> optax.OptState:
+    require_matches(params, (*patterns, *factors))
+    trained = _trained(params, factors)
+    if not trained:
+      raise ConfigError(f"multipliers={factors} freeze every parameter: nothing is left to train")
+    return inner.init(trained)
 
   def update(
-    gradients: PyTree, state: PerLayerState, params: PyTree | None = None
-  ) -> tuple[PyTree, PerLayerState]:
-    parameters = _groups(params)
-    updates, groups = {}, {}
-    for name, group in _groups(gradients).items():
-      one = jax.vmap(tx.update) if name else tx.update
-      new, groups[name] = one(group, state.groups[name], parameters[name])
-      updates.update(traverse_util.flatten_dict(new))
-    ordered = {path: updates[path] for path in traverse_util.flatten_dict(gradients)}
-    return traverse_util.unflatten_dict(ordered), PerLayerState(groups)
+    gradients: PyTree, state: optax.OptState, params: PyTree
+  ) -> tuple[PyTree, optax.OptState]:
+    updates, state = inner.update(_trained(gradients, factors), state, _trained(params, factors))
+    made = traverse_util.flatten_dict(updates)
+    # Minus zero: added to any number, it leaves every bit as it was.
+    scaled = {
+      path: made[path] * _factor(path, factors) if path in made else jnp.full_like(leaf, -0.0)
+      for path, leaf in traverse_util.flatten_dict(gradients).items()
+    }
+    return traverse_util.unflatten_dict(scaled), state
+
+  tx = optax.GradientTransformation(init, update)
+  if ema_decay is None:
+    return tx
+  return averaging(tx, ema_decay, lambda params: _trained(params, factors))
+
+
+def _trained(tree: PyTree, factors: Mapping[str, float]) -> PyTree:
+  """The part of a nested dict whose parameters are not frozen."""
+  leaves = traverse_util.flatten_dict(tree)
+  return traverse_util.unflatten_dict(
+    {path: leaf for path, leaf in leaves.items() if _factor(path, factors) > 0}
+  )
+
+
+def _factor(path: tuple[str, ...], factors: Mapping[str, float]) -> float:
+  name = "/".join(path)
+  return [1.0, *(factor for pattern, factor in factors.items() if matches(name, pattern))][-1]
+
+
+def _by_adam(b1: float, b2: float, eps: float, correction: str) -> optax.GradientTransformation:
+  if correction == "moments":
+    return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+  if correction not in ("rate", "none"):
+    raise UnknownName("bias_correction", correction, ("moments", "rate", "none"))
+
+  def init(params: PyTree) -> optax.ScaleByAdamState:
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.copy, zeros))
+
+  def update(
+    gradients: PyTree, state: optax.ScaleByAdamState, params: PyTree | None = None
+  ) -> tuple[PyTree, optax.ScaleByAdamState]:
+    count = optax.safe_increment(state.count)
+    mu = optax.tree.update_moment(gradients, state.mu, b1, 1)
+    nu = optax.tree.update_moment_per_elem_norm(gradients, state.nu, b2, 2)
+    rate = jnp.sqrt(1 - b2**count) / (1 - b1**count) if correction == "rate" else 1.0
+    updates = jax.tree.map(lambda m, v: rate * m / (jnp.sqrt(v) + eps), mu, nu)
+    return updates, optax.ScaleByAdamState(count, mu, nu)
 
   return optax.GradientTransformation(init, update)
 
 
-def matching(params: PyTree, patterns: Sequence[str]) -> PyTree:
-  """A tree of booleans: which parameters one of the patterns matches.
+def _by_muon(momentum: float) -> optax.GradientTransformation:
+  """Of [layers, in, out] each layer for itself."""
+  last_two = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
 
-  Raises:
-    ConfigError: a pattern matches nothing.
-  """
-  paths = ["/".join(path_of(path)) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-  for pattern in patterns:
-    if not fnmatch.filter(paths, pattern):
-      close = nearest(pattern.strip("*/"), paths, count=2) or sorted(paths)[:6]
-      raise ConfigError(
-        f"the parameter pattern {pattern!r} matches no parameter; parameters are named like "
-        + ", ".join(map(repr, close))
-      )
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: any(fnmatch.fnmatchcase("/".join(path_of(path)), p) for p in patterns), params
+  def sized(update: jax.Array) -> jax.Array:
+    return update * (0.2 * max(update.shape[-2:]) ** 0.5)
+
+  return optax.chain(
+    optax.contrib.scale_by_muon(
+      beta=momentum,
+      weight_dimension_numbers=lambda params: jax.tree.map(lambda _: last_two, params),
+    ),
+    optax.stateless(lambda updates, params: jax.tree.map(sized, updates)),
   )
 
 
-def _groups(params: PyTree) -> dict[str, PyTree]:
-  """The parameters apart by stack, each group a nested dict with their whole paths."""
-  groups: dict[str, dict[tuple[str, ...], jax.Array]] = {}
-  for path, leaf in traverse_util.flatten_dict(params).items():
-    stacked = STACKED_AXIS in path
-    name = "/".join(path[: path.index(STACKED_AXIS) + 1]) if stacked else ""
-    groups.setdefault(name, {})[path] = leaf
-  return {name: traverse_util.unflatten_dict(groups[name]) for name in sorted(groups)}
+def _require_matrices(params: PyTree, chosen: PyTree) -> None:
+  mine = jax.tree.leaves(chosen)
+  for (path, leaf), is_mine in zip(jax.tree_util.tree_leaves_with_path(params), mine, strict=True):
+    names = path_of(path)
+    if is_mine and leaf.ndim != 2 + ("layers" in names):
+      raise ConfigError(
+        f"muon.matrices chooses {'/'.join(names)!r}, which is no matrix: take it out with a pattern "
+        "that begins with '!', such as '!*norm*'"
+      )
 
 
 def _clipping(clip_norm: float | None) -> optax.GradientTransformation:
@@ -180,11 +320,15 @@ def _clipping(clip_norm: float | None) -> optax.GradientTransformation:
 
 
 def _decay(weight_decay: float, patterns: Sequence[str]) -> optax.GradientTransformation:
-  if weight_decay < 0:
-    raise ConfigError(f"weight_decay must be 0 or more, not {weight_decay}")
+  _check_decay(weight_decay)
   if weight_decay == 0:
     return optax.identity()
   return optax.add_decayed_weights(weight_decay, mask=lambda params: matching(params, patterns))
+
+
+def _check_decay(weight_decay: float) -> None:
+  if not weight_decay >= 0:
+    raise ConfigError(f"weight_decay must be 0 or more, not {weight_decay}")
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

@@ -102,11 +102,17 @@ def test_misspelt_rules_are_refused():
     make_layout(DECODER, mesh, without)
 
 
+def adafactor(model, **settings):
+  return optimizers.adafactor(schedules.constant(1e-3), model.logical_axes(), **settings)
+
+
 OPTIMIZERS = {
-  "adamw": optimizers.adamw(schedules.constant(1e-3), weight_decay=0.1),
-  "adafactor": optimizers.adafactor(
-    schedules.constant(1e-3), min_dim_size_to_factor=16, momentum=0.9
+  "adamw": lambda model: optimizers.adamw(
+    schedules.constant(1e-3), weight_decay=0.1, ema_decay=0.9
   ),
+  "adafactor": lambda model: adafactor(model, min_dim_size_to_factor=16, beta1=0.9),
+  "lion": lambda model: optimizers.lion(schedules.constant(1e-3)),
+  "muon": lambda model: optimizers.muon(schedules.constant(1e-3), ema_decay=0.9),
 }
 
 
@@ -118,7 +124,8 @@ OPTIMIZERS = {
   ids=["fsdp", "mixed"],
 )
 def test_every_large_array_and_moment_holds_its_share_on_each_device(family, optimizer, config):
-  model, tx = FAMILIES[family], OPTIMIZERS[optimizer]
+  model = FAMILIES[family]
+  tx = OPTIMIZERS[optimizer](model)
   layout = make_layout(model, make_mesh(config))
   shardings = param_shardings(model, layout)
   shapes = jax.eval_shape(lambda key: TrainState.create(model.init(key), tx), jax.random.key(0))
@@ -139,7 +146,7 @@ def test_every_large_array_and_moment_holds_its_share_on_each_device(family, opt
 
 
 def test_factored_statistics_keep_the_layout_of_the_dimensions_they_kept():
-  tx = optimizers.adafactor(schedules.constant(1e-3), min_dim_size_to_factor=8)
+  tx = adafactor(DECODER, min_dim_size_to_factor=8)
   layout = make_layout(DECODER, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
   params = jax.eval_shape(DECODER.init, jax.random.key(0))
   placed = state_shardings(tx, params, param_shardings(DECODER, layout))
@@ -148,7 +155,7 @@ def test_factored_statistics_keep_the_layout_of_the_dimensions_they_kept():
     for path, sharding in jax.tree_util.tree_leaves_with_path(placed)
     if "['up']" in jax.tree_util.keystr(path)
   }
-  # up/kernel is [layers, embed 16, mlp 32]: the row statistic keeps the smaller matrix dimension.
+  # up/kernel is [layers, embed 16, mlp 32]
   rows = next(spec for path, spec in by_path.items() if ".v_row" in path)
   columns = next(spec for path, spec in by_path.items() if ".v_col" in path)
   assert (rows, columns) == (PartitionSpec(None, "fsdp"), PartitionSpec(None, "tensor"))

@@ -1,0 +1,54 @@
+"""An optimizer as gin makes it: before the model is known whose parameters it will move."""
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from flan_jax.training.partitioning import ShardedModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """A learning rate, and the transformation that follows it.
+
+  Attributes:
+    schedule: the learning rate by updates made.
+    make: from a model's logical axes to the transformation.
+  """
+
+  schedule: optax.Schedule
+  make: Callable[[Any], optax.GradientTransformation]
+
+  def transformation(self, model: ShardedModel) -> optax.GradientTransformation:
+    """For the parameters of a model.
+
+    Raises:
+      ConfigError: a number is out of range, or a pattern matches none of the parameters.
+    """
+    tx = self.make(model.logical_axes())
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes that strict promotion refuses
+      jax.eval_shape(lambda key: tx.init(model.init(key)), jax.random.key(0))
+    return tx
+
+
+def as_optimizer(make: Callable[..., optax.GradientTransformation]) -> Callable[..., Optimizer]:
+  """The configurable of one of `flan_jax.training.optimizers`: its settings without the model's axes."""
+  parameters = inspect.signature(make).parameters
+  settable = [p for name, p in parameters.items() if name != "axes"]
+
+  def build(schedule: optax.Schedule, **settings: Any) -> Optimizer:
+    def for_axes(axes: Any) -> optax.GradientTransformation:
+      return make(schedule, **({"axes": axes} if "axes" in parameters else {}), **settings)
+
+    return Optimizer(schedule, for_axes)
+
+  hints = typing.get_type_hints(make)
+  build.__signature__ = inspect.Signature(settable)  # type: ignore[attr-defined]
+  build.__annotations__ = {name: hint for name, hint in hints.items() if name != "axes"}
+  build.__doc__ = make.__doc__
+  return build
