@@ -139,8 +139,8 @@ class Lora:
     trained, frozen = _count(jax.tree.leaves(shapes)), _count(self._shapes.values())
     return (
       f"LoRA: {trained:,} of {trained + frozen:,} parameters are trained "
-      f"({100 * trained / (trained + frozen):.1f} %); gradients, optimizer and checkpoints hold "
-      f"{trained * 4 / 1e6:,.1f} MB of each where all would be {frozen * 4 / 1e6:,.0f} MB"
+      f"({100 * trained / (trained + frozen):.1f} %): {trained * 4 / 1e6:,.1f} MB in place of "
+      f"{frozen * 4 / 1e6:,.0f} MB for gradients, for each moment of the optimizer and in checkpoints"
     )
 
   @functools.cached_property

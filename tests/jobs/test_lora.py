@@ -12,12 +12,6 @@ LORA = (
 )
 
 
-@pytest.fixture
-def base(flan_jax, folder):
-  flan_jax("train", *RECIPE, "--gin.RUN_DIR=runs/base")
-  return folder / "runs/base"
-
-
 def checkpoint(flan_jax, run_dir):
   return json.loads(flan_jax("checkpoints", run_dir, "--json").stdout)[-1]
 
@@ -27,7 +21,9 @@ def scores(report):
   return task["after"]
 
 
-def test_a_run_of_adapters_is_small_goes_on_and_is_judged_merged(flan_jax, folder, base):
+@pytest.mark.slow
+def test_a_run_of_adapters_is_small_goes_on_and_is_judged_merged(flan_jax, folder):
+  flan_jax("train", *RECIPE, "--gin.RUN_DIR=runs/base")
   judged = "--gin.train.evaluation=@evaluation()"
   done = flan_jax("train", *RECIPE, *LORA, judged)
   # Six attentions and four feed-forward layers of the two stacks, at rank 2.
@@ -46,19 +42,22 @@ def test_a_run_of_adapters_is_small_goes_on_and_is_judged_merged(flan_jax, folde
   assert "another LoRA scale (16.0, not 0.5)" in done.stderr
 
 
-def test_adapters_whose_base_has_changed_or_is_gone_are_not_merged(flan_jax, folder, base):
-  flan_jax("train", *RECIPE, *LORA, "--gin.STEPS=2", "--gin.WARMUP_STEPS=0")
-  evaluate = ("evaluate", *RECIPE, "--gin.tuned.run_dir=runs/lora")
-  about = json.loads((folder / "runs/lora/model.json").read_text())
-  was = json.loads(flan_jax("checkpoints", "runs/base", "--json").stdout)[-1]["digest"]
-  assert about["base"]["fingerprint"] == was
+def test_a_phase_of_adapters_is_merged_into_what_the_phase_before_left_or_nothing(flan_jax, folder):
+  phases = ("--gin.PHASES=('whole', 'adapters')", "--gin.adapters/train.model=@lora()")
+  short = ("--gin.STEPS=2", "--gin.WARMUP_STEPS=0", "--gin.RUN_DIR=runs/two")
+  flan_jax("train", *RECIPE, *phases, *short, "--gin.lora.model=@scratch()", "--gin.lora.rank=2")
+  was = checkpoint(flan_jax, "runs/two/whole")["digest"]
+  description = folder / "runs/two/adapters/model.json"
+  about = json.loads(description.read_text())
+  assert about["base"]["from"] == "tuned" and about["base"]["fingerprint"] == was
+  evaluate = ("evaluate", *RECIPE, "--gin.tuned.run_dir=runs/two/adapters")
   about["base"]["fingerprint"] = "of another"
-  (folder / "runs/lora/model.json").write_text(json.dumps(about))
+  description.write_text(json.dumps(about))
   done = flan_jax(*evaluate, status=2)
-  assert f"step 6 has changed since: it was of another, and is {was}" in done.stderr
-  shutil.rmtree(base)
+  assert f"step 2 has changed since: it was of another, and is {was}" in done.stderr
+  shutil.rmtree(folder / "runs/two/whole")
   done = flan_jax(*evaluate, status=2)
-  assert "runs/lora holds adapters, and their base is gone" in done.stderr
+  assert "runs/two/adapters holds adapters, and their base is gone" in done.stderr
 
 
 @pytest.mark.parametrize(

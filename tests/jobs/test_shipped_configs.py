@@ -12,6 +12,7 @@ RECIPE = "recipes/t5_tiny.gin"
 def launches():
   """(job, gin files, bindings), in which each shipped file occurs."""
   yield "train", ("recipes/quickstart.gin",), ()
+  yield "train", ("recipes/quickstart_lora.gin",), ()
   yield "train", (RECIPE,), ()
   yield "train", ("recipes/quickstart.gin", "models/t5_tiny.gin"), ()
   yield "prepare", ("recipes/quickstart.gin",), ()

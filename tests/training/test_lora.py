@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from tiny import FAMILIES, assert_trees_close, assert_trees_equal, batch_of
 from flan_jax.checkpoints import Checkpoints
 from flan_jax.errors import CheckpointError, ConfigError
 from flan_jax.models import build_model
+from flan_jax.models.layers import Dense
 from flan_jax.training.lora import AdaptedLoss, Lora, LoraConfig
 from flan_jax.training.losses import SupervisedLoss
 from flan_jax.training.optimizers import adafactor, adamw
@@ -142,33 +144,28 @@ def test_a_is_uniform_within_one_by_the_root_of_its_rows_and_b_is_zero():
   assert not np.any(drawn["layers/mlp/down/lora_b"])
 
 
-def test_dropout_acts_on_the_adapters_input_alone_and_keeps_the_mean():
-  base, adapters = parameters("decoder")
-  # The last product before the output is added: all before it stays as it is.
-  lora = adapted("decoder", dropout=0.5, patterns=("*mlp/down/kernel",), num_layers=1)
-  base, adapters = (jax.tree.map(lambda x: x[:1] if x.ndim > 2 else x, t) for t in (base, adapters))
-  base["layers"] = jax.tree.map(lambda x: x[:1], base["layers"])
-  chosen = {"layers": {"mlp": {"down": adapters["layers"]["mlp"]["down"]}}}
-  joined = lora.join(base, chosen)
-  down = functools.partial(_mlp, lora.model.config, joined["layers"]["mlp"])
-  draws = np.stack([down(jax.random.key(i)) for i in range(400)])
-  still = down(None)
-  frozen = _mlp(lora.model.config, base["layers"]["mlp"], None)
-  np.testing.assert_array_equal(
-    _mlp(lora.model.config, base["layers"]["mlp"], jax.random.key(0)), frozen
-  )
-  assert np.std(draws, axis=0).min() > 0
-  np.testing.assert_allclose(draws.mean(axis=0) - frozen, still - frozen, atol=0.3)
+def test_dropout_acts_on_the_adapters_input_alone():
+  layer = Dense(1, ("embed", "mlp"), nn.initializers.zeros, "float32", "float32")
+  numbers = {"kernel": 3.0, "lora_a": 5.0, "lora_b": 7.0}
+  params = {name: jnp.full((1, 1), value) for name, value in numbers.items()}
+  params["lora_dropout"] = jnp.float32(0.5)
+  x = jnp.full((1, 1), 2.0)
+  assert layer.apply({"params": params}, x) == 2 * 3 + 2 * 5 * 7
+  apply = jax.vmap(lambda key: layer.apply({"params": params}, x, rngs={"dropout": key}))
+  draws = np.ravel(apply(jax.random.split(jax.random.key(0), 4000)))
+  assert set(draws) == {2 * 3, 2 * 3 + 2 * (2 * 5 * 7)}
+  assert abs(np.mean(draws > 6) - 0.5) < 0.05
 
 
-def _mlp(config, params, key):
-  from flan_jax.models.decoder import _INIT
-  from flan_jax.models.layers import MLP
-
-  layer = MLP(config.mlp_dim, ("silu", "linear"), _INIT, "float32", "float32")
-  one = jax.tree.map(lambda x: x[0], params)
-  x = jax.random.normal(jax.random.key(9), (1, 2, config.emb_dim))
-  return layer.apply({"params": one}, x, rngs=None if key is None else {"dropout": key})
+@EACH_FAMILY
+def test_the_models_key_draws_the_adapters_dropout(family):
+  base, adapters = parameters(family)
+  joined = adapted(family, dropout=0.5).join(base, adapters)
+  logits = jax.jit(adapted(family).model.logits)
+  still = logits(adapted(family).join(base, adapters), BATCH)
+  np.testing.assert_array_equal(logits(joined, BATCH), still)
+  one, other = (logits(joined, BATCH, dropout_key=jax.random.key(i)) for i in (0, 1))
+  assert np.any(one != still) and np.any(one != other)
 
 
 @pytest.mark.parametrize(
