@@ -22,7 +22,7 @@ def test_each_gin_file_is_a_line_with_the_rates_of_its_updates(flan_jax, folder)
   (folder / "bert.gin").write_text(COLD)
   table = flan_jax("schedule", "--gin_file=check.gin", "--gin_file=bert.gin").stdout.splitlines()
   assert [line.split() for line in table[:3]] == [
-    "rate @ update updates first warmed up middle last peak".split(),
+    ["rate", "@", "update", "updates", "first", "warmed", "up", "middle", "last", "peak"],
     ["check.gin", "6", *at("0.0005 @ 0, 0.001 @ 1, 0.00075 @ 2, 0 @ 5, 0.001 @ 1")],
     ["bert.gin", "40", *at("0 @ 0, 0.0009 @ 9, 0.000525 @ 19, 2.5e-05 @ 39, 0.0009 @ 9")],
   ]
