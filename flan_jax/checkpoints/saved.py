@@ -1,10 +1,11 @@
 """Checkpoints of our own runs: Orbax arrays and a JSON of facts beside them.
 
   directory/
-    120/params/...       one folder a part of the state, here parameters and optimizer
+    120/params/...       one folder a part of the state, here parameters, averages and optimizer
+    120/averages/...     of parameters, where the run kept moving averages
     120/optimizer/...
     120/sizes.json       every file with its size, to tell a torn checkpoint
-  120/meta/metadata    JSON: step, row cursor, fingerprints, whatever the run wants to find again
+    120/meta/metadata    JSON: step, row cursor, fingerprints, whatever the run wants to find again
     160/...
 
 A step is complete or invisible: it is written under a temporary name, in the background, and
@@ -37,6 +38,7 @@ from flan_jax.checkpoints.saved_arrays import (
   quiet,
   read_meta,
   read_part,
+  saved_arrays,
   write_sizes,
 )
 from flan_jax.errors import CheckpointError, StorageError
@@ -171,6 +173,22 @@ class Checkpoints:
     """The parameters and meta of a checkpoint; see `restore`."""
     state, meta = self.restore({"params": abstract}, step)
     return state["params"], meta
+
+  def restore_averages(self, abstract: PyTree, step: int) -> tuple[PyTree, dict]:
+    """As `restore_params`, with the moving average of each parameter that the run kept one of."""
+    kept = saved_arrays(self.directory / str(step) / "averages")
+    wanted = {name: leaf for name, leaf in named(abstract).items() if name in kept}
+    if not wanted:
+      return self.restore_params(abstract, step)
+    averages = {
+      name: jax.ShapeDtypeStruct(leaf.shape, kept[name].dtype, sharding=leaf.sharding)
+      for name, leaf in wanted.items()
+    }
+    state, meta = self.restore({"params": abstract, "averages": nested(averages)}, step)
+    found = {
+      name: leaf.astype(wanted[name].dtype) for name, leaf in named(state["averages"]).items()
+    }
+    return nested({**named(state["params"]), **found}), meta
 
   def meta(self, step: int | None = None) -> dict:
     """What was saved beside the arrays, without reading any."""

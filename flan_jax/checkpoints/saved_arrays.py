@@ -30,8 +30,11 @@ def compare(folder: Path, abstract: State) -> None:
   differences = []
   for part, tree in abstract.items():
     if not (folder / part).is_dir():
-      raise CheckpointError(f"checkpoint {folder} has no part {part!r}")
-    ours, theirs = named(tree), _saved(folder / part)
+      raise CheckpointError(
+        f"checkpoint {folder} keeps no {part}: it was saved under other settings; go on with those, or "
+        "begin in another directory"
+      )
+    ours, theirs = named(tree), saved_arrays(folder / part)
     for name in sorted(ours.keys() | theirs.keys()):
       wanted, found = _signature(ours.get(name)), _signature(theirs.get(name))
       if wanted != found:
@@ -41,6 +44,14 @@ def compare(folder: Path, abstract: State) -> None:
       f"checkpoint {folder} is of another model or optimizer; {len(differences)} arrays differ:\n"
       + "\n".join(differences)
     )
+
+
+def saved_arrays(folder: Path) -> dict[str, Any]:
+  """Shape and dtype of every array in a part of a checkpoint, by name; none where it has no such part."""
+  if not folder.is_dir():
+    return {}
+  with _reader() as reader:
+    return named(reader.metadata(folder).item_metadata.tree)
 
 
 def read_part(folder: Path, abstract: PyTree) -> PyTree:
@@ -146,12 +157,6 @@ def quiet() -> Iterator[None]:
     logger.setLevel(level)
 
 
-def _saved(folder: Path) -> dict[str, Any]:
-  """Shape and dtype of every array in a part of a checkpoint, by name."""
-  with _reader() as reader:
-    return named(reader.metadata(folder).item_metadata.tree)
-
-
 def _signature(leaf: Any) -> str:
   if leaf is None:
     return "missing"
@@ -162,7 +167,7 @@ def _arrays(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
   """Every array of a part on the host, by name in order, some at a time."""
   waiting: dict[str, Any] = {}
   size = 0
-  saved = sorted(_saved(folder).items())
+  saved = sorted(saved_arrays(folder).items())
   for position, (name, leaf) in enumerate(saved):
     waiting[name] = leaf
     size += int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize

@@ -181,10 +181,15 @@ def grown(
   )
 
 
-def tuned(run_dir: str, step: int | None = None, remat: str | None = None) -> ModelSource:
+def tuned(
+  run_dir: str, step: int | None = None, remat: str | None = None, averages: bool = True
+) -> ModelSource:
   """What a training run saved: its last checkpoint that is whole, or that of `step`.
 
   A LoRA run saved adapters; they are merged into their base, which is opened again.
+
+  Args:
+    averages: take the moving average of each parameter that the run kept one of (`ema_decay`).
 
   Raises:
     CheckpointError: there is no such run or step, or the base of its adapters is gone or has changed.
@@ -204,6 +209,10 @@ def tuned(run_dir: str, step: int | None = None, remat: str | None = None) -> Mo
     step, digest = checkpoints.last_whole()
   else:
     digest = checkpoints.digest(step)
+  settings: dict[str, Any] = {"run_dir": str(Path(run_dir).resolve()), "step": step}
+  if not averages:
+    settings["averages"] = False
+    digest = f"{digest} without averages"
 
   def load(layout: Layout, key: jax.Array) -> PyTree:
     trained = lora or model
@@ -214,7 +223,8 @@ def tuned(run_dir: str, step: int | None = None, remat: str | None = None) -> Mo
       shapes,
       param_shardings(trained, layout),
     )
-    params = checkpoints.restore_params(abstract, step)[0]
+    restore = checkpoints.restore_averages if averages else checkpoints.restore_params
+    params = restore(abstract, step)[0]
     return merged(lora, base.load(layout, key), params, layout) if lora and base else params
 
   return ModelSource(
@@ -224,7 +234,7 @@ def tuned(run_dir: str, step: int | None = None, remat: str | None = None) -> Mo
     load,
     f"{digest} on {base.fingerprint}" if base else digest,
     about.format,
-    reopened_by=("tuned", {"run_dir": str(Path(run_dir).resolve()), "step": step}),
+    reopened_by=("tuned", settings),
   )
 
 

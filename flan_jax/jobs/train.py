@@ -24,6 +24,7 @@ from flan_jax.jobs.models import ModelSource, continued, describe_model, merged
 from flan_jax.jobs.optimizer import Optimizer
 from flan_jax.jobs.processes import is_first
 from flan_jax.jobs.report import Phases, environment, write_report
+from flan_jax.training.averages import averaged_params
 from flan_jax.training.lora import AdaptedLoss
 from flan_jax.training.losses import Loss, SupervisedLoss
 from flan_jax.training.partitioning import (
@@ -183,7 +184,8 @@ def train(
         write_curve(run / "report.html", title=run.name, run_dir=run)
       return True
     with phases("evaluate after"):
-      step, params = int(result.state.step), result.state.params
+      step = int(result.state.step)
+      params = averaged_params(result.state.opt_state, result.state.params)
       if lora:
         params = merged(lora, base, params, layout)
       after = evaluation.run(

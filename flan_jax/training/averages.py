@@ -62,12 +62,9 @@ def averaged_params(opt_state: optax.OptState, params: PyTree) -> PyTree:
 
   Without an average in the state, these are the parameters themselves.
   """
-  return with_averages(params, opt_state.averages if isinstance(opt_state, AveragedState) else {})
-
-
-def with_averages(params: PyTree, averages: PyTree) -> PyTree:
-  """The parameters with those replaced that `averages`, a part of their tree, holds."""
-  found = traverse_util.flatten_dict(averages)
+  found = traverse_util.flatten_dict(
+    opt_state.averages if isinstance(opt_state, AveragedState) else {}
+  )
   return traverse_util.unflatten_dict(
     {
       path: found[path].astype(leaf.dtype) if path in found else leaf

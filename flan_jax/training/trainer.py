@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from flan_jax.checkpoints import Checkpoints
 from flan_jax.errors import CheckpointError, ConfigError
+from flan_jax.training.averages import AveragedState
 from flan_jax.training.logging import RunLog
 from flan_jax.training.losses import Loss
 from flan_jax.training.partitioning import (
@@ -232,7 +233,7 @@ class Trainer:
     )
     saved, meta = checkpoints.restore(_parts(wanted))
     self._check_fingerprints(meta, checkpoints.directory)
-    state = TrainState(saved["params"], **saved["optimizer"])
+    state = _state(saved)
     self._say(f"going on from step {meta['step']} (row {meta['row']}) in {checkpoints.directory}")
     return state, int(meta["row"])
 
@@ -352,9 +353,20 @@ def _keys(seed: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _parts(state: TrainState) -> dict[str, PyTree]:
-  """A state as a checkpoint keeps it: parameters apart from what only training needs."""
+  """A state as a checkpoint keeps it: parameters and averages apart from what only training needs."""
   rest = {"opt_state": state.opt_state, "step": state.step, "updates": state.updates}
-  return {"params": state.params, "optimizer": rest}
+  if not isinstance(state.opt_state, AveragedState):
+    return {"params": state.params, "optimizer": rest}
+  rest["opt_state"] = state.opt_state.inner
+  return {"params": state.params, "averages": state.opt_state.averages, "optimizer": rest}
+
+
+def _state(parts: Mapping[str, PyTree]) -> TrainState:
+  """The state that `_parts` took apart."""
+  rest = dict(parts["optimizer"])
+  if "averages" in parts:
+    rest["opt_state"] = AveragedState(rest["opt_state"], parts["averages"])
+  return TrainState(parts["params"], **rest)
 
 
 def _positions(arrays: Mapping[str, jax.Array]) -> int:

@@ -46,6 +46,21 @@ def test_adafactor_at_a_constant_rate(flan_jax, folder):
   assert rows[-1]["loss"] < rows[0]["loss"]
 
 
+def test_a_run_with_averages_is_judged_by_them_and_so_is_whoever_opens_it(flan_jax, folder):
+  judged = "--gin.train.evaluation=@evaluation()"
+  flan_jax("train", *RECIPE, judged, "--gin.LEARNING_RATE=3e-2", "--gin.adamw.ema_decay=0.5")
+
+  def scored(*settings):
+    flan_jax("evaluate", *RECIPE, *settings)
+    return json.loads((folder / "runs/judged/report.json").read_text())["tasks"][0]["after"]
+
+  trained = json.loads((folder / "runs/tuned/report.json").read_text())["tasks"][0]["after"]
+  assert scored() == trained
+  predictions = sorted(path.read_text() for path in (folder / "runs/judged").rglob("*.jsonl"))
+  scored("--gin.tuned.averages=False")
+  assert predictions != sorted(p.read_text() for p in (folder / "runs/judged").rglob("*.jsonl"))
+
+
 def test_a_store_named_by_its_path_gives_the_same_run_or_is_refused(flan_jax, folder):
   flan_jax("train", *RECIPE)
   (store,) = (folder.parent / "home/stores").glob("tickets_only-*")
