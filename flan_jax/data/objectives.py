@@ -80,8 +80,8 @@ class SpanCorruption:
       length, written = length - 1, written - 1
     if read > inputs or written > targets:
       raise ConfigError(
-        f"span corruption of {length} tokens makes {read} of inputs and {written} of targets; the "
-        f"lengths are {inputs} and {targets}: give targets {written} or more, or inputs fewer."
+        f"span corruption of {length} tokens makes {read} of inputs and {written} of targets; besides end "
+        f"tokens there is room for {inputs} and {targets}: give targets {written} or more, or inputs fewer."
       )
     return length
 

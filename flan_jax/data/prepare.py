@@ -30,7 +30,7 @@ from flan_jax.data.store import (
   window_path,
   write_description,
 )
-from flan_jax.data.streams import MixtureStream, Stream, describe_mixture
+from flan_jax.data.streams import MixtureStream, Stream, StreamEnds, describe_mixture
 from flan_jax.data.windows import Window, write_window
 from flan_jax.data.workers import ForkedWorkers, can_fork, in_child
 from flan_jax.errors import ConfigError
@@ -170,9 +170,12 @@ class _Preparation:
     return {"rows": window.rows, "counts": window.counts}
 
   def _make(self, number: int) -> dict[str, Any]:
-    """Takes a window's stretch of the stream, packs and writes it."""
+    """Takes a window's stretch of the stream, packs and writes it; tells where there is none."""
     config = self._config
-    examples, counts = self._stream.stretch(number * config.window, config.window)
+    try:
+      examples, counts = self._stream.stretch(number * config.window, config.window)
+    except StreamEnds as error:  # of no matter unless the windows before are too few
+      return {"ends": str(error)}
     shown = {name: asdict(count) for name, count in sorted(counts.items())}
     if not examples:
       raise ConfigError(
@@ -222,6 +225,8 @@ class _Todo:
     """Goes on over windows that follow without a gap, and stops at the first that is enough."""
     while self.windows in self._done and self.rows < self._needed:
       about = self._done[self.windows]
+      if "ends" in about:
+        raise ConfigError(about["ends"])
       self.rows += about["rows"]
       self.examples += sum(count["examples"] for count in about["counts"].values())
       self.windows += 1

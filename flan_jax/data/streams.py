@@ -30,6 +30,10 @@ class Stretch(NamedTuple):
   counts: dict[str, TaskCounts]
 
 
+class StreamEnds(ConfigError):
+  """What was asked for lies behind the end of a stream."""
+
+
 class Stream(Protocol):
   """Examples in their order."""
 
@@ -37,7 +41,11 @@ class Stream(Protocol):
     """Raises ConfigError if the stream cannot fill so many rows, as far as that is known ahead."""
 
   def stretch(self, start: int, count: int) -> Stretch:
-    """What stands at the places `start` to `start + count - 1`."""
+    """What stands at the places `start` to `start + count - 1`.
+
+    Raises:
+      StreamEnds: the stream ends before.
+    """
 
 
 class MixtureStream:
@@ -118,9 +126,9 @@ def _draws(
   )
 
 
-def _text_is_over(task: dict[str, Any], wanted: str = "") -> ConfigError:
+def _text_is_over(task: dict[str, Any], wanted: str = "") -> StreamEnds:
   stretches = f"{task['examples']:,} stretches of text for each of {task['passes']} passes"
-  return ConfigError(
+  return StreamEnds(
     f"the text {task['name']!r} is too short for this run: it has {stretches}{wanted}. Make fewer steps or "
     "smaller batches, add datasets to it, or allow more passes in its register_text."
   )

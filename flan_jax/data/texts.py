@@ -183,7 +183,10 @@ class TextDraws:
     inputs, targets = self._room()
     if inputs < 1 or targets < 2:
       raise ConfigError(f"the lengths {dict(encoder.lengths)} are too small for raw text.")
-    self.length = task.objective.text_length(inputs, targets)
+    try:
+      self.length = task.objective.text_length(inputs, targets)
+    except ConfigError as error:
+      raise ConfigError(f"the text {task.name!r}: {error}") from None
     if not self.size:
       raise ConfigError(
         f"the text {task.name!r} has {len(text.tokens)} tokens, and one example takes {self.length}: "

@@ -18,11 +18,20 @@ def glass(litres=1.0):
   return f"{litres} l of glass"
 
 
+CALLS = []
+
+
+def roast(beans="arabica", kettle=None):
+  phase = launching.current_phase()
+  CALLS.append((phase.name, phase.before, beans, kettle))
+  return beans != "burnt"
+
+
 @pytest.fixture(autouse=True, scope="module")
 def registered():
-  for function in (brew, steel, glass):
+  for function in (brew, roast, steel, glass):
     if function.__name__ not in launching.CONFIGURABLES:
-      launching.configurable(function, job=function is brew)
+      launching.configurable(function, job=function in (brew, roast), phased=function is roast)
 
 
 @pytest.fixture
@@ -84,3 +93,52 @@ def test_mistakes_in_a_file_are_told_with_file_and_line(tmp_path):
 def test_a_file_that_is_not_there_is_named():
   with pytest.raises(ConfigError, match="no gin file 'nowhere.gin'"):
     launching.launch("brew", ["nowhere.gin"], [])
+
+
+@pytest.fixture
+def phased(recipe):
+  """A recipe of two phases, and what its job was called with."""
+  CALLS.clear()
+  recipe.write_text(
+    recipe.read_text().replace("brew.", "roast.")
+    + 'PHASES = ("light", "dark")\ndark/LITRES = 5.0\nlight/roast.beans = "robusta"\n'
+  )
+  return recipe, CALLS
+
+
+def test_each_phase_has_its_own_settings_also_behind_a_macro(phased):
+  recipe, seen = phased
+  assert launching.launch("roast", [str(recipe)], ["dark/roast.beans=java"]) is True
+  assert seen == [
+    ("light", "", "robusta", "2.0 l of steel"),
+    ("dark", "light", "java", "5.0 l of steel"),
+  ]
+  assert launching.current_phase().name == ""
+
+
+def test_a_phase_that_was_stopped_is_the_last(phased):
+  recipe, seen = phased
+  assert launching.launch("roast", [str(recipe)], ["light/roast.beans=burnt"]) is False
+  assert [name for name, *_ in seen] == ["light"]
+
+
+def test_fewer_phases_may_be_chosen(phased):
+  recipe, seen = phased
+  launching.launch("roast", [str(recipe)], ['PHASES=("dark",)'])
+  assert seen == [("dark", "", "arabica", "5.0 l of steel")]
+
+
+@pytest.mark.parametrize(
+  ("bindings", "complaint"),
+  [
+    (["drak/LITRES=1"], r"drak/LITRES is for a phase .* Did you mean 'dark'\?"),
+    (["light/LITRES=1", "LITRES=2"], r"every phase has a LITRES of its own.*--gin.light/LITRES"),
+    (['PHASES=("dark",)', "light/LITRES=1.0"], "light/LITRES is for a phase that this launch"),
+    (["PHASES=dark"], "PHASES is 'dark'; it must be a list of names"),
+    (['PHASES=("a", "a")'], "names a phase twice"),
+    (["dark/roast.bean=x"], r"unknown parameter of roast 'bean'"),
+  ],
+)
+def test_a_setting_that_no_phase_would_see_is_refused(phased, bindings, complaint):
+  with pytest.raises(ConfigError, match=complaint):
+    launching.launch("roast", [str(phased[0])], bindings)
