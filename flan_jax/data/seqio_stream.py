@@ -15,8 +15,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +23,7 @@ import numpy as np
 from flan_jax.data.batches import START_ID
 from flan_jax.data.encode import Dropped, Encoded
 from flan_jax.data.mixtures import known_names
+from flan_jax.data.seqio_identity import identity, spelt
 from flan_jax.data.seqio_vocabularies import check_vocabulary, our_vocabulary
 from flan_jax.data.store import StoreConfig, TaskCounts
 from flan_jax.data.streams import Stretch
@@ -40,7 +40,6 @@ Provider = Any
 CLUSTER = "seqio"
 """What stands for the cluster of a SeqIO task in logs and tables."""
 
-_DIGESTED = 64 << 20  # bytes of a file that is read to tell whether it changed
 _TASK = "_task"  # beside inputs and targets: the number of the task that an example is of
 
 
@@ -122,10 +121,10 @@ def describe(config: StoreConfig) -> list[dict[str, Any]]:
   tasks = _tasks(provider, config.split)
   with _told(provider.name):
     rates = [1.0 if len(tasks) == 1 else float(provider.get_rate(task)) for task in tasks]
-    entries = [_described(task, config) for task in tasks]
+    entries = [identity(task, config) for task in tasks]
   mixed = {
     "mixture": type(provider).__qualname__,
-    "sample": _spelt(getattr(provider, "_sample_fn", None)),
+    "sample": spelt(getattr(provider, "_sample_fn", None)),
   }
   if not _tells_tasks(provider):
     whole = {"of": entries, "rates": rates, **mixed}
@@ -364,25 +363,6 @@ def _lacks(name: str, feature: str, features: Mapping[str, Any]) -> ConfigError:
   )
 
 
-def _described(task: "seqio.Task", config: StoreConfig) -> dict[str, Any]:
-  import seqio
-
-  features = {
-    name: [_vocabulary(feature.vocabulary), feature.add_eos, str(feature.dtype), feature.required]
-    for name, feature in task.output_features.items()
-  }
-  return {
-    "task": {
-      "seqio": seqio.__version__,
-      "features": features,
-      "preprocessors": [_spelt(step) for step in task.preprocessors],
-      "shuffle_buffer_size": task.shuffle_buffer_size,
-    },
-    "source": _cache(task, config.split) if config.seqio_cache else _source(task, config.split),
-    "examples": _examples(task, config),
-  }
-
-
 def _entry(
   name: str, share: float, examples: int, task: Mapping[str, Any], source: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -401,74 +381,6 @@ def _entry(
     "templates_fingerprint": digest(task),
     "records_fingerprint": digest(source),
   }
-
-
-def _examples(task: "seqio.Task", config: StoreConfig) -> int:
-  """How many examples a pass over the source has; 0 where SeqIO does not know."""
-  if config.seqio_cache:
-    return int(task.get_cached_stats(config.split).get("examples", 0))
-  try:
-    return task.num_input_examples(config.split) or 0
-  except (KeyError, ValueError):  # a slice of a split, or a split without a count
-    return 0
-
-
-def _source(task: "seqio.Task", split: str) -> dict[str, Any]:
-  """What can be seen of where a task's data come from."""
-  import seqio
-
-  source = task.source
-  about: dict[str, Any] = {"kind": type(source).__qualname__}
-  if isinstance(source, seqio.TfdsDataSource):
-    dataset = source.tfds_dataset
-    about |= {
-      "tfds": dataset._get_builder(split).info.full_name,
-      "splits": _spelt(getattr(dataset, "_split_map", None)),
-    }
-  elif isinstance(source, seqio.FileDataSource):
-    about |= {"reader": _spelt(source._reader), "files": _files(source.list_shards(split))}
-  elif isinstance(source, seqio.FunctionDataSource):
-    about["function"] = _spelt(source._dataset_fn)
-  else:
-    about["source"] = _spelt(source)
-  return about
-
-
-def _cache(task: "seqio.Task", split: str) -> dict[str, Any]:
-  files = task._get_cached_source(split).list_shards(split)
-  return {"cached": dict(task.get_cached_stats(split)), "files": _files(files)}
-
-
-def _files(paths: Iterable[Any]) -> list[tuple[str, int, str]]:
-  """Name, size and digest of files, wherever TensorFlow can read them; of large ones the time instead."""
-  import tensorflow as tf
-
-  about = []
-  for path in map(str, paths):
-    stat = tf.io.gfile.stat(path)
-    identity = f"changed {stat.mtime_nsec}"
-    if stat.length <= _DIGESTED:
-      with tf.io.gfile.GFile(path, "rb") as file:
-        identity = hashlib.sha256(file.read()).hexdigest()
-    about.append((path.rsplit("/", 1)[-1], stat.length, identity))
-  return about
-
-
-def _vocabulary(vocabulary: Any) -> str:
-  ours = our_vocabulary(vocabulary)
-  return _spelt(vocabulary) if ours is None else ours.fingerprint
-
-
-def _spelt(thing: Any) -> str:
-  """A function by its qualified name and bound arguments, anything else as it prints, without addresses."""
-  if isinstance(thing, functools.partial):
-    bound = [*map(_spelt, thing.args), *(f"{k}={_spelt(v)}" for k, v in thing.keywords.items())]
-    return f"{_spelt(thing.func)}({', '.join(bound)})"
-  if hasattr(thing, "__qualname__"):
-    return f"{thing.__module__}.{thing.__qualname__}"
-  if isinstance(thing, Mapping):
-    return "{" + ", ".join(f"{k}: {_spelt(v)}" for k, v in thing.items()) + "}"
-  return re.sub(r" at 0x[0-9a-f]+", "", f"{type(thing).__qualname__}: {thing}")
 
 
 @contextlib.contextmanager
