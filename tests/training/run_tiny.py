@@ -38,7 +38,7 @@ def make_trainer(directory, model=TABLE, **changes):
   settings = {
     "model": model,
     "loss": losses.SupervisedLoss(model, z_loss=1e-4, tasks=TASKS),
-    "tx": optimizers.adamw(schedule, weight_decay=0.1, decay=("*",)),
+    "tx": optimizers.adamw(schedule, weight_decay=0.1, decay=("*",), ema_decay=0.9),
     "schedule": schedule,
     "layout": layout,
     "batches": batches,

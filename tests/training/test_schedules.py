@@ -43,6 +43,13 @@ def test_cosine_is_optax_cosine_from_the_last_warmup_update_on():
   np.testing.assert_allclose(ours[9:], [theirs(n) for n in range(31)], rtol=1e-5)
 
 
+@pytest.mark.parametrize("total", [9, 250, 900, 12345])
+def test_the_last_rate_is_the_final_one_to_the_bit_when_compiled(total):
+  for make in (schedules.linear, schedules.cosine):
+    ours = jax.jit(make(1e-3, total_steps=total, warmup_steps=total // 9))
+    assert ours(np.int32(total - 1)) == ours(np.int32(total + 5)) == 0
+
+
 def test_inverse_square_root_is_one_over_the_root_of_the_update():
   # T5's 1 / sqrt(max(n, k)), arXiv 1910.10683, section 3.1.2
   ours = rates(schedules.inverse_square_root(40**-0.5, warmup_steps=40, ramp=False), 200)

@@ -87,7 +87,7 @@ def test_the_loss_in_the_metrics_is_the_weighted_mean_of_the_tasks():
 
 @pytest.mark.parametrize("poison", [np.inf, np.nan])
 def test_a_step_that_is_not_finite_advances_the_step_alone(poison):
-  tx, bad = optimizers.adamw(SCHEDULE), line_batch()
+  tx, bad = optimizers.adamw(SCHEDULE, ema_decay=0.9), line_batch()
   bad["y"] = bad["y"].copy()
   bad["y"][3], bad["weight"][3] = poison, 1
   step = make_train_step(Line(), tx, schedule=SCHEDULE)
