@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from flan_jax.checkpoints import Checkpoints
 from flan_jax.errors import CheckpointError, ConfigError
-from flan_jax.training.averages import AveragedState
+from flan_jax.training.averages import AveragedState, averaged_params
 from flan_jax.training.logging import RunLog
 from flan_jax.training.losses import Loss
 from flan_jax.training.partitioning import (
@@ -283,7 +283,8 @@ class Trainer:
     """Logs the held-out loss, and returns the seconds that it took."""
     begun = time.perf_counter()
     if self._held_out is not None:
-      log.validated(int(state.step), self._held_out(state.params, frozen))
+      params = averaged_params(state.opt_state, state.params)
+      log.validated(int(state.step), self._held_out(params, frozen))
     return time.perf_counter() - begun
 
   def _write(self, log: "RunLog | _NoLog", made: "_Made", clock: float) -> float:
