@@ -47,7 +47,7 @@ def complaint(flan_jax, *arguments, **environment):
     ("--gin.SEED=99999999999", "seed=99999999999 must lie between"),
     (
       "--gin.debug/train.keep=1",
-      "debug/train.keep is for a phase that this launch of .train. does not have",
+      "debug/train.keep is for a phase that this launch of 'train' does not have",
     ),
     ("--gin.STEPS=%STEPS", "the macro 'STEPS' is defined by itself: %STEPS = %STEPS"),
     ("--gin.RUN_DIR=", "train.run_dir is empty"),
