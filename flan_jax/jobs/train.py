@@ -129,7 +129,9 @@ def train(
   if validation_batches:
     with phases("prepare validation"):
       unseen_rows = validation_batches * batch_size
-      unseen = dataclasses.replace(data, split="validation").store(model, unseen_rows)
+      # A store that is named holds what is trained on.
+      validation = dataclasses.replace(data, split="validation", prepared=None)
+      unseen = validation.store(model, unseen_rows)
     held_out = HeldOutLoss(
       trained(SupervisedLoss(model.model, tasks=len(unseen.tasks))),
       lambda: batches(unseen, 0, unseen_rows),
