@@ -1,5 +1,7 @@
 """What a mixture trains on, in words: for a vocabulary to be made from."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -50,6 +52,20 @@ def training_text(
       missing[task] -= 1
       if said >= characters or not (missing > 0).any():
         return
+
+
+def training_text_fingerprint(mixture: Mixture | str, data_dir: Path | str) -> str:
+  """SHA-256 of what decides the text of a mixture beside seed and length: members, shares, templates, records.
+
+  A name alone does not tell: mixtures and dataset files are changed, and two projects may call theirs alike.
+  """
+  content = []
+  for task in training_tasks(mixture, data_dir):
+    text = registered_texts().get(task.name)
+    specs = [dataset_spec(name) for name in (text.datasets if text else (task.name,))]
+    said = [(spec.fingerprint, load_records(spec, data_dir).fingerprint) for spec in specs]
+    content.append((task.name, task.examples, task.share, said))
+  return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 class _Sayings(Protocol):

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from flan_jax.data.atomic import build_once
 from flan_jax.data.home import data_home
-from flan_jax.data.training_text import training_text
+from flan_jax.data.training_text import training_text, training_text_fingerprint
 from flan_jax.errors import ConfigError
 from flan_jax.jobs.processes import first_alone, is_first
 from flan_jax.vocabularies import (
@@ -50,6 +50,7 @@ def train_vocabulary(
   vocabulary = _vocabulary(
     Path(directory),
     mixture=mixture,
+    mixture_fingerprint=_text_fingerprint(mixture),
     size=size,
     extra_ids=extra_ids,
     control_tokens=list(control_tokens),
@@ -68,11 +69,21 @@ def trained_vocabulary(
   mixture: str, *, size: int = 32_000, characters: int = 10_000_000, seed: int = 0
 ) -> Vocabulary:
   """The vocabulary that `train_vocabulary` makes of a mixture, kept in the data home."""
-  settings = {"mixture": mixture, "size": size, "characters": characters, "seed": seed}
+  settings = {
+    "mixture": mixture,
+    "mixture_fingerprint": _text_fingerprint(mixture),
+    "size": size,
+    "characters": characters,
+    "seed": seed,
+  }
   others = {"extra_ids": 100, "control_tokens": [], "model_type": "unigram"}
   name = hashlib.sha256(json.dumps({**settings, **others}, sort_keys=True).encode()).hexdigest()
   place = data_home() / "vocabularies" / f"{mixture}-{size}-{name[:12]}"
   return _vocabulary(place, **settings, **others)
+
+
+def _text_fingerprint(mixture: str) -> str:
+  return first_alone(lambda: training_text_fingerprint(mixture, data_home()), "vocabulary's text")
 
 
 def _vocabulary(place: Path, **settings: Any) -> Vocabulary:

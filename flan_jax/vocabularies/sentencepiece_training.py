@@ -1,8 +1,8 @@
-"""A SentencePiece model made from texts: the same texts and settings give the same bytes, anywhere."""
+"""A SentencePiece model made from texts: the same bytes on any number of processors."""
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from sentencepiece import SentencePieceTrainer
@@ -12,9 +12,15 @@ from flan_jax.errors import VocabularyError
 _THREADS = 16
 """The library adds up the counts of its threads in their order: another number would give other pieces."""
 
+_LONGEST = 1 << 15
+"""Characters: the library compares each suffix of a text with the next one, which takes the square of the length
+where a text repeats itself."""
+
+_LONE_SPACE = re.compile(r"(?<=\S) (?=\S)")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _T5_TOKENS = ("<pad>", "</s>", "<unk>")
 _NEWLINE = "\n"
-_BYTES = 256
+_BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _SILENT = 3  # of the library's levels of logging: errors, which are raised as well, are not printed
 _RESERVED = (
   "▅"  # U+2585, the library's mark of the unknown: it would leave a text out that holds it
@@ -48,13 +54,16 @@ def train_sentencepiece(
     The bytes of the model file.
 
   Raises:
-    VocabularyError: the texts do not give so many pieces, or need more; a control token is empty or taken.
+    VocabularyError: the texts do not give so many pieces, or need more, or are none; a control token is empty
+      or taken.
   """
   _check(size, extra_ids, control_tokens)
+  # In a list: an error on the way to it is raised as it is, not through the trainer's C++.
+  stretches = [stretch for text in texts for stretch in _stretches(text)]
   model = io.BytesIO()
   try:
     SentencePieceTrainer.train(
-      sentence_iterator=(text.replace(_RESERVED, " ") for text in texts),
+      sentence_iterator=iter(stretches),
       model_writer=model,
       model_type=model_type,
       vocab_size=size - extra_ids,
@@ -77,18 +86,36 @@ def train_sentencepiece(
   return model.getvalue()
 
 
+def _stretches(text: str) -> Iterator[str]:
+  """The text in parts that the library counts as it would count the whole.
+
+  A text begins as after a space, and no piece of several words is made: a cut at a lone space is not seen.
+  """
+  if _SURROGATE.search(text):
+    raise VocabularyError(
+      f"half of a surrogate pair, which is no character, is in the text {text[:60]!r}: mend its record."
+    )
+  text = text.replace(_RESERVED, " ")
+  start = 0
+  while cut := _LONE_SPACE.search(text, start + _LONGEST):
+    yield text[start : cut.start()]
+    start = cut.end()
+  yield text[start:]
+
+
 def _check(size: int, extra_ids: int, control_tokens: Sequence[str]) -> None:
-  taken = [*_T5_TOKENS, _NEWLINE]
+  taken = [*_T5_TOKENS, _NEWLINE, *_BYTES]
+  sentinels = [f"<extra_id_{index}>" for index in range(extra_ids)]
   for token in control_tokens:
-    if not token or token in taken:
+    if not token or token in taken or token in sentinels:
       reason = "is one already" if token else "is empty"
       raise VocabularyError(f"the control token {token!r} {reason}: take it out.")
     taken.append(token)
-  least = extra_ids + len(taken) + _BYTES
+  least = extra_ids + len(taken)
   if extra_ids < 0 or size < least:
     raise VocabularyError(
-      f"size={size:,} must be more than {least:,}: {extra_ids} sentinels, {len(taken)} other tokens of "
-      f"its own and {_BYTES} bytes come before the first piece of text."
+      f"size={size:,} must be more than {least:,}: {extra_ids} sentinels, "
+      f"{len(taken) - len(_BYTES)} other tokens of its own and {len(_BYTES)} bytes come before the first piece of text."
     )
 
 
@@ -106,4 +133,6 @@ def _complaint(refusal: str, size: int, extra_ids: int) -> str:
       f"{int(least[1]) + extra_ids:,} at least{sentinels} and one token for each byte. Set size to that "
       "or more."
     )
+  if "sentences_.empty()" in refusal:
+    return "there is no text to make a vocabulary of: every text is empty."
   return f"SentencePiece refuses this text or size={size:,}: {refusal}"

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from flan_jax.jobs.train_vocabulary import trained_vocabulary
 from flan_jax.vocabularies import load_vocabulary
 
 MAKE = (
@@ -63,6 +64,17 @@ def test_mistakes_are_told_and_leave_nothing_behind(flan_jax, folder, bindings, 
   assert words in done.stderr.splitlines()[-1]
   assert (folder / "runs/words/training.json").read_text() == before
   assert not list(folder.glob("*new*"))
+
+
+def test_a_mixture_of_the_same_name_that_says_something_else_is_another(flan_jax, folder):
+  flan_jax(*MAKE)
+  before = trained_vocabulary("tickets_only", size=440)
+  assert before.fingerprint == load_vocabulary(folder / "runs/words").fingerprint
+  tickets = folder / "support/tickets.jsonl"
+  tickets.write_text(tickets.read_text().replace("invoice", "Rechnung"))
+  assert trained_vocabulary("tickets_only", size=440).fingerprint != before.fingerprint
+  done = flan_jax(*MAKE, status=2)
+  assert "made with other settings: mixture_fingerprint=" in done.stderr.splitlines()[-1]
 
 
 def test_settings_are_kept_beside_it(flan_jax, folder):

@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 
 from flan_jax.data import dataset_names, dataset_spec
 from flan_jax.errors import VocabularyError
-from flan_jax.vocabularies import SentencePieceVocabulary, load_vocabulary, train_sentencepiece
+from flan_jax.vocabularies import (
+  SentencePieceVocabulary,
+  load_vocabulary,
+  sentencepiece_training,
+  train_sentencepiece,
+)
 
 SIZE, EXTRA_IDS = 1024, 100
 ODD_TEXTS = [
@@ -109,6 +114,25 @@ def test_the_library_s_number_of_threads_would_change_it(prompts, model, monkeyp
   assert train_sentencepiece(prompts, SIZE, extra_ids=EXTRA_IDS) != model
 
 
+def test_long_texts_are_cut_where_sentencepiece_does_not_see_it(vocabulary, prompts, monkeypatch):
+  monkeypatch.setattr(sentencepiece_training, "_LONGEST", 40)
+  for prompt in [*prompts, *ODD_TEXTS, "one  two   three " * 20, " \n  a \n" * 20]:
+    stretches = list(sentencepiece_training._stretches(prompt.replace("▅", " ")))
+    whole = vocabulary.encode(prompt.replace("▅", " "))
+    assert [i for stretch in stretches for i in vocabulary.encode(stretch)] == whole
+  assert len(list(sentencepiece_training._stretches("some words " * 100))) == 25
+
+
+@pytest.mark.parametrize(
+  ("texts", "words"),
+  [([], "there is no text"), (["", ""], "there is no text"), (["half \ud83d"], "a surrogate pair")],
+)
+def test_texts_that_nothing_can_be_made_of(texts, words):
+  with pytest.raises(VocabularyError, match=words) as refused:
+    train_sentencepiece(texts, SIZE)
+  assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
 @pytest.mark.parametrize(("size", "beyond"), [(90_000, 1), (370, -1)])
 def test_a_size_that_cannot_be_had_names_the_last_one_that_can(prompts, model_type, size, beyond):
@@ -136,6 +160,6 @@ def test_control_tokens_are_one_id_each_where_a_text_spells_them(prompts, tmp_pa
   assert vocabulary.size == SIZE and {ids[0], ids[-1]} == {3, 4}
   assert vocabulary.decode(ids) == "Is it so?"
   assert pickle.loads(pickle.dumps(vocabulary)).encode("<|user|>") == ids[:1]
-  for wrong in ("", "</s>", "<|user|>"):
+  for wrong in ("", "</s>", "<0x41>", "<extra_id_7>", "<|user|>"):
     with pytest.raises(VocabularyError, match="the control token"):
       train_sentencepiece(prompts, SIZE, control_tokens=("<|user|>", wrong))
