@@ -5,7 +5,8 @@ The command line prints the message alone, without a traceback, and exits with s
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class FlanJaxError(Exception):
@@ -76,6 +77,15 @@ class UnknownName(FlanJaxError):
       return f"No {self.kind} is known."
     shown = ", ".join(self.known[:12])
     return f"Known: {shown}{', ...' if len(self.known) > 12 else ''}."
+
+
+def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+  """Where what was found is not what is wanted, as "seed: 1, not 0"."""
+  return [
+    f"{name}: {found.get(name)!r}, not {value!r}"
+    for name, value in wanted.items()
+    if found.get(name) != value
+  ]
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

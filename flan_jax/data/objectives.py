@@ -10,9 +10,8 @@ seed gives the very masks that `t5.data.preprocessors` draws: both take their nu
 generator Philox (Salmon et al., 2011), which TensorFlow's stateless functions run through.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt32
@@ -135,11 +134,6 @@ class LM:
   def apply(self, tokens: Tokens, seed: Seed, vocabulary: Vocabulary) -> tuple[Tokens, Tokens]:
     del seed, vocabulary
     return tokens[:0], tokens
-
-
-def as_dict(objective: Objective) -> Mapping[str, Any]:
-  """The settings of an objective as JSON."""
-  return {"name": objective.name, **asdict(objective)}  # type: ignore[call-overload]
 
 
 def random_spans_mask(

@@ -8,7 +8,7 @@ from flan_jax.data.batches import Normalise
 from flan_jax.data.encode import Encoder
 from flan_jax.data.home import data_home
 from flan_jax.data.store import Store, StoreConfig
-from flan_jax.errors import ConfigError
+from flan_jax.errors import ConfigError, differences
 from flan_jax.jobs.models import ModelSource
 from flan_jax.jobs.preparation import prepared_store
 from flan_jax.jobs.processes import first_alone
@@ -120,18 +120,20 @@ class DataPlan:
 
     return first_alone(prepare, "store")
 
+  def validation_store(self, source: ModelSource, rows: int) -> Store:
+    """Rows of the validation split of what is trained on, for the held-out loss.
+
+    It is looked for in the data home also where the store that is trained on is named by its place.
+    """
+    return replace(self, split="validation", prepared=None).store(source, rows)
+
   def _found(self, place: str, source: ModelSource, rows: int) -> Store:
     store, config = Store.open(place), self.config(source)
     wanted = {"mixture": config.mixture_name, **config.settings()}
     theirs = {"mixture": store.mixture, **store.settings}
-    differences = [
-      f"{name}: {theirs.get(name)!r}, not {value!r}"
-      for name, value in wanted.items()
-      if theirs.get(name) != value
-    ]
-    if differences:
+    if others := differences(wanted, theirs):
       raise ConfigError(
-        f"the store {place} was made with other settings than this run's: {'; '.join(differences)}."
+        f"the store {place} was made with other settings than this run's: {'; '.join(others)}."
       )
     if store.rows < rows:
       raise ConfigError(

@@ -79,7 +79,15 @@ class ModelSource:
       )
 
   def written_in(self, name: str | None) -> Format:
-    """The format "plain" or "chat"; for None the one that it was tuned in, else plain."""
+    """How prompts are written for it as it is: "plain" or "chat"; for None as it was tuned, else plain.
+
+    Raises:
+      ConfigError: there is no such format, or it has adapters that nobody has trained.
+    """
+    if self.lora is not None:
+      raise ConfigError(
+        "@lora() is a model whose adapters are yet to be trained: give @tuned() of a run that has trained them."
+      )
     if name not in (None, "plain", "chat"):
       raise ConfigError(f"format={name!r} is neither 'plain' nor 'chat'.")
     if name == "chat":

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -29,6 +30,7 @@ from flan_jax.training.lora import AdaptedLoss
 from flan_jax.training.losses import Loss, SupervisedLoss
 from flan_jax.training.partitioning import (
   DEFAULT_RULES,
+  Layout,
   MeshConfig,
   Rules,
   check_batch,
@@ -82,67 +84,46 @@ def train(
   Returns:
     Whether all steps are made; False: SIGTERM came before.
   """
-  if not run_dir:
-    raise ConfigError("train.run_dir is empty; name the folder that the run is written to.")
-  run, phases = Path(run_dir), Phases()
-  if (phase := current_phase()).name:
-    run = run / phase.name
-    if is_first():
-      print(f"phase {phase.name}: {run}", file=sys.stderr)
-  if phase.before:
-    model = continued(model, run.parent / phase.before)
-  tuned = data.read_by(model)
+  run, phases = _folder(run_dir), Phases()
+  if before_it := current_phase().before:
+    model = continued(model, run.parent / before_it)
+  tuned, lora = data.read_by(model), model.lora
   layout = make_layout(model.model, make_mesh(mesh), axis_rules)
-  if (lora := model.lora) and model.reopened_by is None:
-    raise ConfigError(
-      f"adapters are saved alone, and {model.origin} cannot be opened again: choose @pretrained(), or "
-      "@tuned() for the result of an earlier run."
-    )
-  if is_first():
-    told = [*layout.fallbacks, *([lora.summary()] if lora else [])]
-    sys.stderr.writelines(f"{line}\n" for line in told)
+  _say_of_model(model, layout)
   config = TrainerConfig(steps, batch_size, accumulation, checkpoint_every, keep, seed)
   check_batch(batch_size, accumulation, layout)
   tx = optimizer.transformation(lora or model.model)
   written = data.encoder(model).format
   judged = [task.dataset for task in evaluation.evaluation_tasks()] if evaluation else []
-  rows = steps * batch_size
+  rows, unseen_rows = steps * batch_size, validation_batches * batch_size
   with phases("prepare"):
     store = data.store(model, rows, judged)
+    unseen = data.validation_store(model, unseen_rows) if validation_batches else None
   share = rows_of_process(batch_size, layout)
 
   def batches(store: Store, first: int, stop: int) -> Batches:
     both_ways = data.bidirectional_inputs
     return Batches(store, batch_size, first, stop, data.normalise, share, both_ways)
 
-  def trained(loss: Loss) -> Loss:
-    return AdaptedLoss(loss, lora) if lora else loss
+  def loss(store: Store, **settings: Any) -> Loss:
+    supervised = SupervisedLoss(model.model, tasks=len(store.tasks), **settings)
+    return AdaptedLoss(supervised, lora) if lora else supervised
 
-  loss = SupervisedLoss(
-    model.model,
-    z_loss=z_loss,
-    label_smoothing=label_smoothing,
-    normalising_factor=normalising_factor,
-    tasks=len(store.tasks),
-  )
   held_out = None
-  if validation_batches:
-    with phases("prepare validation"):
-      unseen_rows = validation_batches * batch_size
-      # A store that is named holds what is trained on.
-      validation = dataclasses.replace(data, split="validation", prepared=None)
-      unseen = validation.store(model, unseen_rows)
+  if unseen:
+    names = [task.name for task in unseen.tasks]
     held_out = HeldOutLoss(
-      trained(SupervisedLoss(model.model, tasks=len(unseen.tasks))),
-      lambda: batches(unseen, 0, unseen_rows),
-      batch_size,
-      layout,
-      [task.name for task in unseen.tasks],
+      loss(unseen), lambda: batches(unseen, 0, unseen_rows), batch_size, layout, names
     )
   trainer = Trainer(
     config,
     model=lora or model.model,
-    loss=trained(loss),
+    loss=loss(
+      store,
+      z_loss=z_loss,
+      label_smoothing=label_smoothing,
+      normalising_factor=normalising_factor,
+    ),
     tx=tx,
     schedule=optimizer.schedule,
     layout=layout,
@@ -155,6 +136,7 @@ def train(
       "store": store.fingerprint,
       "tokenizer": model.vocabulary.fingerprint,
       "model": model.fingerprint,
+      "direction of inputs": "both" if data.bidirectional_inputs else "one",
       **({"LoRA scale": str(lora.config.scale)} if lora else {}),
     },
     meta={
@@ -163,11 +145,7 @@ def train(
       "gin": operative_config(),
     },
   )
-  # Only a run that may go on from what is there may say anything new about it.
-  begun = trainer.check()
-  changed = changed_settings(begun["gin"]) if begun else []
-  if changed and is_first():
-    print("this run was begun with other settings:", *changed, sep="\n  ", file=sys.stderr)
+  _check_begun(trainer)
   with claimed(run) if is_first() else contextlib.nullcontext():
     describe_model(tuned, written, run)
     _save_config(run)
@@ -188,11 +166,9 @@ def train(
     with phases("evaluate after"):
       step = int(result.state.step)
       params = averaged_params(result.state.opt_state, result.state.params)
-      if lora:
-        params = merged(lora, base, params, layout)
       after = evaluation.run(
         tuned,
-        params,
+        merged(lora, base, params, layout) if lora else params,
         layout,
         written,
         run / "evaluation",
@@ -203,6 +179,37 @@ def train(
     training = {"steps": steps, "rows": rows, "examples": consumed, "seed": seed}
     write_report(run, after, before, notes, {**environment(phases), "training": training})
   return True
+
+
+def _folder(run_dir: str) -> Path:
+  """Where the run is written: within `run_dir`, where the launch has phases."""
+  if not run_dir:
+    raise ConfigError("train.run_dir is empty; name the folder that the run is written to.")
+  run, phase = Path(run_dir), current_phase()
+  if phase.name:
+    run = run / phase.name
+    if is_first():
+      print(f"phase {phase.name}: {run}", file=sys.stderr)
+  return run
+
+
+def _say_of_model(model: ModelSource, layout: Layout) -> None:
+  if model.lora and model.reopened_by is None:
+    raise ConfigError(
+      f"adapters are saved alone, and {model.origin} cannot be opened again: choose @pretrained(), or "
+      "@tuned() for the result of an earlier run."
+    )
+  if is_first():
+    told = [*layout.fallbacks, *([model.lora.summary()] if model.lora else [])]
+    sys.stderr.writelines(f"{line}\n" for line in told)
+
+
+def _check_begun(trainer: Trainer) -> None:
+  """Only a run that may go on from what is there may say anything new about it."""
+  begun = trainer.check()
+  changed = changed_settings(begun["gin"]) if begun else []
+  if changed and is_first():
+    print("this run was begun with other settings:", *changed, sep="\n  ", file=sys.stderr)
 
 
 def _save_config(run: Path) -> None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from flan_jax.data.atomic import build_once
 from flan_jax.data.home import data_home
 from flan_jax.data.training_text import training_text, training_text_fingerprint
-from flan_jax.errors import ConfigError
+from flan_jax.errors import ConfigError, differences
 from flan_jax.jobs.processes import first_alone, is_first
 from flan_jax.vocabularies import (
   SentencePieceVocabulary,
@@ -130,13 +130,8 @@ def _check_settings(directory: Path, settings: dict[str, Any]) -> None:
     raise ConfigError(
       f"{directory} holds something else than a vocabulary of this command: name another folder."
     ) from None
-  differences = [
-    f"{name}={before.get(name)!r}, not {value!r}"
-    for name, value in settings.items()
-    if before.get(name) != value
-  ]
-  if differences:
+  if others := differences(settings, before):
     raise ConfigError(
-      f"the vocabulary in {directory} was made with other settings: {'; '.join(differences)}. Name "
+      f"the vocabulary in {directory} was made with other settings: {'; '.join(others)}. Name "
       "another folder, or remove that one."
     )

@@ -29,7 +29,7 @@ adapt/MIXTURE = "prefixes"
 adapt/STEPS = 4
 tune/encoder_decoder.dropout_rate = 0.1
 tune/train.evaluation = @evaluation()
-train.validation_batches = 1
+VALIDATION_BATCHES = 1
 train.checkpoint_every = 2
 train.keep = 10
 """
@@ -94,7 +94,7 @@ def test_validation_needs_a_dataset_with_that_split(flan_jax, folder):
     "--module",
     "tasks.py",
     "--gin_file=check.gin",
-    "--gin.train.validation_batches=1",
+    "--gin.VALIDATION_BATCHES=1",
     status=2,
   )
   assert "no dataset of the mixture 'tickets_only' has a split 'validation'" in done.stderr

@@ -47,8 +47,8 @@ def test_a_model_is_trained_with_it(flan_jax, folder):
 @pytest.mark.parametrize(
   ("bindings", "words"),
   [
-    (("--gin.train_vocabulary.size=640",), "size=440, not 640"),
-    (("--gin.train_vocabulary.seed=1",), "seed=0, not 1"),
+    (("--gin.train_vocabulary.size=640",), "size: 440, not 640"),
+    (("--gin.train_vocabulary.seed=1",), "seed: 0, not 1"),
     (("--gin.VOCABULARY=support",), "support holds something else than a vocabulary"),
     (("--gin.VOCABULARY=",), "train_vocabulary.directory is empty"),
     (("--gin.VOCABULARY=new", "--gin.train_vocabulary.size=90000"), "too short for a vocabulary"),
@@ -74,7 +74,7 @@ def test_a_mixture_of_the_same_name_that_says_something_else_is_another(flan_jax
   tickets.write_text(tickets.read_text().replace("invoice", "Rechnung"))
   assert trained_vocabulary("tickets_only", size=440).fingerprint != before.fingerprint
   done = flan_jax(*MAKE, status=2)
-  assert "made with other settings: mixture_fingerprint=" in done.stderr.splitlines()[-1]
+  assert "made with other settings: mixture_fingerprint:" in done.stderr.splitlines()[-1]
 
 
 def test_settings_are_kept_beside_it(flan_jax, folder):
