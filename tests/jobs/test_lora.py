@@ -35,6 +35,9 @@ def test_a_run_of_adapters_is_small_goes_on_and_is_judged_merged(flan_jax, folde
   assert 3 * 4 * trained < alone < 3 * 4 * trained + whole / 4
 
   flan_jax("evaluate", *RECIPE, "--gin.tuned.run_dir=runs/lora")
+  untrained = ("--gin.evaluate.model=@lora()", "--gin.lora.model=@tuned()")
+  done = flan_jax("evaluate", *RECIPE, "--gin.tuned.run_dir=runs/base", *untrained, status=2)
+  assert "@lora() is a model whose adapters are yet to be trained" in done.stderr
   assert scores(folder / "runs/judged/report.json") == scores(folder / "runs/lora/report.json")
   done = flan_jax("train", *RECIPE, *LORA, "--gin.STEPS=8")
   assert "going on from step 6" in done.stderr and checkpoint(flan_jax, "runs/lora")["step"] == 8
