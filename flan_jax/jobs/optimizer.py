@@ -1,6 +1,7 @@
 """An optimizer as gin makes it: before the model is known whose parameters it will move."""
 
 import dataclasses
+import functools
 import inspect
 import typing
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import optax
 
+from flan_jax.training.optimizers import trained_part
 from flan_jax.training.partitioning import ShardedModel
 
 
@@ -19,10 +21,12 @@ class Optimizer:
   Attributes:
     schedule: the learning rate by updates made.
     make: from a model's logical axes to the transformation.
+    trained: from a tree like that of the parameters to the part of it that is not frozen.
   """
 
   schedule: optax.Schedule
   make: Callable[[Any], optax.GradientTransformation]
+  trained: Callable[[Any], Any]
 
   def transformation(self, model: ShardedModel) -> optax.GradientTransformation:
     """For the parameters of a model.
@@ -45,7 +49,8 @@ def as_optimizer(make: Callable[..., optax.GradientTransformation]) -> Callable[
     def for_axes(axes: Any) -> optax.GradientTransformation:
       return make(schedule, **({"axes": axes} if "axes" in parameters else {}), **settings)
 
-    return Optimizer(schedule, for_axes)
+    trained = functools.partial(trained_part, multipliers=settings.get("multipliers"))
+    return Optimizer(schedule, for_axes, trained)
 
   hints = typing.get_type_hints(make)
   build.__signature__ = inspect.Signature(settable)  # type: ignore[attr-defined]

@@ -126,6 +126,7 @@ def train(
     ),
     tx=tx,
     schedule=optimizer.schedule,
+    trained=optimizer.trained,
     layout=layout,
     batches=lambda row: batches(store, row, rows),
     directory=run,

@@ -225,7 +225,7 @@ def _assembled(
 
   def init(params: PyTree) -> optax.OptState:
     require_matches(params, (*patterns, *factors))
-    trained = _trained(params, factors)
+    trained = trained_part(params, factors)
     if not trained:
       raise ConfigError(f"multipliers={factors} freeze every parameter: nothing is left to train")
     return inner.init(trained)
@@ -233,7 +233,9 @@ def _assembled(
   def update(
     gradients: PyTree, state: optax.OptState, params: PyTree
   ) -> tuple[PyTree, optax.OptState]:
-    updates, state = inner.update(_trained(gradients, factors), state, _trained(params, factors))
+    updates, state = inner.update(
+      trained_part(gradients, factors), state, trained_part(params, factors)
+    )
     made = traverse_util.flatten_dict(updates)
     # Minus zero: added to any number, it leaves every bit as it was.
     scaled = {
@@ -245,11 +247,12 @@ def _assembled(
   tx = optax.GradientTransformation(init, update)
   if ema_decay is None:
     return tx
-  return averaging(tx, ema_decay, lambda params: _trained(params, factors))
+  return averaging(tx, ema_decay, lambda params: trained_part(params, factors))
 
 
-def _trained(tree: PyTree, factors: Mapping[str, float]) -> PyTree:
-  """The part of a nested dict whose parameters are not frozen."""
+def trained_part(tree: PyTree, multipliers: Mapping[str, float] | None) -> PyTree:
+  """Of a nested dict like that of the parameters, what belongs to those that are not frozen."""
+  factors = multipliers or {}
   leaves = traverse_util.flatten_dict(tree)
   return traverse_util.unflatten_dict(
     {path: leaf for path, leaf in leaves.items() if _factor(path, factors) > 0}

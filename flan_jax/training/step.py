@@ -44,6 +44,7 @@ def make_train_step(
   loss: Loss,
   tx: optax.GradientTransformation,
   *,
+  trained: Callable[[PyTree], PyTree] = lambda gradients: gradients,
   accumulation: int = 1,
   schedule: optax.Schedule | None = None,
   shardings: TrainState | None = None,
@@ -59,10 +60,12 @@ def make_train_step(
   `state.step`.
 
   Metrics: "loss" (what is minimised), "terms" (each divided by its weight), "weights", "tallies",
-  "grad_norm" (before clipping), "skipped" (0 or 1), "step" and "updates" (after this step), and
-  with a schedule "learning_rate".
+  "grad_norm" (of what is trained, before clipping), "skipped" (0 or 1), "step" and "updates" (after
+  this step), and with a schedule "learning_rate".
 
   Args:
+    trained: from gradients to those that `tx` reads. The others are asked for by nobody, so that the
+      compiler leaves them out.
     schedule: reported, not applied: `tx` has its own.
     shardings: of the state; None leaves the layout to the compiler.
   """
@@ -75,7 +78,7 @@ def make_train_step(
     total, gradients, report = _accumulate(
       loss, state.params, batch, key, frozen, weights, accumulation
     )
-    norm = _norm(gradients)
+    norm = _norm(trained(gradients))
     weighs = functools.reduce(jnp.logical_or, (weight > 0 for weight in weights.values()))
     good = jnp.isfinite(total) & jnp.isfinite(norm) & weighs
     params, opt_state = jax.lax.cond(

@@ -91,6 +91,7 @@ class Trainer:
     model: initialises parameters and names their axes.
     loss: of any kind; see `flan_jax.training.losses.Loss`.
     tx, schedule: the optimizer, and the learning rate that it follows (for the log).
+    trained: from gradients to those of the parameters that `tx` does not freeze.
     layout: mesh and rules.
     batches: from a row number to the batches from that row on, `batch_size` rows each (this
       process's share of them).
@@ -116,6 +117,7 @@ class Trainer:
     layout: Layout,
     batches: Batches,
     directory: str | Path,
+    trained: Callable[[PyTree], PyTree] = lambda gradients: gradients,
     load: Callable[[Layout, jax.Array], PyTree] | None = None,
     held_out: HeldOutLoss | None = None,
     tasks: Sequence[tuple[str, str]] = (),
@@ -136,7 +138,12 @@ class Trainer:
     with layout.active():
       self._shapes, self._shardings = self._plan()
     self._step = make_train_step(
-      loss, tx, accumulation=config.accumulation, schedule=schedule, shardings=self._shardings
+      loss,
+      tx,
+      trained=trained,
+      accumulation=config.accumulation,
+      schedule=schedule,
+      shardings=self._shardings,
     )
 
   def check(self) -> dict[str, Any] | None:

@@ -123,6 +123,34 @@ def test_frozen_parameters_are_read_and_not_trained():
   assert not frozen["w"].is_deleted()
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_what_is_frozen_by_its_path_has_no_gradient_in_the_norm_and_in_memory(accumulation):
+  loss, batch, factors = SupervisedLoss(DECODER), batch_of(), {"*": 0.0, "*attention*kernel": 1.0}
+  start = DECODER.init(jax.random.key(1))
+  plain = optax.sgd(1.0)
+  moved, _ = make_train_step(loss, plain)(
+    TrainState.create(jax.tree.map(jnp.copy, start), plain), batch, KEY
+  )
+  gradients = jax.tree.map(jnp.subtract, start, moved.params)
+
+  tx = optimizers.adamw(SCHEDULE, multipliers=factors)
+  trained = functools.partial(optimizers.trained_part, multipliers=factors)
+
+  def norm_and_bytes(**settings):
+    state = TrainState.create(jax.tree.map(jnp.copy, start), tx)
+    step = make_train_step(loss, tx, accumulation=accumulation, **settings)
+    memory = step.lower(state, batch, KEY).compile().memory_analysis()
+    return step(state, batch, KEY)[1]["grad_norm"], memory.temp_size_in_bytes
+
+  norm, less = norm_and_bytes(trained=trained)
+  np.testing.assert_allclose(norm, optax.tree.norm(trained(gradients)), rtol=1e-4)
+  norm, more = norm_and_bytes()
+  np.testing.assert_allclose(norm, optax.tree.norm(gradients), rtol=1e-4)
+  size = sum(x.nbytes for x in jax.tree.leaves(start))
+  frozen = size - sum(x.nbytes for x in jax.tree.leaves(trained(start)))
+  assert more - less > frozen / 2
+
+
 def test_randomness_is_a_function_of_key_step_and_microbatch():
   tx, batch = optax.sgd(0.0), line_batch()
   step = make_train_step(Line(), tx)
