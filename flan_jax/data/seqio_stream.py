@@ -397,6 +397,9 @@ def _told(name: str) -> Iterator[None]:
     raise
   except Exception as error:
     said = " ".join(str(getattr(error, "message", None) or error).split())
+    remedy = ""
+    if "shuffle_buffer_size" in said:
+      remedy = " Set data.shuffle=False, or give it a buffer where it is registered."
     raise RecordError(
-      f"the SeqIO task {name!r} cannot be read: {type(error).__name__}: {said[:600]}"
+      f"the SeqIO task {name!r} cannot be read: {type(error).__name__}: {said[:600]}{remedy}"
     ) from error
