@@ -441,6 +441,10 @@ def test_what_cannot_be_trained_on_is_told_in_one_sentence(seqio, add_task, make
     make(few_shot=2)
   with pytest.raises(ConfigError, match="renderings=2 is for our own datasets"):
     make(renderings=2)
+  add_task("unshuffled", shuffle_buffer_size=None)
+  with pytest.raises(RecordError, match=r"'unshuffled' cannot be read.* Set data\.shuffle=False"):
+    make(mixture="unshuffled")
+  make(mixture="unshuffled", shuffle=False)
   add_task("empty", [])
   with pytest.raises(ConfigError, match="'empty' has no example in the split 'train'"):
     make(mixture="empty")
