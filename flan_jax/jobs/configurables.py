@@ -57,7 +57,7 @@ def _made(cls: type) -> Callable[..., Any]:
 
 
 for job in (train, evaluate, prepare, infer, schedule, train_vocabulary):
-  configurable(job, job=True, phased=job in (train, prepare, schedule))
+  configurable(job, job=True, phased=job in (train, prepare, schedule), rehearsed=job is train)
 for source in (
   scratch,
   pretrained,

@@ -5,23 +5,24 @@ calls. Here the statements are read once by gin's own parser before gin sees the
 a known configurable and one of its parameters, and must be reachable from the job that is launched.
 """
 
-import ast
 import dataclasses
 import inspect
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import gin
-from gin import config_parser
 
-from flan_jax.errors import ConfigError, nearest
+from flan_jax.errors import ConfigError, FlanJaxError, nearest
+from flan_jax.jobs.gin_files import (
+  COMMAND_LINE,
+  Statement,
+  as_gin_line,
+  find,
+  inlined,
+  parse,
+  read_file,
+)
 from flan_jax.jobs.typed_calls import typed
-from flan_jax.jobs.user_modules import import_module
-
-CONFIG_DIRECTORY = Path(__file__).resolve().parent.parent / "gin_configs"
-COMMAND_LINE = "command line"
 
 
 def launch(job: str, files: Sequence[str], bindings: Sequence[str]) -> Any:
@@ -30,7 +31,7 @@ def launch(job: str, files: Sequence[str], bindings: Sequence[str]) -> Any:
   Where they set the macro PHASES = ("one", "two", ...), a job that knows phases is run once for each
   of these names, in order: `one/STEPS = 100` or `one/train.steps = 100` holds in the phase "one" alone,
   whatever is set without a phase. A job that returns False was stopped, and the phases after it are not
-  begun.
+  begun. Training is rehearsed first: what no phase can go on with is told before the first one begins.
 
   Args:
     job: name of the configurable to call, such as "train".
@@ -44,8 +45,9 @@ def launch(job: str, files: Sequence[str], bindings: Sequence[str]) -> Any:
     ConfigError: an unknown file, name or parameter, an unused macro, a binding out of reach of the job,
       a value of the wrong type.
   """
-  result = None
-  for phase in configure(job, files, bindings):
+  result, phases = None, configure(job, files, bindings)
+  rehearsals = [dataclasses.replace(phase, rehearsal=True) for phase in phases if phase.name]
+  for phase in (*(rehearsals if job in REHEARSED else ()), *phases):
     with phase:
       result = CONFIGURABLES[job]()
     if result is False:
@@ -62,12 +64,14 @@ class Phase:
     before: the name of the phase before it; "" for the first.
     texts: gin statements of the whole launch.
     own: the names of the settings that are of this phase alone.
+    rehearsal: the job is to go as far as it can without beginning its work.
   """
 
   name: str = ""
   before: str = ""
   texts: tuple[str, ...] = ()
   own: tuple[str, ...] = ()
+  rehearsal: bool = False
 
   def __enter__(self) -> None:
     _running.append(self)
@@ -80,8 +84,10 @@ class Phase:
     except (ValueError, SyntaxError) as error:
       raise ConfigError(f"gin refuses this launch: {error}") from error
 
-  def __exit__(self, *error: object) -> None:
+  def __exit__(self, kind: Any, error: BaseException | None, trace: object) -> None:
     _running.pop()
+    if self.name and isinstance(error, FlanJaxError):
+      raise ConfigError(f"phase {self.name}: {error}") from error
 
 
 _running: list[Phase] = []
@@ -94,12 +100,12 @@ def current_phase() -> Phase:
 
 def configure(job: str, files: Sequence[str], bindings: Sequence[str]) -> list[Phase]:
   """Checks a launch without running it, and returns its phases. See `launch`."""
-  statements = [s for path in files for s in _read_file(_find(path), ())]
-  lines = [_as_gin_line(binding) for binding in bindings]
-  statements += [s for line in lines for s in _parse(line, COMMAND_LINE, ())]
+  statements = [s for path in files for s in read_file(find(path), ())]
+  lines = [as_gin_line(binding) for binding in bindings]
+  statements += [s for line in lines for s in parse(line, COMMAND_LINE, ())]
   names = _phases(statements)
   _check(job, statements, names)
-  texts = (*(_inlined(_find(path)) for path in files), *lines)
+  texts = (*(inlined(find(path)) for path in files), *lines)
   if not names or job not in PHASED:
     return [Phase(texts=texts)]
   return [
@@ -137,6 +143,9 @@ JOBS: set[str] = set()
 PHASED: set[str] = set()
 """Those of the jobs that are run once in each phase."""
 
+REHEARSED: set[str] = set()
+"""Those of them that know `Phase.rehearsal`."""
+
 
 def configurable(
   function: Callable[..., Any],
@@ -144,6 +153,7 @@ def configurable(
   *,
   job: bool = False,
   phased: bool = False,
+  rehearsed: bool = False,
 ) -> Callable[..., Any]:
   """Registers a top-level factory or a job under its name, for gin files to bind."""
   name = name or function.__name__
@@ -151,168 +161,36 @@ def configurable(
     JOBS.add(name)
   if phased:
     PHASED.add(name)
+  if rehearsed:
+    REHEARSED.add(name)
   checked = typed(function, name, CONFIGURABLES)
   CONFIGURABLES[name] = gin.configurable(name, module="flan_jax")(checked)
   return CONFIGURABLES[name]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Statement:
-  """One `scope/selector.argument = value`, or a macro where there is no argument."""
-
-  scope: str
-  selector: str
-  argument: str
-  references: tuple[str, ...]  # names of configurables in the value
-  macros: tuple[str, ...]  # names of macros in the value
-  value: Any  # as the parser gives it
-  where: str
-
-  @property
-  def typed(self) -> bool:
-    """Whether it stands on the command line."""
-    return self.where == COMMAND_LINE
-
-  @property
-  def name(self) -> str:
-    """As it is written, without scope."""
-    return f"{self.selector}.{self.argument}" if self.argument else self.selector
-
-  @property
-  def setting(self) -> str:
-    """As gin knows it, without scope."""
-    return self.name if self.argument else f"{self.selector}/gin.macro.value"
-
-
-class _References(config_parser.ParserDelegate):
-  """Notes which configurables and macros a value mentions instead of resolving them."""
-
-  def __init__(self) -> None:
-    self.references: list[str] = []
-    self.macros: list[str] = []
-
-  def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> str:
-    self.references.append(scoped_configurable_name.split("/")[-1].split(".")[-1])
-    return scoped_configurable_name
-
-  def macro(self, macro_name: str) -> str:
-    self.macros.append(macro_name.split(".")[-1])
-    return macro_name
-
-
-def _find(path: str, where: str = "") -> Path:
-  """The file of this name.
-
-  Args:
-    where: it is included.
-  """
-  for candidate in (Path(path), CONFIG_DIRECTORY / path, CONFIG_DIRECTORY.parent / path):
-    if candidate.is_file():
-      return candidate
-  known = [str(p.relative_to(CONFIG_DIRECTORY)) for p in sorted(CONFIG_DIRECTORY.rglob("*.gin"))]
-  beside = [str(p) for p in sorted(Path(path).parent.glob("*.gin"))]
-  close = nearest(path.removeprefix("gin_configs/"), [*beside, *known])
-  hint = f" Did you mean {close[0]!r}?" if close else ""
-  raise ConfigError(f"{where}no gin file {path!r}, neither here nor in {CONFIG_DIRECTORY}.{hint}")
-
-
-def _text(path: Path) -> str:
-  try:
-    return path.read_text(encoding="utf-8")
-  except UnicodeDecodeError as error:
-    raise ConfigError(f"{path}: not a gin file: byte {error.start + 1} is not UTF-8.") from None
-
-
-_INCLUDE = re.compile(r"""^include\s+(["'])(?P<path>[^"']+)\1\s*(#.*)?$""", re.MULTILINE)
-
-
-def _inlined(path: Path) -> str:
-  """A file's text with the files that it includes in their places.
-
-  Gin's own search for them would log every folder in which it does not find one.
-  """
-  text = _text(path)
-  return _INCLUDE.sub(lambda match: _inlined(_find(match["path"])), text)
-
-
-def _read_file(path: Path, above: tuple[Path, ...]) -> Iterator[_Statement]:
-  if path.resolve() in above:
-    raise ConfigError(f"{above[-1]} includes {path}, which includes it in turn: leave one out.")
-  yield from _parse(_text(path), str(path), (*above, path.resolve()))
-
-
-def _parse(text: str, where: str, above: tuple[Path, ...]) -> Iterator[_Statement]:
-  delegate = _References()
-  try:
-    parser = config_parser.ConfigParser(text, delegate)
-    while (statement := parser.parse_statement()) is not None:
-      if isinstance(statement, config_parser.IncludeStatement):
-        place = f"{where}:{statement.location.line_num}: "
-        yield from _read_file(_find(statement.filename, place), above)
-      elif isinstance(statement, config_parser.ImportStatement):
-        import_module(statement.module)
-      elif isinstance(statement, config_parser.BindingStatement):
-        yield _Statement(
-          scope=statement.scope,
-          selector=statement.selector.split(".")[-1],
-          argument=statement.arg_name,
-          references=tuple(delegate.references),
-          macros=tuple(delegate.macros),
-          value=statement.value,
-          where=where if where == COMMAND_LINE else f"{where}:{statement.location.line_num}",
-        )
-      delegate.references.clear()
-      delegate.macros.clear()
-  except SyntaxError as error:
-    line = f":{error.lineno}" if error.lineno and where != COMMAND_LINE else ""
-    raise ConfigError(
-      f"{where}{line}: not gin syntax: {error.msg}: {(error.text or text).strip()!r}"
-    ) from error
-
-
-_REFERENCE = re.compile(r"^[@%][\w/.]+(\(\))?$")
-
-
-def _as_gin_line(binding: str) -> str:
-  """`NAME=VALUE` as typed in a shell, where quotes are lost: what is no literal becomes a string."""
-  name, equals, value = binding.partition("=")
-  if not equals:
-    raise ConfigError(f"--gin.{binding} has no value; write --gin.NAME=VALUE.")
-  value = value.strip()
-  if not _REFERENCE.match(value) and not _is_literal(value) and not re.search(r"[@%]\w", value):
-    value = repr(value)
-  return f"{name.strip()} = {value}"
-
-
-def _is_literal(value: str) -> bool:
-  try:
-    ast.literal_eval(value)
-  except (ValueError, SyntaxError):
-    return False
-  return True
-
-
 _PHASES = "PHASES"
 
 
-def _phases(statements: Sequence[_Statement]) -> tuple[str, ...]:
+def _phases(statements: Sequence[Statement]) -> tuple[str, ...]:
   """What the last definition of the macro PHASES says."""
   found = [s for s in statements if s.selector == _PHASES and not s.argument]
-  if not found or not found[-1].value:
+  if not found or found[-1].value is None:
     return ()
   names, where = found[-1].value, found[-1].where
-  if not isinstance(names, list | tuple) or not all(
-    isinstance(name, str) and name.isidentifier() for name in names
+  if (
+    not names
+    or not isinstance(names, list | tuple)
+    or not all(isinstance(name, str) and name.isidentifier() for name in names)
   ):
     raise ConfigError(
-      f'{where}: PHASES is {names!r}; it must be a list of names, such as ("pretrain", "tune").'
+      f'{where}: PHASES is {names!r}; it must be a list of names, such as ("pretrain", "tune"), or None.'
     )
   if len(set(names)) < len(names):
     raise ConfigError(f"{where}: PHASES names a phase twice: {names}.")
   return tuple(names)
 
 
-def _check_scopes(job: str, statements: Sequence[_Statement], phases: Sequence[str]) -> None:
+def _check_scopes(job: str, statements: Sequence[Statement], phases: Sequence[str]) -> None:
   """A scope is a phase; what was typed holds in at least one."""
   known = {name for s in statements for name in _phases([s])}
   scoped = {(s.scope, s.name) for s in statements if s.scope}
@@ -330,7 +208,7 @@ def _check_scopes(job: str, statements: Sequence[_Statement], phases: Sequence[s
       )
 
 
-def _check(job: str, statements: Sequence[_Statement], phases: Sequence[str]) -> None:
+def _check(job: str, statements: Sequence[Statement], phases: Sequence[str]) -> None:
   _check_scopes(job, statements, phases)
   for s in statements:
     if s.argument:
@@ -343,11 +221,34 @@ def _check(job: str, statements: Sequence[_Statement], phases: Sequence[str]) ->
     for name in s.macros:
       _require(name, macros, "macro", s.where)
   _check_reach(job, statements, macros)
+  for phase in (phases if job in PHASED else ()) or ("",):
+    _check_macros(job, [s for s in statements if s.scope in ("", phase)], phase, statements)
 
 
-def _check_cycles(statements: Sequence[_Statement]) -> None:
+def _check_macros(
+  job: str, statements: Sequence[Statement], phase: str, everywhere: Sequence[Statement]
+) -> None:
+  """A macro that the job needs may be set for other phases alone."""
+  effective = list({(s.scope, s.selector, s.argument): s for s in statements}.values())
+  needed = _reachable({job}, effective)
+  for s in effective:
+    for name in s.macros if s.selector in needed else ():
+      if any(not each.argument and each.selector == name for each in effective):
+        continue
+      scopes = sorted({each.scope for each in everywhere if each.selector == name})
+      close = nearest(phase, scopes)
+      hint = (
+        f"Did you mean the phase {close[0]!r}?"
+        if phase and close
+        else f"It is set for {', '.join(scopes)} alone."
+      )
+      who = f"the phase {phase!r}" if phase else f"this launch of {job!r}"
+      raise ConfigError(f"{s.where}: {who} has no {name}, which {s.name} takes. {hint}")
+
+
+def _check_cycles(statements: Sequence[Statement]) -> None:
   """What is defined by itself has no value: a macro, or what a function makes of its own result."""
-  defined: dict[str, list[_Statement]] = {}
+  defined: dict[str, list[Statement]] = {}
   for s in {(s.scope, s.selector, s.argument): s for s in statements}.values():  # the last wins
     defined.setdefault(f"@{s.selector}()" if s.argument else f"%{s.selector}", []).append(s)
 
@@ -364,7 +265,7 @@ def _check_cycles(statements: Sequence[_Statement]) -> None:
     walk(name, (), "")
 
 
-def _check_binding(s: _Statement) -> None:
+def _check_binding(s: Statement) -> None:
   _require(s.selector, CONFIGURABLES, "configurable", s.where)
   parameters = inspect.signature(inspect.unwrap(CONFIGURABLES[s.selector])).parameters
   _require(s.argument, parameters, f"parameter of {s.selector}", s.where)
@@ -378,7 +279,7 @@ def _require(name: str, known: Iterable[str] | Mapping[str, Any], kind: str, whe
     raise ConfigError(f"{where}: unknown {kind} {name!r}. {hint}")
 
 
-def _check_reach(job: str, statements: Sequence[_Statement], macros: set[str]) -> None:
+def _check_reach(job: str, statements: Sequence[Statement], macros: set[str]) -> None:
   """What the job never meets would be accepted and ignored.
 
   A file's binding may lose its use when a later file chooses another model or optimizer, and it may be
@@ -405,7 +306,7 @@ def _check_reach(job: str, statements: Sequence[_Statement], macros: set[str]) -
     )
 
 
-def _reachable(jobs: set[str], statements: Sequence[_Statement]) -> set[str]:
+def _reachable(jobs: set[str], statements: Sequence[Statement]) -> set[str]:
   """Names of the configurables and macros met on a walk from the jobs through the bindings."""
   mentions: dict[str, list[str]] = {}
   for s in statements:

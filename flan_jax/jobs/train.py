@@ -84,12 +84,13 @@ def train(
   Returns:
     Whether all steps are made; False: SIGTERM came before.
   """
-  run, phases = _folder(run_dir), Phases()
-  if before_it := current_phase().before:
-    model = continued(model, run.parent / before_it)
+  run, phases, phase = _folder(run_dir), Phases(), current_phase()
+  if phase.before and not phase.rehearsal:
+    model = continued(model, run.parent / phase.before)
   tuned, lora = data.read_by(model), model.lora
   layout = make_layout(model.model, make_mesh(mesh), axis_rules)
-  _say_of_model(model, layout)
+  if not phase.rehearsal:
+    _say_of_model(model, layout)
   config = TrainerConfig(steps, batch_size, accumulation, checkpoint_every, keep, seed)
   check_batch(batch_size, accumulation, layout)
   tx = optimizer.transformation(lora or model.model)
@@ -99,6 +100,8 @@ def train(
   with phases("prepare"):
     store = data.store(model, rows, judged)
     unseen = data.validation_store(model, unseen_rows) if validation_batches else None
+  if phase.rehearsal:
+    return True
   share = rows_of_process(batch_size, layout)
 
   def batches(store: Store, first: int, stop: int) -> Batches:
@@ -189,7 +192,7 @@ def _folder(run_dir: str) -> Path:
   run, phase = Path(run_dir), current_phase()
   if phase.name:
     run = run / phase.name
-    if is_first():
+    if is_first() and not phase.rehearsal:
       print(f"phase {phase.name}: {run}", file=sys.stderr)
   return run
 

@@ -20,6 +20,7 @@ from flan_jax.vocabularies import (
   load_vocabulary,
   train_sentencepiece,
 )
+from flan_jax.vocabularies.sentencepiece_training import check_vocabulary_size
 
 _SETTINGS = "training.json"
 
@@ -91,6 +92,7 @@ def _vocabulary(place: Path, **settings: Any) -> Vocabulary:
   mixture, seed, characters = (settings[name] for name in ("mixture", "seed", "characters"))
   if characters < 1:
     raise ConfigError(f"the vocabulary's characters={characters} must be 1 or more.")
+  check_vocabulary_size(settings["size"], settings["extra_ids"], settings["control_tokens"])
 
   def build(folder: Path) -> None:
     texts = _collected(mixture, seed, characters)

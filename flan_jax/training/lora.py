@@ -154,7 +154,7 @@ class Lora:
     # What makes embeddings and logits is read in pieces and never called as a layer.
     layers = [path for path in axes if path[-1] == "kernel" and "vocab" not in axes[path]]
     patterns, shapes = self.config.patterns, traverse_util.unflatten_dict(self._shapes)
-    require_matches(shapes, patterns)
+    require_matches(shapes, "lora.patterns", patterns)
     chosen = [path for path, matched in _flat(matching(shapes, patterns)).items() if matched]
     for path in chosen:
       if path not in layers:

@@ -64,7 +64,7 @@ def adamw(
     _decay(weight_decay, decay),
     optax.scale_by_learning_rate(schedule),
   )
-  patterns = decay if weight_decay else ()
+  patterns = {"decay": decay if weight_decay else ()}
   return _assembled(rescale, patterns, clip_norm, multipliers, ema_decay)
 
 
@@ -132,7 +132,7 @@ def adafactor(
     weight_decay=weight_decay,
     decay=tuple(decay),
   )
-  patterns = decay if weight_decay else ()
+  patterns = {"decay": decay if weight_decay else ()}
   return _assembled(by_adafactor(rule, axes), patterns, clip_norm, multipliers, ema_decay)
 
 
@@ -158,7 +158,7 @@ def lion(
     _decay(weight_decay, decay),
     optax.scale_by_learning_rate(schedule),
   )
-  patterns = decay if weight_decay else ()
+  patterns = {"decay": decay if weight_decay else ()}
   return _assembled(rescale, patterns, clip_norm, multipliers, ema_decay)
 
 
@@ -199,13 +199,13 @@ def muon(
     _decay(weight_decay, decay),
     optax.scale_by_learning_rate(schedule),
   )
-  patterns = (*matrices, *(decay if weight_decay else ()))
+  patterns = {"muon.matrices": matrices, "decay": decay if weight_decay else ()}
   return _assembled(rescale, patterns, clip_norm, multipliers, ema_decay)
 
 
 def _assembled(
   rescale: optax.GradientTransformation,
-  patterns: Sequence[str],
+  patterns: Mapping[str, Sequence[str]],
   clip_norm: float | None,
   multipliers: Mapping[str, float] | None,
   ema_decay: float | None,
@@ -213,7 +213,7 @@ def _assembled(
   """Clipping, `rescale` and multipliers on the parameters that are trained.
 
   Args:
-    patterns: each of them has to match a parameter.
+    patterns: by setting; each of them has to match a parameter.
   """
   factors = dict(multipliers or {})
   for pattern, factor in factors.items():
@@ -224,7 +224,8 @@ def _assembled(
   inner = optax.chain(_clipping(clip_norm), rescale)
 
   def init(params: PyTree) -> optax.OptState:
-    require_matches(params, (*patterns, *factors))
+    for setting, each in {**patterns, "multipliers": tuple(factors)}.items():
+      require_matches(params, setting, each)
     trained = trained_part(params, factors)
     if not trained:
       raise ConfigError(f"multipliers={factors} freeze every parameter: nothing is left to train")

@@ -34,13 +34,20 @@ def matches(name: str, pattern: str) -> bool:
   return any(fnmatch.fnmatchcase(name, each) for each in pattern.removeprefix("!").split("|"))
 
 
-def require_matches(params: PyTree, patterns: Iterable[str]) -> None:
-  """Raises ConfigError for a pattern that speaks of no parameter."""
+def require_matches(params: PyTree, setting: str, patterns: Iterable[str]) -> None:
+  """Raises ConfigError for a pattern that speaks of no parameter.
+
+  Args:
+    setting: what the patterns were given as, such as "adamw.decay".
+  """
   names = ["/".join(path_of(path)) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  words = {word for name in names for part in name.split("/") for word in (part, *part.split("_"))}
   for pattern in patterns:
     if not any(matches(name, pattern) for name in names):
-      close = nearest(pattern.strip("!*/"), names, count=2) or sorted(names)[:6]
+      meant = nearest(pattern.split("/")[-1].strip("!*"), words, count=1)
+      close = [name for name in names if meant and meant[0] in name] or sorted(names)
+      hint = f"Did you mean {meant[0]!r}? " if meant else ""
       raise ConfigError(
-        f"the parameter pattern {pattern!r} matches no parameter; parameters are named like "
-        + ", ".join(map(repr, close))
+        f"{setting}: the parameter pattern {pattern!r} matches no parameter. {hint}Parameters are named like "
+        + ", ".join(map(repr, close[:4]))
       )

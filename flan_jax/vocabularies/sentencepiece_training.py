@@ -57,7 +57,7 @@ def train_sentencepiece(
     VocabularyError: the texts do not give so many pieces, or need more, or are none; a control token is empty
       or taken.
   """
-  _check(size, extra_ids, control_tokens)
+  check_vocabulary_size(size, extra_ids, control_tokens)
   # In a list: an error on the way to it is raised as it is, not through the trainer's C++.
   stretches = [stretch for text in texts for stretch in _stretches(text)]
   model = io.BytesIO()
@@ -103,7 +103,8 @@ def _stretches(text: str) -> Iterator[str]:
   yield text[start:]
 
 
-def _check(size: int, extra_ids: int, control_tokens: Sequence[str]) -> None:
+def check_vocabulary_size(size: int, extra_ids: int, control_tokens: Sequence[str]) -> None:
+  """Raises VocabularyError for a size that what comes before the first piece of text leaves no room in."""
   taken = [*_T5_TOKENS, _NEWLINE, *_BYTES]
   sentinels = [f"<extra_id_{index}>" for index in range(extra_ids)]
   for token in control_tokens:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -86,6 +87,24 @@ def test_a_phase_that_asks_for_more_text_than_there_is_says_so(flan_jax, phases)
   done = flan_jax("train", *RECIPE, "--gin.pretrain/STEPS=4000", status=2)
   assert "the text 'spans' is too short for this run" in done.stderr
   assert not (phases / "runs/tuned/pretrain/checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+  ("setting", "complaint"),
+  [
+    ("tune/WARMUP_STEPS=9", "phase tune: the warmup of 9 updates is longer"),
+    ("adapt/STEPS=4000", "phase adapt: the text 'prefixes' is too short"),
+    ("tune/adamw.multipliers={'*nrom*': 0.0}", "phase tune: .*Did you mean 'norm'"),
+    ("PHASES=('pretrain','adpat')", "the phase 'adpat' has no MIXTURE.*the phase 'adapt'"),
+    ("PHASES=()", "PHASES is \\(\\); it must be a list of names"),
+  ],
+)
+def test_a_mistake_in_a_later_phase_is_told_before_the_first_begins(
+  flan_jax, phases, setting, complaint
+):
+  done = flan_jax("train", *RECIPE, f"--gin.{setting}", status=2)
+  assert re.search(complaint, done.stderr), done.stderr
+  assert not (phases / "runs").exists()
 
 
 def test_validation_needs_a_dataset_with_that_split(flan_jax, folder):

@@ -3,7 +3,8 @@
 import pytest
 
 import flan_jax.jobs.configurables  # noqa: F401
-from flan_jax.jobs.launch import CONFIG_DIRECTORY, configure
+from flan_jax.jobs.gin_files import CONFIG_DIRECTORY
+from flan_jax.jobs.launch import configure
 
 IO = ("INPUT_FILE=prompts.txt", "OUTPUT_FILE=answers.jsonl")
 RECIPE = "recipes/t5_tiny.gin"
