@@ -220,6 +220,11 @@ def _noise_counts(length: int, density: float, mean_span: float) -> tuple[int, i
   noise = int(np.round(np.float32(length) * np.float32(density)))
   noise = min(max(noise, 1), length - 1)
   spans = max(int(np.round(np.float32(noise) / np.float32(mean_span))), 1)
+  if spans > length - noise:
+    raise ConfigError(
+      f"noise_density={density} leaves {length - noise} of {length} tokens, and mean_noise_span_length={mean_span} "
+      f"makes {spans} spans, between which some text must stand: give a lower density or longer spans."
+    )
   return noise, spans
 
 

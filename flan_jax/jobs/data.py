@@ -108,8 +108,13 @@ class DataPlan:
     """The store, prepared as far as it is missing, and the records of other datasets.
 
     Raises:
-      ConfigError: the store at `prepared` was made with other settings, or has too few rows.
+      ConfigError: no row is asked for, or the store at `prepared` was made with other settings, or has too
+        few.
     """
+    if rows < 1:
+      raise ConfigError(
+        f"{rows} rows: steps and batch_size must be 1 or more, and validation_batches 0 or more."
+      )
     if self.prepared is not None:
       return self._found(self.prepared, source, rows)
 

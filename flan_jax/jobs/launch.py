@@ -45,9 +45,12 @@ def launch(job: str, files: Sequence[str], bindings: Sequence[str]) -> Any:
     ConfigError: an unknown file, name or parameter, an unused macro, a binding out of reach of the job,
       a value of the wrong type.
   """
-  result, phases = None, configure(job, files, bindings)
-  rehearsals = [dataclasses.replace(phase, rehearsal=True) for phase in phases if phase.name]
-  for phase in (*(rehearsals if job in REHEARSED else ()), *phases):
+  phases, result = configure(job, files, bindings), None
+  for phase in phases if job in REHEARSED else ():
+    if phase.name:
+      with dataclasses.replace(phase, rehearsal=True, rehearsed_before=result):
+        result = CONFIGURABLES[job]()
+  for phase in phases:
     with phase:
       result = CONFIGURABLES[job]()
     if result is False:
@@ -61,17 +64,20 @@ class Phase:
 
   Attributes:
     name: "" for a launch without phases.
-    before: the name of the phase before it; "" for the first.
+    before, after: the names of the phases beside it; "" where there is none.
     texts: gin statements of the whole launch.
     own: the names of the settings that are of this phase alone.
     rehearsal: the job is to go as far as it can without beginning its work.
+    rehearsed_before: what the rehearsal of the phase before returned.
   """
 
   name: str = ""
   before: str = ""
+  after: str = ""
   texts: tuple[str, ...] = ()
   own: tuple[str, ...] = ()
   rehearsal: bool = False
+  rehearsed_before: Any = None
 
   def __enter__(self) -> None:
     _running.append(self)
@@ -109,8 +115,10 @@ def configure(job: str, files: Sequence[str], bindings: Sequence[str]) -> list[P
   if not names or job not in PHASED:
     return [Phase(texts=texts)]
   return [
-    Phase(name, before, texts, tuple({s.setting: None for s in statements if s.scope == name}))
-    for before, name in zip(("", *names), names, strict=False)
+    Phase(
+      name, before, after, texts, tuple({s.setting: None for s in statements if s.scope == name})
+    )
+    for before, name, after in zip(("", *names), names, (*names[1:], ""), strict=False)
   ]
 
 
@@ -195,6 +203,11 @@ def _check_scopes(job: str, statements: Sequence[Statement], phases: Sequence[st
   known = {name for s in statements for name in _phases([s])}
   scoped = {(s.scope, s.name) for s in statements if s.scope}
   here = phases if job in PHASED else ()
+  unused = {scope for scope, _ in scoped} - set(phases)
+  for phase in here:
+    close = nearest(phase, unused)
+    if close and phase not in {scope for scope, _ in scoped}:
+      raise ConfigError(f"nothing is set for the phase {phase!r}. Did you mean {close[0]!r}?")
   for s in statements:
     if s.scope and s.scope not in (here if s.typed else known):
       close = nearest(s.scope, known)
@@ -220,36 +233,36 @@ def _check(job: str, statements: Sequence[Statement], phases: Sequence[str]) -> 
   for s in statements:
     for name in s.macros:
       _require(name, macros, "macro", s.where)
-  _check_reach(job, statements, macros)
-  for phase in (phases if job in PHASED else ()) or ("",):
-    _check_macros(job, [s for s in statements if s.scope in ("", phase)], phase, statements)
+  here = {
+    phase: [s for s in statements if s.scope in ("", phase)]
+    for phase in (phases if job in PHASED else ()) or ("",)
+  }
+  _check_reach(job, statements, here, macros)
+  for phase, those in here.items():
+    _check_macros(job, those, phase, statements)
 
 
 def _check_macros(
   job: str, statements: Sequence[Statement], phase: str, everywhere: Sequence[Statement]
 ) -> None:
   """A macro that the job needs may be set for other phases alone."""
-  effective = list({(s.scope, s.selector, s.argument): s for s in statements}.values())
+  effective = _effective(statements)
   needed = _reachable({job}, effective)
   for s in effective:
     for name in s.macros if s.selector in needed else ():
       if any(not each.argument and each.selector == name for each in effective):
         continue
       scopes = sorted({each.scope for each in everywhere if each.selector == name})
-      close = nearest(phase, scopes)
-      hint = (
-        f"Did you mean the phase {close[0]!r}?"
-        if phase and close
-        else f"It is set for {', '.join(scopes)} alone."
-      )
       who = f"the phase {phase!r}" if phase else f"this launch of {job!r}"
-      raise ConfigError(f"{s.where}: {who} has no {name}, which {s.name} takes. {hint}")
+      raise ConfigError(
+        f"{s.where}: {who} has no {name}, which {s.name} takes; it is set for {', '.join(scopes)} alone."
+      )
 
 
 def _check_cycles(statements: Sequence[Statement]) -> None:
   """What is defined by itself has no value: a macro, or what a function makes of its own result."""
   defined: dict[str, list[Statement]] = {}
-  for s in {(s.scope, s.selector, s.argument): s for s in statements}.values():  # the last wins
+  for s in _effective(statements):
     defined.setdefault(f"@{s.selector}()" if s.argument else f"%{s.selector}", []).append(s)
 
   def walk(name: str, above: tuple[str, ...], where: str) -> None:
@@ -279,16 +292,21 @@ def _require(name: str, known: Iterable[str] | Mapping[str, Any], kind: str, whe
     raise ConfigError(f"{where}: unknown {kind} {name!r}. {hint}")
 
 
-def _check_reach(job: str, statements: Sequence[Statement], macros: set[str]) -> None:
+def _check_reach(
+  job: str, statements: Sequence[Statement], here: Mapping[str, list[Statement]], macros: set[str]
+) -> None:
   """What the job never meets would be accepted and ignored.
 
   A file's binding may lose its use when a later file chooses another model or optimizer, and it may be
-  for another job. What was typed on the command line has to take effect.
+  for another job. What was typed on the command line has to take effect, in its phase if it names one.
+
+  Args:
+    here: those of the statements that hold in each phase.
   """
-  # The last one wins.
-  effective = list({(s.scope, s.selector, s.argument): s for s in statements}.values())
-  used, usable = _reachable({job}, effective), _reachable(JOBS | {job}, statements)
+  met = {phase: _reachable({job}, _effective(those)) for phase, those in here.items()}
+  usable = _reachable(JOBS | {job}, statements)
   for s in statements:
+    used = met[s.scope] if s.scope in met else set[str]().union(*met.values())
     if s.selector in (used if s.typed else usable) or (s.selector == _PHASES and job in PHASED):
       continue
     if s.argument:
@@ -304,6 +322,11 @@ def _check_reach(job: str, statements: Sequence[Statement], macros: set[str]) ->
     raise ConfigError(
       f"{s.where}: nothing in this launch of {job!r} uses the macro {s.selector!r}. {hint}"
     )
+
+
+def _effective(statements: Iterable[Statement]) -> list[Statement]:
+  """Of those that set the same in the same scope, the last."""
+  return list({(s.scope, s.selector, s.argument): s for s in statements}.values())
 
 
 def _reachable(jobs: set[str], statements: Sequence[Statement]) -> set[str]:

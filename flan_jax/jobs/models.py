@@ -273,9 +273,24 @@ def continued(source: ModelSource, run_dir: Path) -> ModelSource:
   """A model with the parameters that a run left; dropout, remat and numerics are those of `source`.
 
   Raises:
-    CheckpointError: the run has no whole checkpoint, or trained another model or vocabulary.
+    CheckpointError: the run has no whole checkpoint.
+    ConfigError: it trained another model or vocabulary.
   """
   before = tuned(str(run_dir))
+  check_continues(source, before)
+  both_ways = before.model.bidirectional_inputs
+  return dataclasses.replace(
+    source,
+    model=dataclasses.replace(source.model, bidirectional_inputs=both_ways),
+    origin=before.origin,
+    load=before.load,
+    fingerprint=before.fingerprint,
+    reopened_by=before.reopened_by,
+  )
+
+
+def check_continues(source: ModelSource, before: ModelSource) -> None:
+  """Raises ConfigError where a model cannot have the parameters that the phase before leaves."""
   ours, theirs = source.model.config, before.model.config
   shapes = dataclasses.asdict(ours) | {
     name: getattr(theirs, name) for name in ("dropout_rate", "remat", "scan_layers", "dtype")
@@ -288,18 +303,9 @@ def continued(source: ModelSource, run_dir: Path) -> ModelSource:
   if source.vocabulary.fingerprint != before.vocabulary.fingerprint:
     differences.append("its vocabulary is another one")
   if differences:
-    raise CheckpointError(
-      f"this phase cannot go on from {run_dir}: {'; '.join(differences)}. Give both phases one model."
+    raise ConfigError(
+      f"it cannot go on from the phase before: {'; '.join(differences)}. Give both phases one model."
     )
-  both_ways = before.model.bidirectional_inputs
-  return dataclasses.replace(
-    source,
-    model=dataclasses.replace(source.model, bidirectional_inputs=both_ways),
-    origin=before.origin,
-    load=before.load,
-    fingerprint=before.fingerprint,
-    reopened_by=before.reopened_by,
-  )
 
 
 def merged(lora: Lora, base: PyTree, adapters: PyTree, layout: Layout) -> PyTree:

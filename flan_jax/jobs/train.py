@@ -21,7 +21,13 @@ from flan_jax.jobs.data import DataPlan
 from flan_jax.jobs.evaluate import judge_untuned
 from flan_jax.jobs.evaluation import EvaluationPlan
 from flan_jax.jobs.launch import changed_settings, current_phase, operative_config
-from flan_jax.jobs.models import ModelSource, continued, describe_model, merged
+from flan_jax.jobs.models import (
+  ModelSource,
+  check_continues,
+  continued,
+  describe_model,
+  merged,
+)
 from flan_jax.jobs.optimizer import Optimizer
 from flan_jax.jobs.processes import is_first
 from flan_jax.jobs.report import Phases, environment, write_report
@@ -62,7 +68,7 @@ def train(
   evaluation: EvaluationPlan | None = None,
   notes: tuple[str, ...] = (),
   seed: int = 0,
-) -> bool:
+) -> bool | ModelSource:
   """Tunes a model. The same command again goes on where it was.
 
   In a launch of several phases each is a run of its own, in a folder of its own within `run_dir`, and
@@ -82,11 +88,15 @@ def train(
     seed: of fresh parameters and of dropout; the data has its own.
 
   Returns:
-    Whether all steps are made; False: SIGTERM came before.
+    Whether it came to its end; False: SIGTERM came while it trained. In a rehearsal, the model.
   """
   run, phases, phase = _folder(run_dir), Phases(), current_phase()
+  if phase.after:
+    _check_after(run, steps, run.parent / phase.after)
   if phase.before and not phase.rehearsal:
     model = continued(model, run.parent / phase.before)
+  elif phase.before:
+    check_continues(model, phase.rehearsed_before)
   tuned, lora = data.read_by(model), model.lora
   layout = make_layout(model.model, make_mesh(mesh), axis_rules)
   if not phase.rehearsal:
@@ -101,7 +111,7 @@ def train(
     store = data.store(model, rows, judged)
     unseen = data.validation_store(model, unseen_rows) if validation_batches else None
   if phase.rehearsal:
-    return True
+    return model
   share = rows_of_process(batch_size, layout)
 
   def batches(store: Store, first: int, stop: int) -> Batches:
@@ -195,6 +205,16 @@ def _folder(run_dir: str) -> Path:
     if is_first() and not phase.rehearsal:
       print(f"phase {phase.name}: {run}", file=sys.stderr)
   return run
+
+
+def _check_after(run: Path, steps: int, following: Path) -> None:
+  """A phase from which another one has begun stays as it is."""
+  made = max(Checkpoints(run / "checkpoints").steps(), default=0)
+  if made < steps and Checkpoints(following / "checkpoints").steps():
+    raise ConfigError(
+      f"{following} has begun from step {made} of {run}, which {steps} steps would train on: ask for {made}, name "
+      f"another run_dir, or remove {following}."
+    )
 
 
 def _say_of_model(model: ModelSource, layout: Layout) -> None:

@@ -5,7 +5,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from beartype import BeartypeConf
@@ -50,7 +50,7 @@ def typed(
           f"{name}.{parameter} is the function {itself} itself; write @{itself}() for what it makes."
         )
       hint = hints.get(parameter, Any)
-      if not is_bearable(value, hint, conf=_AN_INT_IS_A_FLOAT):
+      if not _fits(value, hint):
         raise ConfigError(
           f"{name}.{parameter} is {value!r}; it must be {_readable(hint)}.{_advice(value, hint)}"
         )
@@ -59,8 +59,24 @@ def typed(
   return call
 
 
+def _fits(value: Any, hint: Any) -> bool:
+  """Whether a value is what a setting takes. In Python True is an int and a text a sequence of texts; here
+  neither is meant."""
+  if _is_union(hint):
+    return any(_fits(value, kind) for kind in typing.get_args(hint))
+  if isinstance(value, bool) and hint in (int, float):
+    return False
+  if isinstance(value, str) and typing.get_origin(hint) is Sequence:
+    return False
+  return is_bearable(value, hint, conf=_AN_INT_IS_A_FLOAT)
+
+
+def _is_union(hint: Any) -> bool:
+  return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
 def _readable(hint: Any) -> str:
-  if typing.get_origin(hint) in (typing.Union, types.UnionType):
+  if _is_union(hint):
     return " or ".join(map(_readable, typing.get_args(hint)))
   if typing.get_origin(hint) is typing.Literal:
     return " or ".join(map(repr, typing.get_args(hint)))
@@ -76,4 +92,6 @@ def _advice(value: Any, hint: Any) -> str:
     return " Write True or False."
   if isinstance(value, str) and value[:1] in "{[(":
     return " It was read as a text: check its brackets and quotes."
+  if isinstance(value, str) and _fits((value,), hint):
+    return f" Write ({value!r},)."
   return ""

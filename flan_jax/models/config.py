@@ -58,7 +58,7 @@ class EncoderDecoderConfig:
 
   Args:
     mlp_activations: one activation, or an activation and "linear" for a gated layer.
-    relative_buckets: rows of each stack's table of relative positions.
+    relative_buckets: rows of each stack's table of relative positions; 4 or more.
     relative_max_distance: every distance from here on shares the last bucket.
     dropout_rate: on embeddings, attention weights, the feed-forward layer, what each layer adds,
       and each stack's output; active where a key is given.
@@ -91,6 +91,11 @@ class EncoderDecoderConfig:
       raise ConfigError(
         f"mlp_activations={self.mlp_activations} is neither one activation nor an activation and"
         " 'linear'."
+      )
+    if self.relative_buckets < 4 or self.relative_max_distance <= self.relative_buckets // 2:
+      raise ConfigError(
+        f"relative_buckets={self.relative_buckets} must be 4 or more, and relative_max_distance="
+        f"{self.relative_max_distance} larger than half of it: that many distances have buckets of their own."
       )
 
 

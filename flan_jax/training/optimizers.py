@@ -35,6 +35,8 @@ from flan_jax.training.parameter_patterns import matches, matching, require_matc
 from flan_jax.training.partitioning import path_of
 
 PyTree = Any
+_KERNELS = ("*kernel",)
+_UNBOUNDED = float("inf")
 
 
 def adamw(
@@ -45,7 +47,7 @@ def adamw(
   eps: float = 1e-8,
   bias_correction: str = "moments",
   weight_decay: float = 0.0,
-  decay: Sequence[str] = ("*kernel",),
+  decay: Sequence[str] = _KERNELS,
   clip_norm: float | None = 1.0,
   multipliers: Mapping[str, float] | None = None,
   ema_decay: float | None = None,
@@ -57,14 +59,12 @@ def adamw(
       (arXiv 1412.6980); "rate": of the rate alone, as in TensorFlow 1, where `eps` is the "epsilon
       hat" of Adam's section 2; "none": as in BERT.
   """
-  _check_range("b1", b1, 0, 1)
-  _check_range("b2", b2, 0, 1)
   rescale = optax.chain(
     _by_adam(b1, b2, eps, bias_correction),
     _decay(weight_decay, decay),
     optax.scale_by_learning_rate(schedule),
   )
-  patterns = {"decay": decay if weight_decay else ()}
+  patterns = _decay_patterns(weight_decay, decay)
   return _assembled(rescale, patterns, clip_norm, multipliers, ema_decay)
 
 
@@ -82,7 +82,7 @@ def adafactor(
   clipping_threshold: float | None = 1.0,
   min_dim_size_to_factor: int = 128,
   weight_decay: float = 0.0,
-  decay: Sequence[str] = ("*kernel",),
+  decay: Sequence[str] = _KERNELS,
   clip_norm: float | None = None,
   multipliers: Mapping[str, float] | None = None,
   ema_decay: float | None = None,
@@ -117,7 +117,14 @@ def adafactor(
     raise ConfigError(
       f"max_parameter_scale={max_parameter_scale} lies below the least scale, epsilon2={epsilon2}"
     )
-  _check_decay(weight_decay)
+  if not multiply_by_parameter_scale and (max_parameter_scale is not None or epsilon2 != 1e-3):
+    raise ConfigError(
+      "epsilon2 and max_parameter_scale bound the scale of a parameter, which multiply_by_parameter_scale=False "
+      "leaves out: set neither, or have the rate multiplied by it."
+    )
+  _check_range("epsilon1", epsilon1, 0, _UNBOUNDED)
+  _check_range("epsilon2", epsilon2, 0, _UNBOUNDED)
+  _check_range("weight_decay", weight_decay, 0, _UNBOUNDED)
   rule = Rule(
     schedule,
     beta1=beta1,
@@ -132,7 +139,7 @@ def adafactor(
     weight_decay=weight_decay,
     decay=tuple(decay),
   )
-  patterns = {"decay": decay if weight_decay else ()}
+  patterns = _decay_patterns(weight_decay, decay)
   return _assembled(by_adafactor(rule, axes), patterns, clip_norm, multipliers, ema_decay)
 
 
@@ -142,7 +149,7 @@ def lion(
   b1: float = 0.9,
   b2: float = 0.99,
   weight_decay: float = 0.0,
-  decay: Sequence[str] = ("*kernel",),
+  decay: Sequence[str] = _KERNELS,
   clip_norm: float | None = 1.0,
   multipliers: Mapping[str, float] | None = None,
   ema_decay: float | None = None,
@@ -158,7 +165,7 @@ def lion(
     _decay(weight_decay, decay),
     optax.scale_by_learning_rate(schedule),
   )
-  patterns = {"decay": decay if weight_decay else ()}
+  patterns = _decay_patterns(weight_decay, decay)
   return _assembled(rescale, patterns, clip_norm, multipliers, ema_decay)
 
 
@@ -171,7 +178,7 @@ def muon(
   b2: float = 0.999,
   eps: float = 1e-8,
   weight_decay: float = 0.0,
-  decay: Sequence[str] = ("*kernel",),
+  decay: Sequence[str] = _KERNELS,
   clip_norm: float | None = 1.0,
   multipliers: Mapping[str, float] | None = None,
   ema_decay: float | None = None,
@@ -186,8 +193,7 @@ def muon(
     momentum: Muon's.
     b1, b2, eps: Adam's.
   """
-  for name, value in {"momentum": momentum, "b1": b1, "b2": b2}.items():
-    _check_range(name, value, 0, 1)
+  _check_range("momentum", momentum, 0, 1)
 
   def owners(params: PyTree) -> PyTree:
     chosen = matching(params, matrices)
@@ -199,7 +205,7 @@ def muon(
     _decay(weight_decay, decay),
     optax.scale_by_learning_rate(schedule),
   )
-  patterns = {"muon.matrices": matrices, "decay": decay if weight_decay else ()}
+  patterns = {"muon.matrices": matrices, **_decay_patterns(weight_decay, decay)}
   return _assembled(rescale, patterns, clip_norm, multipliers, ema_decay)
 
 
@@ -217,7 +223,7 @@ def _assembled(
   """
   factors = dict(multipliers or {})
   for pattern, factor in factors.items():
-    if not 0 <= factor < float("inf") or pattern.startswith("!"):
+    if not isinstance(factor, int | float) or not 0 <= factor < _UNBOUNDED or pattern[:1] == "!":
       raise ConfigError(
         f"multipliers: {pattern!r}: {factor} must be a pattern without '!' and a factor of 0 or more"
       )
@@ -266,6 +272,8 @@ def _factor(path: tuple[str, ...], factors: Mapping[str, float]) -> float:
 
 
 def _by_adam(b1: float, b2: float, eps: float, correction: str) -> optax.GradientTransformation:
+  for name, value, high in (("b1", b1, 1), ("b2", b2, 1), ("eps", eps, _UNBOUNDED)):
+    _check_range(name, value, 0, high)
   if correction == "moments":
     return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
   if correction not in ("rate", "none"):
@@ -324,15 +332,15 @@ def _clipping(clip_norm: float | None) -> optax.GradientTransformation:
 
 
 def _decay(weight_decay: float, patterns: Sequence[str]) -> optax.GradientTransformation:
-  _check_decay(weight_decay)
+  _check_range("weight_decay", weight_decay, 0, _UNBOUNDED)
   if weight_decay == 0:
     return optax.identity()
   return optax.add_decayed_weights(weight_decay, mask=lambda params: matching(params, patterns))
 
 
-def _check_decay(weight_decay: float) -> None:
-  if not weight_decay >= 0:
-    raise ConfigError(f"weight_decay must be 0 or more, not {weight_decay}")
+def _decay_patterns(weight_decay: float, decay: Sequence[str]) -> dict[str, Sequence[str]]:
+  """What has to match a parameter: not the default patterns of a decay that is not asked for."""
+  return {"decay": decay} if weight_decay or decay != _KERNELS else {}
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

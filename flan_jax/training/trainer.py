@@ -72,7 +72,7 @@ class TrainingResult(NamedTuple):
   """Args:
   state: after the last step.
   resumed_from: the step of the checkpoint that this attempt went on from; 0: it began afresh.
-  terminated: SIGTERM came before all steps were made. A checkpoint is saved.
+  terminated: SIGTERM came. A checkpoint is saved, of the last step where that was being made.
   """
 
   state: TrainState
@@ -193,7 +193,7 @@ class Trainer:
         self._validate(log, state, frozen)
         state = self._loop(state, row, frozen, checkpoints, log, termination)
         checkpoints.wait()
-      stopped = int(state.step) < self.config.steps
+      stopped = termination.came
       if stopped:
         self._say(f"stopped by SIGTERM; step {int(state.step)} is saved, the same command goes on")
     return TrainingResult(state, start, stopped)
@@ -219,7 +219,7 @@ class Trainer:
         clock = self._write(log, waiting, clock)
       waiting = _Made((row, row + config.batch_size), _positions(arrays), metrics)
       row += config.batch_size
-      last = step == config.steps or termination.asked(step)
+      last = termination.asked(step) or step == config.steps
       if last or step % config.checkpoint_every == 0:
         # The log first: a checkpoint whose steps are missing from the log would leave a hole in it.
         clock, waiting = self._write(log, waiting, clock), None
@@ -330,7 +330,7 @@ class _Termination:
   """Whether SIGTERM has come; on several processes, whether all agreed to stop at this step."""
 
   def __init__(self) -> None:
-    self._came = False
+    self.came = False
     # JAX itself listens on several processes, and a handler of ours would take the signal from it.
     self._listens = (
       jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
@@ -347,11 +347,11 @@ class _Termination:
 
   def asked(self, step: int) -> bool:
     if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self._came
+      self.came = multihost_utils.reached_preemption_sync_point(step)
+    return self.came
 
   def _note(self, *_: object) -> None:
-    self._came = True
+    self.came = True
 
 
 def _keys(seed: int) -> tuple[jax.Array, jax.Array]:

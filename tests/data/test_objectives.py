@@ -173,6 +173,11 @@ def test_noise_that_cannot_be_drawn_is_refused(settings_):
     SpanCorruption(**settings_)
 
 
+def test_more_spans_than_there_is_text_between_them_is_one_clear_message():
+  with pytest.raises(ConfigError, match="noise_density=0.6 leaves .* mean_noise_span_length=1"):
+    SpanCorruption(noise_density=0.6, mean_noise_span_length=1.0).text_length(100, 200)
+
+
 def _by_sentinel(targets):
   """Each sentinel's span. Targets name the text that is left out after the sentinel of the gap before."""
   spans, current = {}, None

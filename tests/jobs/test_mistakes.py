@@ -44,6 +44,13 @@ def complaint(flan_jax, *arguments, **environment):
     ("--gin.MODEL=t5", "train.model is 't5'; it must be ModelSource"),
     ("--gin.OPTIMIZER=@adamw", "train.optimizer is the function adamw itself; write @adamw()"),
     ("--gin.train.keep=0", "keep=0"),
+    ("--gin.STEPS=True", "is True; it must be int"),
+    ("--gin.VALIDATION_BATCHES=-1", "validation_batches 0 or more"),
+    (
+      "--gin.adamw.decay=*kernel",
+      "adamw.decay is '*kernel'; it must be Sequence[str]. Write ('*kernel',).",
+    ),
+    ("--gin.adamw.eps=-1", "eps must lie in [0, inf), not -1"),
     ("--gin.SEED=99999999999", "seed=99999999999 must lie between"),
     (
       "--gin.debug/train.keep=1",

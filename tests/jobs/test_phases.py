@@ -80,7 +80,10 @@ def test_the_vocabulary_may_not_change_between_phases(flan_jax, phases):
   with (phases / "phases.gin").open("a") as file:
     file.write("tune/byte_vocabulary.extra_ids = 0\n")
   done = flan_jax("train", *RECIPE, status=2)
-  assert "cannot go on from runs/tuned/adapt: its vocabulary is another one" in done.stderr
+  assert (
+    "phase tune: it cannot go on from the phase before: its vocabulary is another" in done.stderr
+  )
+  assert not (phases / "runs").exists()
 
 
 def test_a_phase_that_asks_for_more_text_than_there_is_says_so(flan_jax, phases):
@@ -95,7 +98,10 @@ def test_a_phase_that_asks_for_more_text_than_there_is_says_so(flan_jax, phases)
     ("tune/WARMUP_STEPS=9", "phase tune: the warmup of 9 updates is longer"),
     ("adapt/STEPS=4000", "phase adapt: the text 'prefixes' is too short"),
     ("tune/adamw.multipliers={'*nrom*': 0.0}", "phase tune: .*Did you mean 'norm'"),
-    ("PHASES=('pretrain','adpat')", "the phase 'adpat' has no MIXTURE.*the phase 'adapt'"),
+    ("PHASES=('pretrain','adpat')", "nothing is set for the phase 'adpat'. Did you mean 'adapt'"),
+    ("PHASES=('pretrain','new')", "the phase 'new' has no MIXTURE.*set for adapt, pretrain alone"),
+    ("pretrain/evaluation.examples=4", "this launch of 'train' never calls 'evaluation'"),
+    ("VALIDATION_BATCHES=-1", "validation_batches 0 or more"),
     ("PHASES=()", "PHASES is \\(\\); it must be a list of names"),
   ],
 )
@@ -105,6 +111,17 @@ def test_a_mistake_in_a_later_phase_is_told_before_the_first_begins(
   done = flan_jax("train", *RECIPE, f"--gin.{setting}", status=2)
   assert re.search(complaint, done.stderr), done.stderr
   assert not (phases / "runs").exists()
+
+
+def test_a_phase_that_another_one_has_begun_from_is_not_trained_on(flan_jax, phases):
+  flan_jax("train", *RECIPE)
+  before = digests(flan_jax, "runs/tuned/tune")
+  done = flan_jax("train", *RECIPE, "--gin.adapt/STEPS=8", status=2)
+  assert "runs/tuned/tune has begun from step 4 of runs/tuned/adapt" in done.stderr
+  assert digests(flan_jax, "runs/tuned/tune") == before
+  more = 'PHASES=("pretrain", "again", "adapt", "tune")'
+  done = flan_jax("train", *RECIPE, f"--gin.{more}", "--gin.again/MIXTURE=spans", status=2)
+  assert "runs/tuned/adapt has begun from step 0 of runs/tuned/again" in done.stderr
 
 
 def test_validation_needs_a_dataset_with_that_split(flan_jax, folder):

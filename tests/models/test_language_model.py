@@ -116,6 +116,12 @@ def test_inputs_are_read_in_both_directions_where_the_batch_says_so():
   np.testing.assert_allclose(found[0, 5:9], single[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("table", [{"relative_buckets": 2}, {"relative_max_distance": 16}])
+def test_a_table_of_positions_without_room_for_far_ones_is_refused(table):
+  with pytest.raises(ConfigError, match=next(iter(table))):
+    dataclasses.replace(T5, **table)
+
+
 def test_only_a_decoder_can_be_said_to_read_in_both_directions():
   with pytest.raises(ConfigError, match="an encoder reads both ways anyway"):
     dataclasses.replace(build_model(T5), bidirectional_inputs=True)

@@ -169,11 +169,39 @@ def test_a_pattern_that_matches_nothing_names_what_there_is():
 
 @pytest.mark.parametrize(
   "settings",
-  [{"b1": 1.0}, {"b2": -0.1}, {"weight_decay": -1.0}, {"clip_norm": 0.0}],
+  [
+    {"b1": 1.0},
+    {"b2": -0.1},
+    {"eps": float("nan")},
+    {"weight_decay": -1.0},
+    {"weight_decay": float("inf")},
+    {"clip_norm": 0.0},
+    {"multipliers": {"*": "x"}},
+  ],
 )
 def test_numbers_out_of_range_are_refused(settings):
-  with pytest.raises(ConfigError):
+  with pytest.raises(ConfigError, match=next(iter(settings))):
     optimizers.adamw(schedules.constant(0.1), **settings)
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [
+    {"epsilon1": -1.0},
+    {"epsilon2": float("nan")},
+    {"multiply_by_parameter_scale": False, "epsilon2": 1e-2},
+    {"multiply_by_parameter_scale": False, "max_parameter_scale": 1.0},
+  ],
+)
+def test_bounds_that_adafactor_cannot_obey_are_refused(settings):
+  with pytest.raises(ConfigError, match=list(settings)[-1]):
+    optimizers.adafactor(schedules.constant(0.1), {}, **settings)
+
+
+def test_patterns_are_looked_at_where_nothing_decays_yet():
+  tx = optimizers.lion(schedules.constant(0.1), decay=("*kernl",))
+  with pytest.raises(ConfigError, match=r"decay: .*'\*kernl'.*Did you mean 'kernel'"):
+    tx.init(stacked_params())
 
 
 def adam_by_numpy(params, gradients_at, correction, steps, eps=0.05, rate=0.1, b1=0.9, b2=0.99):

@@ -138,6 +138,15 @@ def test_sigterm_saves_and_exits_with_zero_and_the_same_command_goes_on(tmp_path
   )[-1] | {"bytes": checkpoint_table(tmp_path / "checkpoints")[-1]["bytes"]}
 
 
+def test_sigterm_while_the_last_step_is_judged_is_not_lost(tmp_path):
+  def held_out(params, frozen):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return {"loss": 0.0}
+
+  result = run_tiny.make_trainer(tmp_path, config={"steps": 1}, held_out=held_out).run()
+  assert (int(result.state.step), result.terminated) == (1, True)
+
+
 def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(tmp_path, uninterrupted):
   run_tiny.make_trainer(tmp_path, config={"steps": 6}).run()
   largest = max((tmp_path / "checkpoints/6").rglob("*"), key=lambda path: path.stat().st_size)
