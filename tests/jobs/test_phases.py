@@ -99,7 +99,6 @@ def test_a_phase_that_asks_for_more_text_than_there_is_says_so(flan_jax, phases)
     ("adapt/STEPS=4000", "phase adapt: the text 'prefixes' is too short"),
     ("tune/adamw.multipliers={'*nrom*': 0.0}", "phase tune: .*Did you mean 'norm'"),
     ("PHASES=('pretrain','adpat')", "nothing is set for the phase 'adpat'. Did you mean 'adapt'"),
-    ("PHASES=('pretrain','new')", "the phase 'new' has no MIXTURE.*set for adapt, pretrain alone"),
     ("pretrain/evaluation.examples=4", "this launch of 'train' never calls 'evaluation'"),
     ("VALIDATION_BATCHES=-1", "validation_batches 0 or more"),
     ("PHASES=()", "PHASES is \\(\\); it must be a list of names"),
@@ -111,6 +110,13 @@ def test_a_mistake_in_a_later_phase_is_told_before_the_first_begins(
   done = flan_jax("train", *RECIPE, f"--gin.{setting}", status=2)
   assert re.search(complaint, done.stderr), done.stderr
   assert not (phases / "runs").exists()
+
+
+def test_a_macro_that_other_phases_have_alone_is_told(flan_jax, phases):
+  with (phases / "phases.gin").open("a") as file:
+    file.write("train.keep = %KEPT\npretrain/KEPT = 1\nadapt/KEPT = 2\n")
+  done = flan_jax("train", *RECIPE, status=2)
+  assert "the phase 'tune' has no KEPT, which train.keep takes; it is set for adapt" in done.stderr
 
 
 def test_a_phase_that_another_one_has_begun_from_is_not_trained_on(flan_jax, phases):
