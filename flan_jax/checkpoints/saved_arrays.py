@@ -26,8 +26,8 @@ _READ_AT_ONCE = 256 * 2**20  # bytes of arrays that a digest holds in memory
 
 
 def compare(folder: Path, abstract: State) -> None:
-  """Raises CheckpointError with every array that is not as the run wants it."""
-  differences = []
+  """Raises CheckpointError with every array that is not as the run wants it; the optimizer's alone are counted."""
+  differences: dict[str, list[str]] = {}
   for part, tree in abstract.items():
     if not (folder / part).is_dir():
       raise CheckpointError(
@@ -38,11 +38,18 @@ def compare(folder: Path, abstract: State) -> None:
     for name in sorted(ours.keys() | theirs.keys()):
       wanted, found = _signature(ours.get(name)), _signature(theirs.get(name))
       if wanted != found:
-        differences.append(f"  {part}/{name}: ours {wanted}, the checkpoint's {found}")
-  if differences:
+        line = f"  {part}/{name}: ours {wanted}, the checkpoint's {found}"
+        differences.setdefault(part, []).append(line)
+  if differences.keys() == {"optimizer"}:
     raise CheckpointError(
-      f"checkpoint {folder} is of another model or optimizer; {len(differences)} arrays differ:\n"
-      + "\n".join(differences)
+      f"checkpoint {folder} was saved with another optimizer, or with other parameters frozen: "
+      f"{len(differences['optimizer'])} arrays of its state differ. Go on with the one that the run was begun with, or "
+      "begin in another directory."
+    )
+  if differences:
+    lines = [line for those in differences.values() for line in those]
+    raise CheckpointError(
+      f"checkpoint {folder} is of another model; {len(lines)} arrays differ:\n" + "\n".join(lines)
     )
 
 

@@ -12,7 +12,6 @@ from flan_jax.data.home import data_home
 from flan_jax.data.mixtures import (
   get_mixture,
   held_out_datasets,
-  known_names,
   training_datasets,
 )
 from flan_jax.errors import ConfigError, UnknownName
@@ -25,9 +24,9 @@ from flan_jax.evaluation import (
   evaluate,
   prepare_task,
 )
-from flan_jax.jobs import user_modules
 from flan_jax.jobs.models import ModelSource
 from flan_jax.jobs.processes import is_first
+from flan_jax.jobs.user_modules import require_own
 from flan_jax.models import Params
 from flan_jax.prompting import Turn
 from flan_jax.training.partitioning import Layout
@@ -78,14 +77,12 @@ class EvaluationPlan:
     Raises:
       UnknownName: a task is no dataset of the mixture.
     """
-    if self.mixture not in known_names():
-      user_modules.import_waiting()
-    if self.mixture not in known_names():
-      hint = (
-        "Models are judged on datasets of ours; a SeqIO task can be trained on only: name another "
-        "evaluation.mixture, or train without evaluation."
-      )
-      raise UnknownName("mixture to be judged on", self.mixture, known_names(), hint)
+    require_own(
+      self.mixture,
+      "mixture to be judged on",
+      "Models are judged on datasets of ours; a SeqIO task can be trained on only: name another "
+      "evaluation.mixture, or train without evaluation.",
+    )
     mixture = get_mixture(self.mixture)
     trained, held_out = training_datasets(mixture), held_out_datasets(mixture)
     tasks = dict.fromkeys([*trained, *held_out], ()) if self.tasks is None else self.tasks

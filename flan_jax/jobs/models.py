@@ -355,7 +355,11 @@ class _Description(NamedTuple):
   def read(cls, run_dir: Path) -> "_Description":
     path = run_dir / _DESCRIPTION
     if not path.is_file():
-      raise CheckpointError(f"{run_dir} is no run of `flan-jax train`: it has no {_DESCRIPTION}.")
+      phases = sorted(str(each.parent) for each in run_dir.glob(f"*/{_DESCRIPTION}"))
+      hint = f" Its phases are runs: {', '.join(phases)}." if phases else ""
+      raise CheckpointError(
+        f"{run_dir} is no run of `flan-jax train`: it has no {_DESCRIPTION}.{hint}"
+      )
     try:
       about = json.loads(path.read_text())
       lora, base = about.get("lora"), about.get("base")

@@ -14,6 +14,7 @@ from flan_jax.data.home import data_home
 from flan_jax.data.training_text import training_text, training_text_fingerprint
 from flan_jax.errors import ConfigError, differences
 from flan_jax.jobs.processes import first_alone, is_first
+from flan_jax.jobs.user_modules import require_own
 from flan_jax.vocabularies import (
   SentencePieceVocabulary,
   Vocabulary,
@@ -84,6 +85,11 @@ def trained_vocabulary(
 
 
 def _text_fingerprint(mixture: str) -> str:
+  require_own(
+    mixture,
+    "mixture to make a vocabulary of",
+    "Vocabularies are made of mixtures and texts of ours; SeqIO's tasks have theirs: see @seqio_vocabulary().",
+  )
   return first_alone(lambda: training_text_fingerprint(mixture, data_home()), "vocabulary's text")
 
 

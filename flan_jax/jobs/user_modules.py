@@ -8,7 +8,8 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-from flan_jax.errors import ConfigError, FlanJaxError
+from flan_jax.data.mixtures import known_names
+from flan_jax.errors import ConfigError, FlanJaxError, UnknownName
 
 IMPORTED: list[str] = []
 """Every module imported so far by name or path, for a child process to import as well."""
@@ -43,6 +44,19 @@ def import_waiting() -> None:
   """
   while WAITING:
     import_module(WAITING.pop(0))
+
+
+def require_own(mixture: str, kind: str, hint: str) -> None:
+  """Raises UnknownName where a name is no mixture, dataset or text of ours, or of a user's modules.
+
+  Args:
+    kind: what the name was to be.
+    hint: said besides.
+  """
+  if mixture not in known_names():
+    import_waiting()
+  if mixture not in known_names():
+    raise UnknownName(kind, mixture, known_names(), hint)
 
 
 def import_module(name: str) -> ModuleType:

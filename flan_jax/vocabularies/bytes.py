@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from flan_jax.errors import VocabularyError
 from flan_jax.vocabularies.vocabulary import Vocabulary, spelling_of
 
 _FIRST_BYTE = 3
@@ -20,6 +21,8 @@ class ByteVocabulary(Vocabulary):
   kind: ClassVar[str] = "bytes"
 
   def __init__(self, extra_ids: int = 0, added_tokens: Sequence[str] = ()):
+    if extra_ids < 0:
+      raise VocabularyError(f"extra_ids={extra_ids} must be 0 or more.")
     self.extra_ids, self.added_tokens = extra_ids, tuple(added_tokens)
     first_added = _FIRST_BYTE + 256 + extra_ids
     self.size = first_added + len(self.added_tokens)

@@ -45,6 +45,8 @@ class SentencePieceVocabulary(Vocabulary):
       self._model, path = path, "the SentencePiece model"
     else:
       self._model = _read(path)
+    if extra_ids < 0:
+      raise VocabularyError(f"extra_ids={extra_ids} must be 0 or more.")
     self.extra_ids = extra_ids
     self.control_tokens = tuple(control_tokens)
     self.chat_template = chat_template

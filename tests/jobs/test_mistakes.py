@@ -163,6 +163,9 @@ def test_a_checkpoint_of_another_shape(flan_jax, folder):
   words = complaint(flan_jax, "train", *RECIPE, "--gin.encoder_decoder.mlp_dim=48")
   assert "runs/tuned" in words and "mlp/up/kernel" in words
   assert (folder / "runs/tuned/model.json").read_text() == about
+  other = ("--gin_file=optimizers/adafactor.gin", "--gin.STEPS=8")
+  words = complaint(flan_jax, "train", *RECIPE, *other)
+  assert "was saved with another optimizer" in words and len(words) < 500
 
 
 def test_a_truncated_checkpoint_falls_back_to_the_last_whole_one(flan_jax, folder):

@@ -66,6 +66,15 @@ def test_mistakes_are_told_and_leave_nothing_behind(flan_jax, folder, bindings, 
   assert not list(folder.glob("*new*"))
 
 
+def test_a_module_that_imports_seqio_may_register_the_mixture(flan_jax, folder):
+  pytest.importorskip("seqio")
+  module = folder / "heavy.py"
+  module.write_text("import seqio\n" + (folder / "tasks.py").read_text())
+  flan_jax(*[each.replace("tasks.py", "heavy.py") for each in MAKE])
+  done = flan_jax(*MAKE, "--gin.VOCABULARY=new", "--gin.MIXTURE=my_seqio_task", status=2)
+  assert "SeqIO's tasks have theirs: see @seqio_vocabulary()" in done.stderr
+
+
 def test_a_mixture_of_the_same_name_that_says_something_else_is_another(flan_jax, folder):
   flan_jax(*MAKE)
   before = trained_vocabulary("tickets_only", size=440)
