@@ -8,7 +8,6 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-from flan_jax.data.mixtures import known_names
 from flan_jax.errors import ConfigError, FlanJaxError, UnknownName
 
 IMPORTED: list[str] = []
@@ -53,6 +52,8 @@ def require_own(mixture: str, kind: str, hint: str) -> None:
     kind: what the name was to be.
     hint: said besides.
   """
+  from flan_jax.data.mixtures import known_names  # NumPy with it, which `--help` does without
+
   if mixture not in known_names():
     import_waiting()
   if mixture not in known_names():
