@@ -430,7 +430,7 @@ def _target_log_probs(
     hidden = model.hidden(params, batch, cross_mask=own_prompt)
   scores = token_scores(
     hidden,
-    model.unembedding(params),
+    model.lm_head(params),
     batch["targets"],
     options > 0,
     token_block=_TOKEN_BLOCK,

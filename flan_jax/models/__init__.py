@@ -1,11 +1,17 @@
-"""Language models: one encoder-decoder (T5), one decoder (LLaMA's shape), one face for both."""
+"""Language models: one encoder-decoder (T5), one decoder (LLaMA and its kin), one face for both."""
 
-from flan_jax.models.config import DecoderConfig, EncoderDecoderConfig, ModelConfig
+from flan_jax.models.config import (
+  DecoderConfig,
+  EncoderDecoderConfig,
+  ModelConfig,
+  RopeScaling,
+)
 from flan_jax.models.embedding_growth import InitialRow, grow_embeddings
 from flan_jax.models.language_model import (
   Batch,
   Cache,
   LanguageModel,
+  LMHead,
   Params,
   build_model,
   parameter_count,
@@ -17,9 +23,11 @@ __all__ = [
   "DecoderConfig",
   "EncoderDecoderConfig",
   "InitialRow",
+  "LMHead",
   "LanguageModel",
   "ModelConfig",
   "Params",
+  "RopeScaling",
   "build_model",
   "grow_embeddings",
   "parameter_count",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from flan_jax.models.layers import Dense, Initializer, constrain, dropout, rotate
+from flan_jax.models.layers import Angles, Dense, Initializer, constrain, dropout, rotate
 
 # Finite, so that a row which may see nothing averages its values instead of turning into NaN.
 _HIDDEN = -1e30
@@ -33,6 +33,9 @@ class Attention(nn.Module):
   Args:
     scale: of the scores: head_dim ** -0.5, or 1 for T5.
     dropout_rate: on the attention weights.
+    biases: of "query_key_value" and "attention_out", where products have one.
+    head_norm: makes the norm of queries and keys by its name; None: there is none.
+    softcap: of the scores.
   """
 
   num_heads: int
@@ -44,6 +47,9 @@ class Attention(nn.Module):
   dtype: str
   param_dtype: str
   dropout_rate: float = 0.0
+  biases: tuple[str, ...] = ()
+  head_norm: Callable[..., nn.Module] | None = None
+  softcap: float | None = None
 
   @nn.compact
   def __call__(
@@ -51,7 +57,7 @@ class Attention(nn.Module):
     x: Float[Array, "B T D"],
     mask: Mask,
     bias: Float[Array, "#B N T S"] | None = None,
-    rotary: tuple[Float[Array, "B T 1 H2"], Float[Array, "B T 1 H2"]] | None = None,
+    rotary: Angles | None = None,
     source: Float[Array, "B S D"] | None = None,
     cache: KeyValues | None = None,
     slots: Int[Array, "B T"] | None = None,
@@ -68,18 +74,23 @@ class Attention(nn.Module):
       The output and the newly computed keys and values (None where the cache was all).
     """
     project = partial(Dense, dtype=self.dtype, param_dtype=self.param_dtype)
+    widen = partial(project, bias="query_key_value" in self.biases)
     heads, kv_heads, size = self.num_heads, self.num_kv_heads, self.head_dim
-    query = project(heads * size, ("embed", "heads"), self.query_init, name="query")(x)
+    query = widen(heads * size, ("embed", "heads"), self.query_init, name="query")(x)
     query = _split_heads(query, heads, "heads")
+    if self.head_norm is not None:
+      query = self.head_norm(name="query_norm")(query)
     if rotary is not None:
       query = rotate(query, rotary)
     if cache is not None and slots is None:
       seen, new = cache, None
     else:
-      narrow = partial(project, kv_heads * size, ("embed", "kv"), self.kernel_init)
+      narrow = partial(widen, kv_heads * size, ("embed", "kv"), self.kernel_init)
       source = x if source is None else source
       key = _split_heads(narrow(name="key")(source), kv_heads, "kv")
       value = _split_heads(narrow(name="value")(source), kv_heads, "kv")
+      if self.head_norm is not None:
+        key = self.head_norm(name="key_norm")(key)
       if rotary is not None:
         key = rotate(key, rotary)
       seen = new = KeyValues(key, value)
@@ -93,9 +104,11 @@ class Attention(nn.Module):
       bias,
       self.scale,
       partial(dropout, self, rate=self.dropout_rate),
+      self.softcap,
     )
     attended = attended.reshape(*x.shape[:-1], heads * size)
-    out = project(x.shape[-1], ("heads", "embed"), self.kernel_init, name="out")(attended)
+    join = partial(project, bias="attention_out" in self.biases)
+    out = join(x.shape[-1], ("heads", "embed"), self.kernel_init, name="out")(attended)
     return out, new
 
 
@@ -107,6 +120,7 @@ def dot_product_attention(
   bias: Float[Array, "#B N T S"] | None = None,
   scale: float = 1.0,
   drop: Callable[[jax.Array], jax.Array] = lambda weights: weights,
+  softcap: float | None = None,
 ) -> Float[Array, "B T N H"]:
   """softmax(scale * q k^T + bias) v with float32 scores; N / K query heads share a key head.
 
@@ -114,6 +128,7 @@ def dot_product_attention(
     mask: [B, T, S], batch 1 for all rows alike; boolean (True: seen) or float (added).
     bias: [B, N, T, S], batch 1 for all rows alike.
     drop: applied to the attention weights.
+    softcap: scores become cap * tanh(score / cap) before bias and mask.
   """
   batch, length, heads, size = query.shape
   source, kv_heads = key.shape[1:3]
@@ -125,6 +140,8 @@ def dot_product_attention(
   key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
   scores = jnp.einsum("bkrh,bksh->bkrs", grouped, key, preferred_element_type=jnp.float32)
   scores = scores.reshape(batch, kv_heads, groups, length, source)
+  if softcap is not None:
+    scores = jnp.tanh(scores / softcap) * softcap
   if bias is not None:
     scores = scores + bias.reshape(bias.shape[0], kv_heads, groups, length, source)
   if mask.dtype == jnp.bool_:
@@ -155,6 +172,15 @@ def causal_mask(
     inside = prefix > 0
     mask = mask | (inside[:, :, None] & inside[:, None, :])
   return mask if segment_ids is None else mask & same_segment(segment_ids, segment_ids)
+
+
+def within_window(
+  mask: Mask, query_positions: Int[Array, "#B T"], key_positions: Int[Array, "#B S"], window: int
+) -> Mask:
+  """The mask where query and key lie less than `window` apart, and nothing elsewhere."""
+  apart = jnp.abs(query_positions[:, :, None] - key_positions[:, None, :])
+  near = apart < window
+  return mask & near if mask.dtype == jnp.bool_ else jnp.where(near, mask, _HIDDEN)
 
 
 def same_segment(

@@ -1,21 +1,74 @@
 """Shapes and numerics of the two model families, as frozen dataclasses."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from flan_jax.errors import ConfigError, nearest
 
 REMAT_POLICIES = ("none", "full", "dots")
-ACTIVATIONS = ("gelu", "relu", "silu")
+ACTIVATIONS = ("gelu", "gelu_exact", "relu", "silu")
 DTYPES = ("float32", "bfloat16", "float16")
+NORMS = ("rms", "rms_plus_one", "layer")
+BLOCKS = ("sequential", "parallel", "parallel_shared_norm")
+BIASES = ("query_key_value", "attention_out", "mlp", "logits")
+ROPE_SCALINGS = ("linear", "llama3")
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+  """Slower rotary frequencies, for texts longer than those of pretraining.
+
+  Args:
+    kind: "linear": all are divided by `factor` (arXiv 2306.15595); "llama3": those whose wavelength is
+      more than original_length / low_frequency_factor are, those with less than original_length /
+      high_frequency_factor are kept, and between them goes a ramp (Llama 3.1's model card).
+    original_length: tokens of a text in pretraining ("llama3").
+  """
+
+  kind: str
+  factor: float
+  low_frequency_factor: float = 1.0
+  high_frequency_factor: float = 4.0
+  original_length: int = 8192
+
+  def __post_init__(self) -> None:
+    _choose("rope_scaling.kind", self.kind, ROPE_SCALINGS)
+    if not self.factor >= 1:
+      raise ConfigError(f"rope_scaling.factor={self.factor} must be 1 or more.")
+    if not 0 < self.low_frequency_factor < self.high_frequency_factor:
+      raise ConfigError(
+        f"rope_scaling: low_frequency_factor={self.low_frequency_factor} must be above 0 and below "
+        f"high_frequency_factor={self.high_frequency_factor}."
+      )
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-  """A decoder with rotary positions, grouped-query attention, RMSNorm and SwiGLU.
+  """A decoder. As it stands: rotary positions, grouped-query attention, RMSNorm and SwiGLU, the shape of
+  LLaMA; the switches make it Qwen, Gemma, GPT-2, GPT-J or GPT-NeoX.
 
   Args:
     num_kv_heads: key and value heads; each serves `num_heads / num_kv_heads` query heads.
+    mlp_activations: one activation, or an activation and "linear" for a gated layer.
+    norm: "rms"; "rms_plus_one", whose factor is 1 + scale; "layer", with mean and bias.
+    biases: where products with weights have one, of "query_key_value", "attention_out", "mlp", "logits".
+    block: "sequential": attention, then the feed-forward layer on its result; "parallel": both on what
+      the layer is given, each behind a norm of its own; "parallel_shared_norm": behind one.
+    post_norms: what attention and feed-forward layer give is normed before it is added.
+    qk_norm: queries and keys are normed, each head for itself, before they are turned.
+    attention_scale: of the scores; None: head_dim ** -0.5.
+    attention_softcap, logit_softcap: x becomes cap * tanh(x / cap), for scores and logits.
+    embedding_scale: factor of the embeddings.
+    learned_positions: rows of a table of positions that is added to the embeddings; None: positions are
+      rotary.
+    rotary_dim: the first dimensions of each head that are turned; None: all.
+    rope_theta, rope_scaling: of the rotary frequencies.
+    sliding_window: a token sees so many, itself counted; None: all before it.
+    window_pattern: which layers have the window, repeated over the layers: (True, False) is every
+      other one, the first among them.
+    local_rope_theta: of the layers with a window, without scaling; None: as the others.
     dtype: of activations and matrix products; norms, scores and logits are float32 always.
     param_dtype: of the parameters that `init` makes.
     scan_layers: run the layers as one loop (compiles once a layer) or unrolled. The parameters are
@@ -35,6 +88,22 @@ class DecoderConfig:
   rope_theta: float = 10_000.0
   norm_eps: float = 1e-5
   tied_embeddings: bool = True
+  mlp_activations: tuple[str, ...] = ("silu", "linear")
+  norm: str = "rms"
+  biases: tuple[str, ...] = ()
+  block: str = "sequential"
+  post_norms: bool = False
+  qk_norm: bool = False
+  attention_scale: float | None = None
+  attention_softcap: float | None = None
+  logit_softcap: float | None = None
+  embedding_scale: float = 1.0
+  learned_positions: int | None = None
+  rotary_dim: int | None = None
+  rope_scaling: RopeScaling | Mapping[str, Any] | None = None
+  sliding_window: int | None = None
+  window_pattern: tuple[bool, ...] = (True,)
+  local_rope_theta: float | None = None
   dtype: str = "float32"
   param_dtype: str = "float32"
   scan_layers: bool = True
@@ -42,13 +111,36 @@ class DecoderConfig:
   dropout_rate: float = 0.0
 
   def __post_init__(self) -> None:
+    for name in ("mlp_activations", "biases", "window_pattern"):
+      object.__setattr__(self, name, tuple(getattr(self, name)))
+    if isinstance(self.rope_scaling, Mapping):
+      object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
     _check(self)
+    _choose("norm", self.norm, NORMS)
+    _choose("block", self.block, BLOCKS)
+    for bias in self.biases:
+      _choose("biases", bias, BIASES)
     if self.num_heads % self.num_kv_heads:
       raise ConfigError(
         f"num_heads={self.num_heads} is no multiple of num_kv_heads={self.num_kv_heads}."
       )
-    if self.head_dim % 2:
-      raise ConfigError(f"head_dim={self.head_dim} is odd, and rotary positions turn pairs.")
+    turned = self.head_dim if self.rotary_dim is None else self.rotary_dim
+    if turned % 2 or not 0 < turned <= self.head_dim:
+      raise ConfigError(
+        f"{turned} dimensions of each head cannot be turned: rotary positions turn pairs, and "
+        f"head_dim={self.head_dim}."
+      )
+    if self.sliding_window is not None and self.sliding_window < 1:
+      raise ConfigError(f"sliding_window={self.sliding_window} must be 1 or more, or None.")
+    if not self.window_pattern:
+      raise ConfigError("window_pattern is empty: (True,) gives every layer the window.")
+
+  @property
+  def windowed(self) -> tuple[bool, ...]:
+    """Whether each layer has the window."""
+    if self.sliding_window is None:
+      return (False,) * self.num_layers
+    return tuple(self.window_pattern[i % len(self.window_pattern)] for i in range(self.num_layers))
 
 
 @dataclass(frozen=True)
@@ -85,13 +177,6 @@ class EncoderDecoderConfig:
   def __post_init__(self) -> None:
     object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
     _check(self)
-    first, *rest = self.mlp_activations or ("",)
-    _choose("mlp_activations", first, ACTIVATIONS)
-    if rest not in ([], ["linear"]):
-      raise ConfigError(
-        f"mlp_activations={self.mlp_activations} is neither one activation nor an activation and"
-        " 'linear'."
-      )
     if self.relative_buckets < 4 or self.relative_max_distance <= self.relative_buckets // 2:
       raise ConfigError(
         f"relative_buckets={self.relative_buckets} must be 4 or more, and relative_max_distance="
@@ -112,6 +197,13 @@ def _check(config: ModelConfig) -> None:
   _choose("param_dtype", config.param_dtype, DTYPES)
   if not 0.0 <= config.dropout_rate < 1.0:
     raise ConfigError(f"dropout_rate={config.dropout_rate} is not in [0, 1).")
+  first, *rest = config.mlp_activations or ("",)
+  _choose("mlp_activations", first, ACTIVATIONS)
+  if rest not in ([], ["linear"]):
+    raise ConfigError(
+      f"mlp_activations={config.mlp_activations} is neither one activation nor an activation and "
+      "'linear'."
+    )
 
 
 def _choose(setting: str, value: str, known: tuple[str, ...]) -> None:

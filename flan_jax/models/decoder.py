@@ -1,16 +1,27 @@
-"""The decoder family: rotary positions, grouped-query attention, RMSNorm, SwiGLU (LLaMA's shape)."""
+"""The decoder family: one module whose configuration makes it LLaMA, Qwen, Gemma, GPT-2, GPT-J or NeoX."""
 
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
-from flan_jax.models.attention import Attention, KeyValues, Mask, SelfMask, causal_mask
+from flan_jax.models.attention import (
+  Attention,
+  KeyValues,
+  Mask,
+  SelfMask,
+  causal_mask,
+  within_window,
+)
 from flan_jax.models.config import DecoderConfig
 from flan_jax.models.layers import (
   MLP,
+  Angles,
   Embedding,
+  LayerNorm,
   RMSNorm,
   Unembedding,
   constrain,
@@ -22,45 +33,91 @@ from flan_jax.models.stack import stacked
 _INIT = nn.initializers.normal(0.02)
 
 
-class DecoderContext(NamedTuple):
-  """What every layer is given alike."""
+class Sight(NamedTuple):
+  """What a layer's queries see, and how queries and keys are turned (None: they are not)."""
 
   mask: Mask
-  rotary: tuple[Float[Array, "B T 1 H2"], Float[Array, "B T 1 H2"]]
+  rotary: Angles | None
+
+
+class DecoderContext(NamedTuple):
+  """What every layer is given alike.
+
+  Attributes:
+    whole: of layers that see all before a token.
+    local: of layers with a window; None: there are none.
+  """
+
+  whole: Sight
+  local: Sight | None = None
   slots: Int[Array, "B T"] | None = None
 
 
+class LayerOwn(NamedTuple):
+  """What each layer is given for itself."""
+
+  windowed: Bool[Array, ""]
+  cache: KeyValues | None
+
+
 class DecoderLayer(nn.Module):
-  """Pre-norm self attention and SwiGLU, each added to the residual stream."""
+  """Self attention and a feed-forward layer, each behind a norm and added to the residual stream."""
 
   config: DecoderConfig
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B T D"], cache: KeyValues | None, context: DecoderContext
+    self, x: Float[Array, "B T D"], own: LayerOwn, context: DecoderContext
   ) -> tuple[Float[Array, "B T D"], KeyValues | None]:
     c = self.config
     x = constrain(x, "batch", "length", None)
-    normed = RMSNorm(c.norm_eps, c.dtype, c.param_dtype, name="attention_norm")(x)
-    attention = Attention(
+    normed = _norm(c, "attention_norm")(x)
+    sight = _sight(c, own.windowed, context)
+    attended, new = self._attention()(
+      normed, sight.mask, rotary=sight.rotary, cache=own.cache, slots=context.slots
+    )
+    attended = self._added(attended, "attention_post_norm")
+    if c.block == "sequential":
+      x = x + attended
+    if c.block != "parallel_shared_norm":
+      normed = _norm(c, "mlp_norm")(x)
+    mlp = MLP(
+      c.mlp_dim,
+      c.mlp_activations,
+      _INIT,
+      c.dtype,
+      c.param_dtype,
+      bias="mlp" in c.biases,
+      name="mlp",
+    )
+    x = x + self._added(mlp(normed), "mlp_post_norm")
+    if c.block != "sequential":
+      x = x + attended
+    x = constrain(x, "batch", "length", None)
+    return x, new if own.cache is not None else None
+
+  def _attention(self) -> Attention:
+    c = self.config
+    head_norm = partial(RMSNorm, c.norm_eps, c.dtype, c.param_dtype, None, c.norm == "rms_plus_one")
+    return Attention(
       c.num_heads,
       c.num_kv_heads,
       c.head_dim,
-      c.head_dim**-0.5,
+      c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale,
       _INIT,
       _INIT,
       c.dtype,
       c.param_dtype,
+      biases=c.biases,
+      head_norm=head_norm if c.qk_norm else None,
+      softcap=c.attention_softcap,
       name="attention",
     )
-    attended, new = attention(
-      normed, context.mask, rotary=context.rotary, cache=cache, slots=context.slots
-    )
-    x = x + dropout(self, attended, c.dropout_rate)
-    normed = RMSNorm(c.norm_eps, c.dtype, c.param_dtype, name="mlp_norm")(x)
-    fed = MLP(c.mlp_dim, ("silu", "linear"), _INIT, c.dtype, c.param_dtype, name="mlp")(normed)
-    x = constrain(x + dropout(self, fed, c.dropout_rate), "batch", "length", None)
-    return x, new if cache is not None else None
+
+  def _added(self, x: Float[Array, "B T D"], post_norm: str) -> Float[Array, "B T D"]:
+    if self.config.post_norms:
+      x = _norm(self.config, post_norm)(x)
+    return dropout(self, x, self.config.dropout_rate)
 
 
 class Decoder(nn.Module):
@@ -72,10 +129,16 @@ class Decoder(nn.Module):
   def setup(self) -> None:
     c = self.config
     self.embed = Embedding(c.vocab_size, c.emb_dim, _INIT, c.dtype, c.param_dtype)
+    if c.learned_positions:
+      self.position_embed = Embedding(
+        c.learned_positions, c.emb_dim, _INIT, c.dtype, c.param_dtype, rows=None
+      )
     self.layers = stacked(DecoderLayer, c, c.num_layers)
-    self.norm = RMSNorm(c.norm_eps, c.dtype, c.param_dtype)
+    self.norm = _norm(c)
     if not c.tied_embeddings:
-      self.unembed = Unembedding(c.vocab_size, c.emb_dim, _INIT, c.param_dtype)
+      self.unembed = Unembedding(
+        c.vocab_size, c.emb_dim, _INIT, c.param_dtype, "logits" in c.biases
+      )
 
   def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Touches every parameter: for initialisation."""
@@ -84,7 +147,9 @@ class Decoder(nn.Module):
     return self.hidden(self.embed(tokens))
 
   def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    return self.embed(tokens)
+    x = self.embed(tokens)
+    scale = self.config.embedding_scale
+    return x if scale == 1.0 else x * jnp.asarray(scale, x.dtype)
 
   def hidden(
     self,
@@ -96,13 +161,16 @@ class Decoder(nn.Module):
   ) -> Float[Array, "B T D"]:
     """Final-normed hidden states of embedded tokens, all at once."""
     batch, length, _ = x.shape
+    index = jnp.arange(length, dtype=jnp.int32)[None, :]
+    # Examples are contiguous in a packed row: places in the row tell distances within one, and one
+    # window serves all rows. Only a caller's mask can let a token see others than its neighbours.
+    places = index if attention_mask is None or positions is None else positions
     if positions is None:
-      positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+      positions = jnp.broadcast_to(index, (batch, length))
     if attention_mask is None:
       rows = 1 if segment_ids is None and prefix is None else batch
       attention_mask = causal_mask(rows, length, segment_ids, prefix)
-    rotary = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
-    x, _ = self._run(x, None, DecoderContext(attention_mask, rotary))
+    x, _ = self._run(x, positions, None, self._context(attention_mask, positions, places, places))
     return x
 
   def decode(
@@ -120,17 +188,68 @@ class Decoder(nn.Module):
     Returns:
       Final-normed hidden states, and the new keys and values [L, B, T, K, H].
     """
-    slots = jnp.arange(cache.key.shape[2], dtype=positions.dtype)
-    mask = slots[None, None, :] <= positions[:, :, None]
+    slots = jnp.arange(cache.key.shape[2], dtype=positions.dtype)[None, :]
+    mask = slots[:, None, :] <= positions[:, :, None]
     if prefix_lengths is not None:
       ends = prefix_lengths[:, None, None]
-      mask |= (slots[None, None, :] < ends) & (positions[:, :, None] < ends)
-    rotary = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
-    return self._run(self.embed(tokens), cache, DecoderContext(mask, rotary, positions))
+      mask |= (slots[:, None, :] < ends) & (positions[:, :, None] < ends)
+    context = self._context(mask, positions, positions, slots)._replace(slots=positions)
+    return self._run(self.embed_tokens(tokens), positions, cache, context)
+
+  def _context(
+    self,
+    mask: Mask,
+    positions: Int[Array, "B T"],
+    query_places: Int[Array, "#B T"],
+    key_places: Int[Array, "#B S"],
+  ) -> DecoderContext:
+    c = self.config
+
+    def angles(theta: float, scaling) -> Angles | None:
+      dims = c.head_dim if c.rotary_dim is None else c.rotary_dim
+      return None if c.learned_positions else rotary_angles(positions, dims, theta, scaling)
+
+    whole = Sight(mask, angles(c.rope_theta, c.rope_scaling))
+    if c.sliding_window is None:
+      return DecoderContext(whole)
+    near = within_window(mask, query_places, key_places, c.sliding_window)
+    own = c.local_rope_theta
+    local = Sight(near, whole.rotary if own is None else angles(own, None))
+    return DecoderContext(whole, local)
 
   def _run(
-    self, x: Float[Array, "B T D"], cache: KeyValues | None, context: DecoderContext
+    self,
+    x: Float[Array, "B T D"],
+    positions: Int[Array, "B T"],
+    cache: KeyValues | None,
+    context: DecoderContext,
   ) -> tuple[Float[Array, "B T D"], KeyValues | None]:
-    x = dropout(self, x.astype(self.config.dtype), self.config.dropout_rate)
-    x, new = self.layers(x, cache, context)
+    x = x.astype(self.config.dtype)
+    if self.config.learned_positions:
+      x = x + self.position_embed(positions)
+    x = dropout(self, x, self.config.dropout_rate)
+    windowed = jnp.asarray(np.array(self.config.windowed))
+    x, new = self.layers(x, LayerOwn(windowed, cache), context)
     return self.norm(x), new
+
+
+def _sight(config: DecoderConfig, windowed: Bool[Array, ""], context: DecoderContext) -> Sight:
+  """That of a layer. Where all layers are alike nothing is chosen while they run."""
+  if context.local is None or not any(config.windowed):
+    return context.whole
+  if all(config.windowed):
+    return context.local
+  mask = jnp.where(windowed, context.local.mask, context.whole.mask)
+  if context.whole.rotary is None or context.local.rotary is None:
+    return Sight(mask, None)
+  pairs = zip(context.local.rotary, context.whole.rotary, strict=True)
+  cosine, sine = (jnp.where(windowed, local, whole) for local, whole in pairs)
+  return Sight(mask, (cosine, sine))
+
+
+def _norm(config: DecoderConfig, name: str | None = None) -> nn.Module:
+  c = config
+  if c.norm == "layer":
+    return LayerNorm(c.norm_eps, c.dtype, c.param_dtype, name=name)
+  plus_one = c.norm == "rms_plus_one"
+  return RMSNorm(c.norm_eps, c.dtype, c.param_dtype, plus_one=plus_one, name=name)

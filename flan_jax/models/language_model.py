@@ -35,6 +35,20 @@ class Cache(NamedTuple):
   cross_mask: Mask | None = None
 
 
+class LMHead(NamedTuple):
+  """From hidden states to logits: cap * tanh((hidden @ kernel + bias) / cap).
+
+  Args:
+    kernel: with tied embeddings their table, transposed.
+    bias: None: there is none.
+    softcap: None: the logits are hidden @ kernel + bias.
+  """
+
+  kernel: Float[Array, "D V"]
+  bias: Float[Array, " V"] | None = None
+  softcap: float | None = None
+
+
 @dataclass(frozen=True)
 class LanguageModel:
   """A model whose methods are pure functions of its parameters, to be traced under `jax.jit`.
@@ -79,7 +93,7 @@ class LanguageModel:
     encoder_mask: EncoderMask | None = None,
     cross_mask: Mask | None = None,
   ) -> Float[Array, "B T D"]:
-    """Final-normed hidden states; logits are their product with `unembedding`.
+    """Final-normed hidden states; `lm_head` makes logits of them.
 
     Segment ids and positions of the batch are optional. Without segment ids every token is real;
     tokens of different segments never see each other.
@@ -122,16 +136,23 @@ class LanguageModel:
     """Logits in float32. Takes what `hidden` takes; losses chunk the vocabulary instead."""
     return self.project(params, self.hidden(params, batch, **hidden_options))
 
-  def unembedding(self, params: Params) -> Float[Array, "D V"]:
-    """The kernel from hidden states to logits; with tied embeddings the table, transposed."""
+  def lm_head(self, params: Params) -> LMHead:
+    """What makes logits of `hidden`."""
+    softcap = self.config.logit_softcap if isinstance(self.config, DecoderConfig) else None
     if self.config.tied_embeddings:
-      return params["embed"]["embedding"].T
-    return params["unembed"]["kernel"]
+      return LMHead(params["embed"]["embedding"].T, None, softcap)
+    return LMHead(params["unembed"]["kernel"], params["unembed"].get("bias"), softcap)
 
   def project(self, params: Params, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     """Logits of hidden states, accumulated and returned in float32."""
-    kernel = self.unembedding(params).astype(hidden.dtype)
-    logits = jnp.einsum("btd,dv->btv", hidden, kernel, preferred_element_type=jnp.float32)
+    kernel, bias, softcap = self.lm_head(params)
+    logits = jnp.einsum(
+      "btd,dv->btv", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
+    )
+    if bias is not None:
+      logits = logits + bias.astype(jnp.float32)[None, None, :]
+    if softcap is not None:
+      logits = jnp.tanh(logits / softcap) * softcap
     return constrain(logits, "batch", "length", "vocab")
 
   def encode(

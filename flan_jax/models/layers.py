@@ -1,5 +1,6 @@
 """The layers that both families are made of, with the logical axes of their parameters."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -10,13 +11,17 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from flan_jax.models.config import RopeScaling
+
 Initializer = Callable[..., Any]
+Angles = tuple[Float[Array, "B T 1 H2"], Float[Array, "B T 1 H2"]]
 
 FAN_IN_NORMAL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 FAN_IN_TRUNCATED = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "gelu": partial(jax.nn.gelu, approximate=True),
+  "gelu_exact": partial(jax.nn.gelu, approximate=False),
   "relu": jax.nn.relu,
   "silu": jax.nn.silu,
 }
@@ -33,7 +38,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 class Dense(nn.Module):
-  """A matrix product with a float kernel [in, out], computed in `dtype`.
+  """A matrix product with a float kernel [in, out], and a bias [out] where asked, in `dtype`.
 
   Where adapters were joined with the parameters (`flan_jax.training.lora`), `lora_a` [in, r] and
   `lora_b` [r, out] stand beside the kernel, and their product is added to it on the way.
@@ -44,6 +49,7 @@ class Dense(nn.Module):
   kernel_init: Initializer
   dtype: str
   param_dtype: str
+  bias: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
@@ -57,6 +63,10 @@ class Dense(nn.Module):
     out = matmul(x, kernel)
     if self.has_variable("params", "lora_a"):
       out = out + self._adapted(x)
+    if self.bias:
+      zeros = partitioned(nn.initializers.zeros_init(), self.axes[1:])
+      bias = self.param("bias", zeros, (self.features,), jnp.dtype(self.param_dtype))
+      out = out + _along_last(bias.astype(out.dtype), out)
     return out
 
   def _adapted(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
@@ -95,7 +105,32 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 class RMSNorm(nn.Module):
-  """Division by the root mean square over the last axis, in float32 (arXiv:1910.07467)."""
+  """Division by the root mean square over the last axis, in float32 (arXiv:1910.07467).
+
+  Args:
+    plus_one: the factor is 1 + scale, as in Gemma.
+  """
+
+  eps: float
+  dtype: str
+  param_dtype: str
+  axis: str | None = "embed"
+  plus_one: bool = False
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    init = nn.initializers.zeros_init() if self.plus_one else nn.initializers.ones_init()
+    scale = self.param(
+      "scale", partitioned(init, (self.axis,)), (x.shape[-1],), jnp.dtype(self.param_dtype)
+    )
+    x = x.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+    factor = scale.astype(jnp.float32) + (1.0 if self.plus_one else 0.0)
+    return (x * _along_last(factor, x)).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+  """Mean 0 and variance 1 over the last axis, in float32, then scale and bias (arXiv:1607.06450)."""
 
   eps: float
   dtype: str
@@ -103,17 +138,20 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-    scale = self.param(
-      "scale",
-      partitioned(nn.initializers.ones_init(), ("embed",)),
-      (x.shape[-1],),
-      jnp.dtype(self.param_dtype),
+    scale, bias = (
+      self.param(name, partitioned(init(), ("embed",)), (x.shape[-1],), jnp.dtype(self.param_dtype))
+      for name, init in (("scale", nn.initializers.ones_init), ("bias", nn.initializers.zeros_init))
     )
     x = x.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
     x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
-    # Rank promotion is spelt out: [D] against [B, T, D].
-    scale = scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
-    return (x * scale).astype(self.dtype)
+    scale, bias = (_along_last(each.astype(jnp.float32), x) for each in (scale, bias))
+    return (x * scale + bias).astype(self.dtype)
+
+
+def _along_last(vector: Float[Array, " D"], x: Float[Array, "*B D"]) -> Float[Array, "..."]:
+  """[D] against [B, T, D], spelt out where rank promotion is an error."""
+  return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class MLP(nn.Module):
@@ -125,6 +163,7 @@ class MLP(nn.Module):
   dtype: str
   param_dtype: str
   dropout_rate: float = 0.0
+  bias: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -135,6 +174,7 @@ class MLP(nn.Module):
       kernel_init=self.kernel_init,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
+      bias=self.bias,
     )
     activation = _ACTIVATIONS[self.activations[0]]
     if len(self.activations) == 2:
@@ -142,42 +182,54 @@ class MLP(nn.Module):
     else:
       hidden = activation(widen(name="up")(x))
     hidden = dropout(self, constrain(hidden, "batch", "length", "mlp"), self.dropout_rate)
-    return Dense(
-      x.shape[-1], ("mlp", "embed"), self.kernel_init, self.dtype, self.param_dtype, name="down"
-    )(hidden)
+    narrow = Dense(
+      x.shape[-1],
+      ("mlp", "embed"),
+      self.kernel_init,
+      self.dtype,
+      self.param_dtype,
+      self.bias,
+      name="down",
+    )
+    return narrow(hidden)
 
 
 class Embedding(nn.Module):
-  """A table of token embeddings [V, D]."""
+  """A table of token embeddings [V, D], or of positions."""
 
   vocab_size: int
   emb_dim: int
   kernel_init: Initializer
   dtype: str
   param_dtype: str
+  rows: str | None = "vocab"
 
   def setup(self) -> None:
     self.embedding = self.param(
       "embedding",
-      partitioned(self.kernel_init, ("vocab", "embed")),
+      partitioned(self.kernel_init, (self.rows, "embed")),
       (self.vocab_size, self.emb_dim),
       jnp.dtype(self.param_dtype),
     )
 
   def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    return embed_tokens(self.embedding.astype(self.dtype), tokens)
+    return embed_tokens(self.embedding.astype(self.dtype), tokens, self.rows)
 
 
 class Unembedding(nn.Module):
-  """The kernel [D, V] of untied logits. Who multiplies with it decides how much at a time."""
+  """Kernel [D, V] and bias [V] of untied logits. Who multiplies with it decides how much at a time."""
 
   vocab_size: int
   emb_dim: int
   kernel_init: Initializer
   param_dtype: str
+  bias: bool = False
 
   @nn.compact
   def __call__(self) -> Float[Array, "D V"]:
+    if self.bias:
+      zeros = partitioned(nn.initializers.zeros_init(), ("vocab",))
+      self.param("bias", zeros, (self.vocab_size,), jnp.dtype(self.param_dtype))
     return self.param(
       "kernel",
       partitioned(self.kernel_init, ("embed", "vocab")),
@@ -237,23 +289,36 @@ def relative_bucket(
 
 
 def rotary_angles(
-  positions: Int[Array, "B T"], head_dim: int, theta: float
-) -> tuple[Float[Array, "B T 1 H2"], Float[Array, "B T 1 H2"]]:
+  positions: Int[Array, "B T"], dims: int, theta: float, scaling: RopeScaling | None = None
+) -> Angles:
   """Cosine and sine of each position's angles (arXiv:2104.09864), for `rotate`."""
-  frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+  frequency = theta ** (-jnp.arange(0, dims, 2, dtype=jnp.float32) / dims)
+  if scaling is not None:
+    frequency = _slowed(frequency, scaling)
   angles = positions.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None, :]
   return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(
-  x: Float[Array, "B T N H"],
-  angles: tuple[Float[Array, "B T 1 H2"], Float[Array, "B T 1 H2"]],
-) -> Float[Array, "B T N H"]:
-  """Turn the pairs (i, i + H/2) of each head by the positions' angles, in float32."""
+def _slowed(frequency: Float[Array, " H2"], scaling: RopeScaling) -> Float[Array, " H2"]:
+  if scaling.kind == "linear":
+    return frequency / scaling.factor
+  # How many turns a frequency makes over a text of pretraining: few are slowed, many are kept.
+  turns = scaling.original_length * frequency / (2 * math.pi)
+  low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+  kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+  return (1 - kept) * frequency / scaling.factor + kept * frequency
+
+
+def rotate(x: Float[Array, "B T N H"], angles: Angles) -> Float[Array, "B T N H"]:
+  """Turn the pairs (i, i + R/2) of the first R dimensions of each head, in float32.
+
+  R is twice the number of angles; what stands behind is left as it is.
+  """
   cos, sin = angles
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-  return turned.astype(x.dtype)
+  half = cos.shape[-1]
+  first, second, rest = jnp.split(x.astype(jnp.float32), (half, 2 * half), axis=-1)
+  turned = [first * cos - second * sin, second * cos + first * sin, rest]
+  return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
 def dropout(module: nn.Module, x: jax.Array, rate: float | Float[Array, ""]) -> jax.Array:
@@ -264,7 +329,9 @@ def dropout(module: nn.Module, x: jax.Array, rate: float | Float[Array, ""]) -> 
   return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros_like(x))
 
 
-def embed_tokens(table: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+def embed_tokens(
+  table: Float[Array, "V D"], tokens: Int[Array, "B T"], rows: str | None = "vocab"
+) -> Float[Array, "B T D"]:
   """The rows of `table` at `tokens`.
 
   On a mesh, where the logical axis rules shard the table, each device looks up the tokens whose
@@ -273,7 +340,7 @@ def embed_tokens(table: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float
   logits.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  vocab, embed = _mesh_axes("vocab", mesh), _mesh_axes("embed", mesh)
+  vocab, embed = _mesh_axes(rows, mesh), _mesh_axes("embed", mesh)
   batch = _mesh_axes("batch", mesh, tokens.shape[0])
   length = _mesh_axes("length", mesh, tokens.shape[1])
   if not vocab + embed + batch + length:
@@ -306,7 +373,7 @@ def _masked_gather(
   return jax.lax.psum(rows, vocab)
 
 
-def _mesh_axes(name: str, mesh: Any, size: int | None = None) -> tuple[str, ...]:
+def _mesh_axes(name: str | None, mesh: Any, size: int | None = None) -> tuple[str, ...]:
   """The mesh axes of more than one device that shard a logical axis (of `size`, if they must
   divide it)."""
   if mesh.empty:

@@ -14,8 +14,8 @@ _POLICIES = {
 def stacked(layer: type[nn.Module], config: Any, length: int, name: str = "layers") -> nn.Module:
   """`length` layers that run one after the other, with parameters stacked on a leading axis.
 
-  `layer(config)` is called as (x, cache, context) -> (x, output): x runs through the layers, each
-  layer gets its slice of cache and all get the same context; the outputs come back stacked. Without
+  `layer(config)` is called as (x, own, context) -> (x, output): x runs through the layers, each
+  layer gets its slice of `own` and all get the same context; the outputs come back stacked. Without
   `config.scan_layers` the loop is unrolled over slices of the same parameters.
   """
   if config.remat != "none":

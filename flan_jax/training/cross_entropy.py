@@ -24,6 +24,7 @@ from flax import linen as nn
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
+from flan_jax.models import LMHead
 from flan_jax.training.partitioning import current_shards
 
 
@@ -43,14 +44,14 @@ class TokenScores(NamedTuple):
 
 def token_scores(
   hidden: Float[Array, "B T D"],
-  unembedding: Float[Array, "D V"],
+  head: LMHead,
   targets: Int[Array, "B T"],
   asked: Bool[Array, "B T"] | None = None,
   *,
   token_block: int = 512,
   vocabulary_block: int = 8192,
 ) -> TokenScores:
-  """Scores of `targets` under softmax(hidden @ unembedding), exact in value and gradient.
+  """Scores of `targets` under the softmax of the logits, exact in value and gradient.
 
   Products are computed in the dtype of `hidden` and accumulated in float32; everything after them
   is float32.
@@ -60,6 +61,7 @@ def token_scores(
     token_block: tokens of one device whose logits exist at a time.
     vocabulary_block: words of one device whose logits exist at a time.
   """
+  hidden, unembedding = _with_bias(hidden, head)
   grouping = _Grouping.of(targets.shape, token_block)
   hidden, targets = grouping.split(hidden), grouping.split(targets)
   if asked is None:
@@ -77,10 +79,20 @@ def token_scores(
     grouping.blocks(jnp.take_along_axis(targets, order, axis=-1)),
     trips,
     _word_blocks(unembedding.shape[1], vocabulary_block),
+    head.softcap,
   )
   return TokenScores(
     *(grouping.join(jnp.where(asked, _unsorted(x, order, inverse), 0.0)) for x in scores)
   )
+
+
+def _with_bias(hidden: jax.Array, head: LMHead) -> tuple[jax.Array, jax.Array]:
+  """Hidden states and kernel whose product has the bias in it: as one more row, for a feature of 1."""
+  if head.bias is None:
+    return hidden, head.kernel
+  one = jnp.ones((*hidden.shape[:-1], 1), hidden.dtype)
+  row = head.bias.astype(head.kernel.dtype)[None, :]
+  return jnp.concatenate([hidden, one], -1), jnp.concatenate([head.kernel, row], 0)
 
 
 class _Grouping(NamedTuple):
@@ -166,18 +178,19 @@ def _word_blocks(vocabulary: int, at_most: int) -> _WordBlocks:
   return _WordBlocks(shards, held, math.ceil(held / count), count)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _blockwise_scores(
   hidden: Float[Array, "R S N C D"],
   unembedding: Float[Array, "D V"],
   targets: Int[Array, "R S N C"],
   trips: Int[Array, ""],
   words: _WordBlocks,
+  softcap: float | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  return _forward(hidden, unembedding, targets, trips, words)[0]
+  return _forward(hidden, unembedding, targets, trips, words, softcap)[0]
 
 
-def _forward(hidden, unembedding, targets, trips, words):
+def _forward(hidden, unembedding, targets, trips, words, softcap):
   table = unembedding.reshape(-1, words.shards, words.held)
 
   def score_block(i, scores):
@@ -185,7 +198,7 @@ def _forward(hidden, unembedding, targets, trips, words):
 
     def score_words(j, carry):
       top, total, at_target, everything = carry
-      logits = _logits(x, words.take(table, j, x.dtype))
+      logits = _logits(x, words.take(table, j, x.dtype), softcap)
       word, fresh = words.words(j)
       seen = jnp.where(fresh, logits, -jnp.inf)
       new_top = jnp.maximum(top, jnp.max(seen, axis=(-2, -1)))
@@ -212,17 +225,19 @@ def _forward(hidden, unembedding, targets, trips, words):
   return scores, (hidden, unembedding, targets, trips, scores[1])
 
 
-def _forward_of_some(hidden, unembedding, targets, trips, words):
+def _forward_of_some(hidden, unembedding, targets, trips, words, softcap):
   """As `_forward`, of arguments that know whether their gradient is asked for."""
-  scores, residuals = _forward(hidden.value, unembedding.value, targets.value, trips.value, words)
+  values = (hidden.value, unembedding.value, targets.value, trips.value)
+  scores, residuals = _forward(*values, words, softcap)
   # Part of the tree's structure, and so known when `_backward` is traced.
   return scores, (*residuals, () if unembedding.perturbed else None)
 
 
-def _backward(words, residuals, cotangents):
+def _backward(words, softcap, residuals, cotangents):
   """Pulls the scores' cotangents back through the softmax p of each token's logits.
 
-  d logprob = [word is target] - p, d log_normaliser = p, d mean_logprob = 1/V - p. The gradient of
+  d logprob = [word is target] - p, d log_normaliser = p, d mean_logprob = 1/V - p; a cap on the logits
+  z adds the factor 1 - (z / cap)^2. The gradient of
   a frozen table is not made: no compiler would find out that a loop carries it for nobody.
   """
   hidden, unembedding, targets, trips, log_z, asked = residuals
@@ -241,9 +256,12 @@ def _backward(words, residuals, cotangents):
       d_x, d_table = carry
       columns = words.take(table, j, x.dtype)
       word, fresh = words.words(j)
-      chance = jnp.exp(_logits(x, columns) - block_log_z[..., None, None])
+      logits = _logits(x, columns, softcap)
+      chance = jnp.exp(logits - block_log_z[..., None, None])
       pull = chance * (to_z - to_target - to_mean) + uniform
       pull = pull + jnp.where(target[..., None, None] == word, to_target, 0.0)
+      if softcap is not None:
+        pull = pull * (1 - jnp.square(logits / np.float32(softcap)))
       pull = jnp.where(fresh, pull, 0.0).astype(x.dtype)
       d_x = d_x + jnp.einsum("rscvw,dvw->rscd", pull, columns, preferred_element_type=jnp.float32)
       if d_table is None:
@@ -294,8 +312,11 @@ def _unsorted(x: jax.Array, order: jax.Array, inverse: jax.Array) -> jax.Array:
   return _permute(x.reshape(*x.shape[:2], -1), inverse, order)
 
 
-def _logits(x: jax.Array, columns: jax.Array) -> Float[Array, "R S C V W"]:
-  return jnp.einsum("rscd,dvw->rscvw", x, columns, preferred_element_type=jnp.float32)
+def _logits(x: jax.Array, columns: jax.Array, softcap: float | None) -> Float[Array, "R S C V W"]:
+  logits = jnp.einsum("rscd,dvw->rscvw", x, columns, preferred_element_type=jnp.float32)
+  if softcap is None:
+    return logits
+  return jnp.tanh(logits / np.float32(softcap)) * np.float32(softcap)
 
 
 def _block(x: jax.Array, i: jax.Array) -> jax.Array:

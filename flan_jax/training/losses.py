@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flan_jax.errors import ConfigError
+from flan_jax.models import LMHead
 from flan_jax.training.cross_entropy import TokenScores, token_scores
 
 PyTree = Any
@@ -78,7 +79,7 @@ class ScoredModel(Protocol):
 
   def hidden(self, params: PyTree, batch: Batch, dropout_key: jax.Array | None = None) -> Array: ...
 
-  def unembedding(self, params: PyTree) -> Array: ...
+  def lm_head(self, params: PyTree) -> LMHead: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +183,7 @@ def _score(
 ) -> TokenScores:
   return token_scores(
     loss.model.hidden(params, batch, dropout_key=key),
-    loss.model.unembedding(params),
+    loss.model.lm_head(params),
     jnp.asarray(batch["decoder_target_tokens"]),
     asked,
     token_block=loss.token_block,

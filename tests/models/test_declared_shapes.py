@@ -43,7 +43,24 @@ TRACE = """
     jax.eval_shape(run, params, jnp.ones((3, 6), jnp.int32), jnp.array([6, 2, 0]))
 
   for dtype in ("float32", "bfloat16"):
-    trace(build_model(DecoderConfig(32, 16, 2, 4, 2, 8, 24, dtype=dtype, dropout_rate=0.1)))
+    for family in (
+      {},
+      {
+        "norm": "rms_plus_one", "post_norms": True, "qk_norm": True, "sliding_window": 3,
+        "window_pattern": (True, False), "local_rope_theta": 100.0, "embedding_scale": 4.0,
+        "attention_softcap": 5.0, "logit_softcap": 3.0,
+      },
+      {
+        "norm": "layer", "learned_positions": 16, "mlp_activations": ("gelu",),
+        "biases": ("query_key_value", "attention_out", "mlp"),
+      },
+      {
+        "norm": "layer", "block": "parallel_shared_norm", "rotary_dim": 4,
+        "tied_embeddings": False, "biases": ("mlp", "logits"),
+      },
+    ):
+      sizes = (32, 16, 2, 4, 2, 8, 24)
+      trace(build_model(DecoderConfig(*sizes, dtype=dtype, dropout_rate=0.1, **family)))
     trace(build_model(EncoderDecoderConfig(32, 16, 4, 8, 2, 3, 24, dtype=dtype, dropout_rate=0.1)))
 """
 

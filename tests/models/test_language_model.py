@@ -81,7 +81,7 @@ def test_every_parameter_has_as_many_logical_axes_as_dimensions(config):
 def test_logits_are_hidden_states_times_the_unembedding(config):
   model, params = model_and_params(config)
   batch = random_batch()
-  product = jitted_hidden(config)(params, batch) @ model.unembedding(params)
+  product = jitted_hidden(config)(params, batch) @ model.lm_head(params).kernel
   np.testing.assert_allclose(jitted_logits(config)(params, batch), product, rtol=1e-5, atol=1e-5)
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flan_jax.models import LMHead
 from flan_jax.training.cross_entropy import token_scores
 
 
@@ -28,9 +29,13 @@ def problem(batch=3, length=7, width=5, words=23, seed=0):
   )
 
 
-def whole(hidden, unembedding, targets, asked):
+def whole(hidden, unembedding, targets, asked, bias=None, softcap=None):
   """The three scores by optax and jax.nn, from all the logits at once."""
   logits = jnp.einsum("btd,dv->btv", hidden, unembedding)
+  if bias is not None:
+    logits = logits + bias[None, None, :]
+  if softcap is not None:
+    logits = jnp.tanh(logits / softcap) * softcap
   with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
     logprob = -optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     mean = jax.nn.log_softmax(logits).mean(axis=-1)
@@ -46,28 +51,29 @@ def whole(hidden, unembedding, targets, asked):
   token_block=st.integers(1, 30),
   vocabulary_block=st.integers(1, 40),
   seed=st.integers(0, 99),
+  softcap=st.sampled_from([None, 1.5]),
 )
 def test_any_blocking_gives_the_values_and_gradients_of_the_whole(
-  batch, length, words, token_block, vocabulary_block, seed
+  batch, length, words, token_block, vocabulary_block, seed, softcap
 ):
   hidden, unembedding, targets, asked, pulls = problem(batch, length, 4, words, seed)
+  bias = np.random.default_rng(seed).normal(size=words).astype(np.float32)
 
-  def ours(h, w):
-    scores = token_scores(
-      h, w, targets, asked, token_block=token_block, vocabulary_block=vocabulary_block
-    )
+  def ours(h, w, b):
+    blocks = {"token_block": token_block, "vocabulary_block": vocabulary_block}
+    scores = token_scores(h, LMHead(w, b, softcap), targets, asked, **blocks)
     return jnp.sum(jnp.stack(scores) * pulls), scores
 
-  def theirs(h, w):
-    scores = whole(h, w, targets, asked)
+  def theirs(h, w, b):
+    scores = whole(h, w, targets, asked, b, softcap)
     return jnp.sum(scores * pulls), scores
 
-  (_, got), got_gradients = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(
-    hidden, unembedding
-  )
-  (_, want), want_gradients = jax.jit(jax.value_and_grad(theirs, (0, 1), has_aux=True))(
-    hidden, unembedding
-  )
+  def values_and_gradients(scores):
+    made = jax.jit(jax.value_and_grad(scores, (0, 1, 2), has_aux=True))
+    (_, values), gradients = made(hidden, unembedding, bias)
+    return values, gradients
+
+  (got, got_gradients), (want, want_gradients) = map(values_and_gradients, (ours, theirs))
   np.testing.assert_allclose(jnp.stack(got), want, rtol=2e-5, atol=2e-5)
   for ours_, theirs_ in zip(got_gradients, want_gradients, strict=True):
     np.testing.assert_allclose(ours_, theirs_, rtol=1e-4, atol=5e-5)
@@ -75,7 +81,7 @@ def test_any_blocking_gives_the_values_and_gradients_of_the_whole(
 
 def test_all_tokens_are_scored_when_nobody_says_which():
   hidden, unembedding, targets, _, _ = problem()
-  got = token_scores(hidden, unembedding, targets)
+  got = token_scores(hidden, LMHead(unembedding), targets)
   want = whole(hidden, unembedding, targets, jnp.ones(targets.shape, bool))
   np.testing.assert_allclose(jnp.stack(got), want, rtol=2e-5, atol=2e-5)
 
@@ -84,7 +90,7 @@ def test_nothing_asked_is_nothing_scored_and_pulls_on_nothing():
   hidden, unembedding, targets, _, _ = problem()
   none = np.zeros(targets.shape, bool)
   total, gradients = jax.value_and_grad(
-    lambda h, w: sum(x.sum() for x in token_scores(h, w, targets, none)), (0, 1)
+    lambda h, w: sum(x.sum() for x in token_scores(h, LMHead(w), targets, none)), (0, 1)
   )(hidden, unembedding)
   assert total == 0
   assert all(not np.any(gradient) for gradient in gradients)
@@ -92,13 +98,13 @@ def test_nothing_asked_is_nothing_scored_and_pulls_on_nothing():
 
 def test_logits_as_large_as_float32_holds_do_not_overflow():
   hidden, unembedding, targets, asked, _ = problem()
-  got = token_scores(hidden * 1e18, unembedding * 1e18, targets, asked, vocabulary_block=5)
+  got = token_scores(hidden * 1e18, LMHead(unembedding * 1e18), targets, asked, vocabulary_block=5)
   assert np.all(np.isfinite(np.stack(got)))
 
 
 def test_bfloat16_gives_float32_scores_close_to_those_of_float32():
   hidden, unembedding, targets, asked, _ = problem()
-  got = token_scores(hidden.astype(jnp.bfloat16), unembedding, targets, asked)
+  got = token_scores(hidden.astype(jnp.bfloat16), LMHead(unembedding), targets, asked)
   assert got.logprob.dtype == jnp.float32
   np.testing.assert_allclose(got.logprob, whole(hidden, unembedding, targets, asked)[0], atol=0.15)
 
@@ -108,7 +114,7 @@ def test_no_array_is_as_large_as_the_logits():
   hidden, unembedding, targets, asked, _ = problem(batch, length, width, words)
 
   def total(h, w):
-    scores = token_scores(h, w, targets, asked, token_block=32, vocabulary_block=512)
+    scores = token_scores(h, LMHead(w), targets, asked, token_block=32, vocabulary_block=512)
     return scores.logprob.sum() + scores.log_normaliser.sum()
 
   compiled = jax.jit(jax.grad(total, (0, 1))).lower(hidden, unembedding).compile()
@@ -120,7 +126,7 @@ def test_a_frozen_table_costs_no_gradient_of_its_size():
   hidden, unembedding, targets, asked, _ = problem(width=256, words=4096)
 
   def total(h, w):
-    scores = token_scores(h, w, targets, asked, token_block=4, vocabulary_block=512)
+    scores = token_scores(h, LMHead(w), targets, asked, token_block=4, vocabulary_block=512)
     return scores.logprob.sum()
 
   both = jax.jit(jax.grad(total, (0, 1))).lower(hidden, unembedding).compile()
