@@ -1,59 +1,55 @@
 """Models published as GGUF: shapes, weights, tokenizer and chat template from one file.
 
-Weights are dequantised one tensor at a time into the stacked parameters, from a memory map, so that
-the peak is the parameters and one tensor. Only the `llama` architecture is read, without rotary
-scaling or biases; anything else in the file is refused by name.
+Weights are dequantised one tensor at a time, from a memory map, into the place where they are needed.
+What the file holds and this library does not read is refused by name.
 """
 
-from collections.abc import Callable, Iterator
+import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from gguf import GGUFReader
 from gguf.constants import TokenType
 from gguf.quants import dequantize
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from flan_jax.checkpoints.families import Family
+from flan_jax.checkpoints.published import Published
+from flan_jax.checkpoints.streaming import check_tensors, load_params
+from flan_jax.checkpoints.tensor_forms import Neighbours
 from flan_jax.errors import CheckpointError
 from flan_jax.models import DecoderConfig, build_model
 from flan_jax.vocabularies import BPEVocabulary
 
-# GGUF tensor -> path in our parameters; `blk.N.` tensors are stacked under `layers`.
-_TENSORS = {
-  "token_embd.weight": "embed/embedding",
-  "output_norm.weight": "norm/scale",
-  "output.weight": "unembed/kernel",
+_NAMES = {
+  "embed/embedding": "token_embd.weight",
+  "norm/scale": "output_norm.weight",
+  "unembed/kernel": "output.weight",
+  **{
+    f"layers/{ours}": f"blk.{{}}.{theirs}.weight"
+    for ours, theirs in {
+      "attention_norm/scale": "attn_norm",
+      "attention/query/kernel": "attn_q",
+      "attention/key/kernel": "attn_k",
+      "attention/value/kernel": "attn_v",
+      "attention/out/kernel": "attn_output",
+      "mlp_norm/scale": "ffn_norm",
+      "mlp/gate/kernel": "ffn_gate",
+      "mlp/up/kernel": "ffn_up",
+      "mlp/down/kernel": "ffn_down",
+    }.items()
+  },
 }
-_LAYER_TENSORS = {
-  "attn_norm.weight": "attention_norm/scale",
-  "attn_q.weight": "attention/query/kernel",
-  "attn_k.weight": "attention/key/kernel",
-  "attn_v.weight": "attention/value/kernel",
-  "attn_output.weight": "attention/out/kernel",
-  "ffn_norm.weight": "mlp_norm/scale",
-  "ffn_gate.weight": "mlp/gate/kernel",
-  "ffn_up.weight": "mlp/up/kernel",
-  "ffn_down.weight": "mlp/down/kernel",
-}
 
 
-class Pretrained(NamedTuple):
-  """A model as somebody published it. `params` are NumPy arrays on the host."""
-
-  config: DecoderConfig
-  params: dict[str, Any]
-  vocabulary: BPEVocabulary
-
-
-def load_gguf(path: Path | str, dtype: str = "float32") -> Pretrained:
-  """The model in a GGUF file.
+def open_gguf(path: Path | str, dtype: str = "float32") -> Published:
+  """The model in a GGUF file. Its tensors are read when it is loaded.
 
   Args:
-    dtype: of the parameters; the activations compute in it too, until the configuration is
-      replaced.
+    dtype: of the parameters and of the activations, until the configuration is replaced.
 
   Raises:
     CheckpointError: the file is missing, torn, or holds what this library does not read.
@@ -69,10 +65,33 @@ def load_gguf(path: Path | str, dtype: str = "float32") -> Pretrained:
       raise CheckpointError(f"{path} has no {key!r} in its metadata; it cannot be read as a model.")
     return default
 
-  tensors = {tensor.name: tensor for tensor in reader.tensors}
+  tensors = {tensor.name: _Quantized(path, tensor) for tensor in reader.tensors}
   config = _config(path, value, "output.weight" not in tensors, dtype)
-  params = _params(path, config, tensors)
-  return Pretrained(config, params, _vocabulary(path, value))
+  model = build_model(config)
+  check_tensors(str(path), model, _LLAMA, tensors)
+  vocabulary = _vocabulary(path, value)
+  load = functools.partial(load_params, str(path), model, _LLAMA, tensors)
+  return Published(config, vocabulary, load, (vocabulary.eos_id,))
+
+
+class _Quantized(NamedTuple):
+  """A tensor of a file."""
+
+  path: Path
+  tensor: Any
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return tuple(int(size) for size in reversed(self.tensor.shape))
+
+  def read(self) -> np.ndarray:
+    try:
+      return dequantize(self.tensor.data, self.tensor.tensor_type)
+    except (NotImplementedError, KeyError, ValueError) as error:
+      raise CheckpointError(
+        f"{self.path}: tensor {self.tensor.name!r} of type {self.tensor.tensor_type.name} cannot be read "
+        f"({error})."
+      ) from error
 
 
 def _open(path: Path) -> GGUFReader:
@@ -114,61 +133,19 @@ def _config(path: Path, value: Callable[..., Any], tied: bool, dtype: str) -> De
   )
 
 
-def _params(path: Path, config: DecoderConfig, tensors: dict[str, Any]) -> dict[str, Any]:
-  shapes = jax.eval_shape(build_model(config).init, jax.random.key(0))
-  params = jax.tree.map(lambda leaf: np.empty(leaf.shape, jnp.dtype(leaf.dtype)), shapes)
-  for name, target, turned_heads in _targets(config):
-    if name not in tensors:
-      raise CheckpointError(f"{path} has no tensor {name!r}.")
-    array = _dequantized(path, tensors.pop(name))
-    if turned_heads:
-      array = _half_split(array, turned_heads)
-    where, layer = target
-    held = _at(params, where)
-    held = held if layer is None else held[layer]
-    array = array.T if where.endswith("/kernel") else array
-    if array.shape != held.shape:
-      raise CheckpointError(
-        f"{path}: tensor {name!r} has shape {array.shape} and the metadata ask for {held.shape}."
-      )
-    held[...] = array
-  if tensors:
-    raise CheckpointError(f"{path} holds tensors that are not understood: {sorted(tensors)[:5]}.")
-  return params
-
-
-def _targets(config: DecoderConfig) -> Iterator[tuple[str, tuple[str, int | None], int]]:
-  """Every tensor's name, its place in the parameters, and how many heads' rows are permuted."""
-  heads = {"attn_q.weight": config.num_heads, "attn_k.weight": config.num_kv_heads}
-  for name, path in _TENSORS.items():
-    if name != "output.weight" or not config.tied_embeddings:
-      yield name, (path, None), 0
-  for layer in range(config.num_layers):
-    for name, path in _LAYER_TENSORS.items():
-      yield f"blk.{layer}.{name}", (f"layers/{path}", layer), heads.get(name, 0)
-
-
-def _dequantized(path: Path, tensor: Any) -> np.ndarray:
-  try:
-    return dequantize(tensor.data, tensor.tensor_type)
-  except (NotImplementedError, KeyError, ValueError) as error:
-    raise CheckpointError(
-      f"{path}: tensor {tensor.name!r} of type {tensor.tensor_type.name} cannot be read ({error})."
-    ) from error
-
-
-def _half_split(rows: np.ndarray, heads: int) -> np.ndarray:
-  """Rows [heads * H, D] from pairs (2i, 2i + 1), as llama.cpp turns them, to pairs (i, i + H/2)."""
-  size = rows.shape[0] // heads
-  pairs = rows.reshape(heads, size // 2, 2, rows.shape[1])
-  return pairs.swapaxes(1, 2).reshape(rows.shape)
-
-
-def _at(params: dict[str, Any], path: str) -> np.ndarray:
-  node: Any = params
-  for key in path.split("/"):
-    node = node[key]
-  return node
+# llama.cpp turns neighbours, and its converter orders the rows of queries and keys for that.
+_LLAMA = Family(
+  "llama",
+  "LlamaForCausalLM",
+  lambda _: _NAMES,
+  read=lambda settings: DecoderConfig(**settings),
+  write=dataclasses.asdict,
+  base="",
+  forms={
+    "layers/attention/query/kernel": Neighbours("num_heads"),
+    "layers/attention/key/kernel": Neighbours("num_kv_heads"),
+  },
+)
 
 
 def _decimal(stored: float) -> float:

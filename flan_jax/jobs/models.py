@@ -111,16 +111,18 @@ def scratch(
 def pretrained(
   source: str, dtype: str = "float32", param_dtype: str = "float32", remat: str = "none"
 ) -> ModelSource:
-  """A published model; see `flan_jax.checkpoints.pretrained.load_pretrained` for `source`."""
-  from flan_jax.checkpoints.pretrained import content_digest, load_pretrained
+  """A published model; see `flan_jax.checkpoints.pretrained.open_pretrained` for `source`."""
+  from flan_jax.checkpoints.pretrained import content_digest, open_pretrained
 
   settings = {"source": source, "dtype": dtype, "param_dtype": param_dtype, "remat": remat}
-  found = load_pretrained(source, param_dtype, cache_dir=data_home())
+  found = open_pretrained(source, param_dtype, cache_dir=data_home())
+  if found.vocabulary is None:
+    raise CheckpointError(f"{source} has no tokenizer: put its tokenizer.json into the folder.")
   model = build_model(dataclasses.replace(found.config, dtype=dtype, remat=remat))
 
   def load(layout: Layout, key: jax.Array) -> PyTree:
     del key
-    return jax.tree.map(jax.device_put, found.params, param_shardings(model, layout))
+    return found.load(param_shardings(model, layout))
 
   return ModelSource(
     source.partition("#")[0],

@@ -150,6 +150,8 @@ class EncoderDecoderConfig:
 
   Args:
     mlp_activations: one activation, or an activation and "linear" for a gated layer.
+    scaled_outputs: the decoder's output is divided by sqrt(emb_dim) before the logits; None: where
+      embeddings are tied.
     relative_buckets: rows of each stack's table of relative positions; 4 or more.
     relative_max_distance: every distance from here on shares the last bucket.
     dropout_rate: on embeddings, attention weights, the feed-forward layer, what each layer adds,
@@ -165,6 +167,7 @@ class EncoderDecoderConfig:
   mlp_dim: int
   mlp_activations: tuple[str, ...] = ("gelu", "linear")
   tied_embeddings: bool = False
+  scaled_outputs: bool | None = None
   relative_buckets: int = 32
   relative_max_distance: int = 128
   norm_eps: float = 1e-6
@@ -176,6 +179,8 @@ class EncoderDecoderConfig:
 
   def __post_init__(self) -> None:
     object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+    if self.scaled_outputs is None:
+      object.__setattr__(self, "scaled_outputs", self.tied_embeddings)
     _check(self)
     if self.relative_buckets < 4 or self.relative_max_distance <= self.relative_buckets // 2:
       raise ConfigError(

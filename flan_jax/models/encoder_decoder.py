@@ -216,7 +216,7 @@ class EncoderDecoder(nn.Module):
     return self._scaled(x), new
 
   def _scaled(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    return x * self.config.emb_dim**-0.5 if self.config.tied_embeddings else x
+    return x * self.config.emb_dim**-0.5 if self.config.scaled_outputs else x
 
 
 def _feed_forward(layer: nn.Module, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

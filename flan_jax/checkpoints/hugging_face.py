@@ -1,0 +1,129 @@
+"""Folders as Hugging Face's libraries write them: config.json, safetensors, a tokenizer.
+
+torch and transformers are not needed for either direction.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flan_jax.checkpoints.families import family_of
+from flan_jax.checkpoints.published import Published
+from flan_jax.checkpoints.safetensors import stored_tensors
+from flan_jax.checkpoints.streaming import check_tensors, load_params
+from flan_jax.errors import CheckpointError, FlanJaxError
+from flan_jax.models import EncoderDecoderConfig, build_model
+from flan_jax.vocabularies import (
+  BPEVocabulary,
+  ByteVocabulary,
+  SentencePieceVocabulary,
+  Vocabulary,
+)
+
+PyTree = Any
+
+
+def open_folder(folder: Path, dtype: str = "float32") -> Published:
+  """The model in a folder. Its tensors are read when it is loaded.
+
+  Args:
+    dtype: of the parameters and of the activations, until the configuration is replaced.
+
+  Raises:
+    CheckpointError: the folder is torn, or holds what this library does not read.
+  """
+  settings = _json(folder / "config.json")
+  if settings.get("model_type") == "gemma3" and "text_config" in settings:
+    raise CheckpointError(
+      f"{folder} holds Gemma 3 with its image encoder; write its text model as a folder of its own first."
+    )
+  try:
+    family = family_of(settings)
+    config = family.read(settings)
+  except KeyError as error:
+    raise CheckpointError(f"{folder / 'config.json'} does not say {error}.") from None
+  except (FlanJaxError, TypeError, AttributeError) as error:
+    raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
+  tensors = stored_tensors(folder)
+  if isinstance(config, EncoderDecoderConfig):
+    # Versions of transformers say different things here, and the file says what is there.
+    config = dataclasses.replace(config, tied_embeddings="lm_head.weight" not in tensors)
+  config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
+  model = build_model(config)
+  check_tensors(str(folder), model, family, tensors)
+  vocabulary = _vocabulary(folder)
+  return Published(
+    config,
+    vocabulary,
+    lambda shardings: load_params(str(folder), model, family, tensors, shardings),
+    _stop_ids(folder, settings, vocabulary),
+    settings.get("decoder_start_token_id") or 0,
+  )
+
+
+def _stop_ids(folder: Path, settings: Mapping[str, Any], vocabulary: Vocabulary | None) -> tuple:
+  """The tokens at which generation ends, as the folder says, else its vocabulary."""
+  path = folder / "generation_config.json"
+  said = (_json(path) if path.is_file() else {}).get("eos_token_id", settings.get("eos_token_id"))
+  if said is None:
+    return () if vocabulary is None else (vocabulary.eos_id,)
+  return tuple(said) if isinstance(said, list) else (said,)
+
+
+def _vocabulary(folder: Path) -> Vocabulary | None:
+  """The tokenizer of a folder; None where it has none."""
+  path = folder / "tokenizer_config.json"
+  settings = _json(path) if path.is_file() else {}
+  template = _chat_template(folder, settings)
+  special = folder / "special_tokens_map.json"
+  named = {**(_json(special) if special.is_file() else {}), **settings}
+  if settings.get("tokenizer_class") == "ByT5Tokenizer":
+    return ByteVocabulary(extra_ids=settings.get("extra_ids", 125))
+  if (folder / "tokenizer.json").is_file():
+    tokens: dict[str, Any] = {
+      role: _text(named.get(role)) for role in ("eos_token", "bos_token", "pad_token", "unk_token")
+    }
+    if tokens["eos_token"] is None:
+      raise CheckpointError(f"{path} does not say which token ends a text (eos_token).")
+    file = folder / "tokenizer.json"
+    vocabulary = BPEVocabulary.from_file(file, **tokens, chat_template=template)
+    begun = vocabulary.tokenizer.encode("").ids[:1]
+    if vocabulary.bos_id is not None and begun != [vocabulary.bos_id]:
+      # A tokenizer that names a begin token and does not put it before texts: none was trained with it.
+      tokens["bos_token"] = None
+      vocabulary = BPEVocabulary.from_file(file, **tokens, chat_template=template)
+    return vocabulary
+  for name in ("spiece.model", "tokenizer.model"):
+    if (folder / name).is_file():
+      extra = settings.get("extra_ids", 100 if name == "spiece.model" else 0)
+      return SentencePieceVocabulary(folder / name, extra_ids=extra, chat_template=template)
+  return None
+
+
+def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+  path = folder / "chat_template.jinja"
+  if path.is_file():
+    return path.read_text(encoding="utf-8")
+  template = settings.get("chat_template")
+  if isinstance(template, list):
+    by_name = {each["name"]: each["template"] for each in template}
+    return by_name.get("default", next(iter(by_name.values()), None))
+  return template
+
+
+def _text(token: Any) -> str | None:
+  return token["content"] if isinstance(token, dict) else token
+
+
+def _json(path: Path) -> dict[str, Any]:
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise CheckpointError(f"{path}: no such file.") from None
+  except ValueError as error:
+    raise CheckpointError(f"{path} is damaged ({error}); fetch it again.") from None
+  if not isinstance(found, dict):
+    raise CheckpointError(f"{path} holds no settings, but {type(found).__name__}.")
+  return found
