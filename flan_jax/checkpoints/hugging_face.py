@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flan_jax.checkpoints.families import family_of
+import jax.numpy as jnp
+
+from flan_jax.checkpoints.families import family_for, family_of
 from flan_jax.checkpoints.published import Published
-from flan_jax.checkpoints.safetensors import stored_tensors
-from flan_jax.checkpoints.streaming import check_tensors, load_params
-from flan_jax.errors import CheckpointError, FlanJaxError
-from flan_jax.models import EncoderDecoderConfig, build_model
+from flan_jax.checkpoints.safetensors import SHARD_BYTES, stored_tensors, write_tensors
+from flan_jax.checkpoints.streaming import check_tensors, load_params, stored_params
+from flan_jax.data.atomic import build_once
+from flan_jax.errors import CheckpointError, ConfigError, FlanJaxError
+from flan_jax.models import EncoderDecoderConfig, LanguageModel, build_model
 from flan_jax.vocabularies import (
   BPEVocabulary,
   ByteVocabulary,
@@ -127,3 +130,57 @@ def _json(path: Path) -> dict[str, Any]:
   if not isinstance(found, dict):
     raise CheckpointError(f"{path} holds no settings, but {type(found).__name__}.")
   return found
+
+
+def write_folder(
+  folder: Path,
+  model: LanguageModel,
+  params: PyTree,
+  vocabulary: Vocabulary | None = None,
+  *,
+  dtype: str | None = None,
+  settings: Mapping[str, Any] | None = None,
+  stop_ids: tuple[int, ...] = (),
+  shard_bytes: int = SHARD_BYTES,
+) -> None:
+  """Writes a model as transformers and vLLM open it: whole, or not at all.
+
+  Args:
+    folder: must not exist.
+    dtype: of the tensors; None: that of the parameters.
+    settings: more for config.json, such as what a published model said that ours does not.
+    stop_ids: tokens at which generation ends.
+
+  Raises:
+    ConfigError: the folder exists, or no family of theirs has such a model.
+    StorageError: the disk is full.
+  """
+  family = family_for(model.config)
+  if folder.exists():
+    raise ConfigError(f"{folder} exists: write to another folder, or remove it first.")
+  shapes, read = stored_params(model, family, params)
+  kept = jnp.dtype(dtype or model.config.param_dtype)
+  tensors = {name: (shape, kept) for name, shape in shapes.items()}
+  about = {
+    **(settings or {}),
+    **family.write(model.config),
+    "model_type": family.model_type,
+    "architectures": [family.architecture],
+    "torch_dtype": kept.name,
+  }
+  ends = {"eos_token_id": stop_ids[0] if len(stop_ids) == 1 else list(stop_ids)} if stop_ids else {}
+
+  def write(directory: Path) -> None:
+    for _ in write_tensors(directory, tensors, read, shard_bytes):
+      pass
+    _write_json(directory / "config.json", {**about, **ends})
+    _write_json(directory / "generation_config.json", ends)
+    if vocabulary is not None:
+      for name, content in vocabulary.hugging_face_files().items():
+        (directory / name).write_bytes(content)
+
+  build_once(folder, write)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+  path.write_text(json.dumps(content, indent=2) + "\n")

@@ -90,6 +90,35 @@ def start(
       length 0 is done from the start.
     start_id: an encoder-decoder's first decoder token.
   """
+  rows = prompts.shape[0]
+  cache, logits, positions = prefill(
+    model, params, prompts, prompt_lengths, max_new_tokens, start_id
+  )
+  state = DecodingState(
+    cache=cache,
+    last=jnp.zeros(rows, jnp.int32),
+    positions=positions,
+    tokens=jnp.zeros((rows, max_new_tokens), jnp.int32),
+    lengths=jnp.zeros(rows, jnp.int32),
+    done=prompt_lengths == 0,
+    step=jnp.zeros((), jnp.int32),
+  )
+  return _accept(state, logits, choose)
+
+
+def prefill(
+  model: LanguageModel,
+  params: Params,
+  prompts: Int[Array, "B P"],
+  prompt_lengths: Int[Array, "B"],
+  max_new_tokens: int,
+  start_id: int = 0,
+) -> tuple[Cache, Float[Array, "B V"], Int[Array, "B"]]:
+  """Reads the prompts.
+
+  Returns:
+    A cache with room for the answers, logits of each row's first token, and the position before it.
+  """
   rows, width = prompts.shape
   index = jnp.arange(width, dtype=jnp.int32)[None, :]
   real = index < prompt_lengths[:, None]
@@ -100,25 +129,15 @@ def start(
     places = jnp.where(real, index, length)
     prefix = prompt_lengths if model.bidirectional_inputs else None
     hidden, cache = model.decode_hidden(params, cache, prompts, places, prefix)
-    final = jnp.maximum(prompt_lengths - 1, 0)
-    hidden = jnp.take_along_axis(hidden, final[:, None, None], axis=1)
-    positions = final
+    positions = jnp.maximum(prompt_lengths - 1, 0)
+    hidden = jnp.take_along_axis(hidden, positions[:, None, None], axis=1)
   else:
     batch = {"encoder_input_tokens": prompts, "encoder_segment_ids": real.astype(jnp.int32)}
     cache = model.init_cache(params, batch, max_new_tokens)
     positions = jnp.zeros(rows, jnp.int32)
     first = jnp.full((rows, 1), start_id, jnp.int32)
     hidden, cache = model.decode_hidden(params, cache, first, positions[:, None])
-  state = DecodingState(
-    cache=cache,
-    last=jnp.zeros(rows, jnp.int32),
-    positions=positions,
-    tokens=jnp.zeros((rows, max_new_tokens), jnp.int32),
-    lengths=jnp.zeros(rows, jnp.int32),
-    done=prompt_lengths == 0,
-    step=jnp.zeros((), jnp.int32),
-  )
-  return _accept(state, model.project(params, hidden)[:, 0], choose)
+  return cache, model.project(params, hidden)[:, 0], positions
 
 
 def advance(

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import flan_jax
+from flan_jax.checkpoints.hugging_face import write_folder
+from flan_jax.checkpoints.safetensors import stored_tensors
 from flan_jax.training.losses import SupervisedLoss
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]
@@ -26,6 +28,7 @@ LLAMA3 = {
 LINEAR = {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}
 GPT = {"vocab_size": 101, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
 T5 = {"vocab_size": 101, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+T5 |= {"decoder_start_token_id": 0}
 
 DECODERS = {
   "llama": ("Llama", SMALL | HEADS),
@@ -154,3 +157,41 @@ def test_loss_and_norm_of_the_gradient_are_the_same(both):
   norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
   np.testing.assert_allclose(loss, out.loss.item(), rtol=1e-4)
   np.testing.assert_allclose(norm, want.item(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_generation_gives_the_same_tokens(both, beams):
+  theirs, folder = both
+  ours = flan_jax.load(folder)
+  prompts = [ids(1, length, seed=length)[0] for length in (11, 4, 7)]
+  settings = {"num_beams": beams, "max_new_tokens": 9, "do_sample": False}
+  got = ours.generate(prompts, max_new_tokens=9, num_beams=beams, eos_ids=[7, 8])
+  for prompt, answer in zip(prompts, got, strict=True):
+    given = torch.tensor(prompt[None])
+    with torch.no_grad():
+      out = theirs.generate(
+        given,
+        attention_mask=torch.ones_like(given),
+        eos_token_id=[7, 8],
+        pad_token_id=0,
+        **settings,
+      )[0].tolist()
+    new = out[1:] if ours.model.layout == "encoder_decoder" else out[len(prompt) :]
+    ends = [i for i, token in enumerate(new) if token in (7, 8)]
+    assert answer == new[: ends[0] if ends else None]
+
+
+def test_what_came_in_goes_out_again_bit_for_bit(both, tmp_path):
+  theirs, folder = both
+  ours = flan_jax.load(folder)
+  write_folder(tmp_path / "ours", ours.model, ours.params, shard_bytes=20_000)
+  before, after = stored_tensors(folder), stored_tensors(tmp_path / "ours")
+  assert before.keys() == after.keys()
+  for name in before:
+    np.testing.assert_array_equal(before[name].read(), after[name].read())
+  again = type(theirs).from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+  inputs = torch.tensor(ids(2, 19))
+  more = {} if ours.model.layout == "decoder" else {"decoder_input_ids": torch.tensor(ids(2, 9))}
+  with torch.no_grad():
+    want, got = (model(inputs, **more).logits for model in (theirs, again))
+  np.testing.assert_array_equal(want, got)
