@@ -6,7 +6,8 @@ What the file holds and this library does not read is refused by name.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,30 +20,54 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from flan_jax.checkpoints.families import Family
 from flan_jax.checkpoints.published import Published
 from flan_jax.checkpoints.streaming import check_tensors, load_params
-from flan_jax.checkpoints.tensor_forms import Neighbours
-from flan_jax.errors import CheckpointError
-from flan_jax.models import DecoderConfig, build_model
-from flan_jax.vocabularies import BPEVocabulary
+from flan_jax.checkpoints.tensor_forms import Neighbours, OneMore, TensorForm
+from flan_jax.errors import CheckpointError, nearest
+from flan_jax.models import DecoderConfig, RopeScaling, build_model
+from flan_jax.vocabularies import BPEVocabulary, SentencePieceVocabulary, Vocabulary
+from flan_jax.vocabularies.sentencepiece import SPECIAL_ROLES, sentencepiece_model
 
+_PRODUCTS = {
+  "attention/query": "attn_q",
+  "attention/key": "attn_k",
+  "attention/value": "attn_v",
+  "attention/out": "attn_output",
+  "mlp/gate": "ffn_gate",
+  "mlp/up": "ffn_up",
+  "mlp/down": "ffn_down",
+}
+_NORMS = {
+  "attention_norm": "attn_norm",
+  "attention_post_norm": "post_attention_norm",
+  "attention/query_norm": "attn_q_norm",
+  "attention/key_norm": "attn_k_norm",
+  "mlp_norm": "ffn_norm",
+  "mlp_post_norm": "post_ffw_norm",
+}
 _NAMES = {
   "embed/embedding": "token_embd.weight",
   "norm/scale": "output_norm.weight",
   "unembed/kernel": "output.weight",
-  **{
-    f"layers/{ours}": f"blk.{{}}.{theirs}.weight"
-    for ours, theirs in {
-      "attention_norm/scale": "attn_norm",
-      "attention/query/kernel": "attn_q",
-      "attention/key/kernel": "attn_k",
-      "attention/value/kernel": "attn_v",
-      "attention/out/kernel": "attn_output",
-      "mlp_norm/scale": "ffn_norm",
-      "mlp/gate/kernel": "ffn_gate",
-      "mlp/up/kernel": "ffn_up",
-      "mlp/down/kernel": "ffn_down",
-    }.items()
-  },
+  **{f"layers/{ours}/kernel": f"blk.{{}}.{name}.weight" for ours, name in _PRODUCTS.items()},
+  **{f"layers/{ours}/bias": f"blk.{{}}.{name}.bias" for ours, name in _PRODUCTS.items()},
+  **{f"layers/{ours}/scale": f"blk.{{}}.{name}.weight" for ours, name in _NORMS.items()},
 }
+# llama.cpp turns neighbours in models of LLaMA's kind, and its converter orders the rows for that.
+_NEIGHBOURS = {
+  "layers/attention/query/kernel": Neighbours("num_heads"),
+  "layers/attention/key/kernel": Neighbours("num_kv_heads"),
+}
+_ONE_MORE = dict.fromkeys([path for path in _NAMES if path.endswith("/scale")], OneMore())
+# Of each architecture that is read, how its tensors hold ours.
+_FORMS: dict[str, Mapping[str, TensorForm]] = {
+  "llama": _NEIGHBOURS,
+  "qwen2": {},
+  "qwen3": {},
+  "gemma": _ONE_MORE,
+  "gemma2": _ONE_MORE,
+  "gemma3": _ONE_MORE,
+}
+# Factors of the rotary frequencies, which tell Llama 3's scaling.
+_ROPE_FACTORS = "rope_freqs.weight"
 
 
 def open_gguf(path: Path | str, dtype: str = "float32") -> Published:
@@ -66,11 +91,13 @@ def open_gguf(path: Path | str, dtype: str = "float32") -> Published:
     return default
 
   tensors = {tensor.name: _Quantized(path, tensor) for tensor in reader.tensors}
-  config = _config(path, value, "output.weight" not in tensors, dtype)
+  factors = tensors.pop(_ROPE_FACTORS, None)
+  config = _config(path, value, tensors, factors, dtype)
+  family = _family(value("general.architecture"))
   model = build_model(config)
-  check_tensors(str(path), model, _LLAMA, tensors)
+  check_tensors(str(path), model, family, tensors)
   vocabulary = _vocabulary(path, value)
-  load = functools.partial(load_params, str(path), model, _LLAMA, tensors)
+  load = functools.partial(load_params, str(path), model, family, tensors)
   return Published(config, vocabulary, load, (vocabulary.eos_id,))
 
 
@@ -105,47 +132,103 @@ def _open(path: Path) -> GGUFReader:
     ) from error
 
 
-def _config(path: Path, value: Callable[..., Any], tied: bool, dtype: str) -> DecoderConfig:
-  architecture = value("general.architecture")
-  if architecture != "llama":
-    raise CheckpointError(
-      f"{path} holds a model of architecture {architecture!r}; only 'llama' is read."
-    )
-  if value("llama.rope.scaling.type", "none") != "none":
-    raise CheckpointError(f"{path} scales its rotary positions, which is not supported.")
-  heads, emb_dim = value("llama.attention.head_count"), value("llama.embedding_length")
-  head_dim = value("llama.attention.key_length", emb_dim // heads)
-  if value("llama.rope.dimension_count", head_dim) != head_dim:
-    raise CheckpointError(f"{path} turns only a part of each head, which is not supported.")
-  return DecoderConfig(
-    vocab_size=value("llama.vocab_size", None) or len(value("tokenizer.ggml.tokens")),
-    emb_dim=emb_dim,
-    num_layers=value("llama.block_count"),
-    num_heads=heads,
-    num_kv_heads=value("llama.attention.head_count_kv", heads),
-    head_dim=head_dim,
-    mlp_dim=value("llama.feed_forward_length"),
-    rope_theta=float(value("llama.rope.freq_base", 10_000.0)),
-    norm_eps=_decimal(value("llama.attention.layer_norm_rms_epsilon")),
-    tied_embeddings=tied,
-    dtype=dtype,
-    param_dtype=dtype,
+def _family(architecture: str) -> Family:
+  return Family(
+    architecture,
+    architecture,
+    lambda _: _NAMES,
+    read=lambda settings: DecoderConfig(**settings),
+    write=dataclasses.asdict,
+    base="",
+    forms=_FORMS[architecture],
   )
 
 
-# llama.cpp turns neighbours, and its converter orders the rows of queries and keys for that.
-_LLAMA = Family(
-  "llama",
-  "LlamaForCausalLM",
-  lambda _: _NAMES,
-  read=lambda settings: DecoderConfig(**settings),
-  write=dataclasses.asdict,
-  base="",
-  forms={
-    "layers/attention/query/kernel": Neighbours("num_heads"),
-    "layers/attention/key/kernel": Neighbours("num_kv_heads"),
-  },
-)
+def _config(
+  path: Path,
+  value: Callable[..., Any],
+  tensors: Mapping[str, "_Quantized"],
+  factors: "_Quantized | None",
+  dtype: str,
+) -> DecoderConfig:
+  architecture = value("general.architecture")
+  if architecture not in _FORMS:
+    close = nearest(architecture, _FORMS, count=1) or sorted(_FORMS)
+    raise CheckpointError(
+      f"{path} holds a model of architecture {architecture!r}, which is not read; known: "
+      f"{', '.join(close)}."
+    )
+
+  def said(key: str, *default: Any) -> Any:
+    return value(f"{architecture}.{key}", *default)
+
+  heads, emb_dim = said("attention.head_count"), said("embedding_length")
+  head_dim = said("attention.key_length", emb_dim // heads)
+  if said("rope.dimension_count", head_dim) != head_dim:
+    raise CheckpointError(f"{path} turns only a part of each head, which is not supported.")
+  biased = {"query_key_value": "attn_q", "attention_out": "attn_output", "mlp": "ffn_up"}
+  settings: dict[str, Any] = {
+    "vocab_size": said("vocab_size", None) or len(value("tokenizer.ggml.tokens")),
+    "emb_dim": emb_dim,
+    "num_layers": said("block_count"),
+    "num_heads": heads,
+    "num_kv_heads": said("attention.head_count_kv", heads),
+    "head_dim": head_dim,
+    "mlp_dim": said("feed_forward_length"),
+    "rope_theta": float(said("rope.freq_base", 10_000.0)),
+    "rope_scaling": _scaling(path, said, factors, head_dim),
+    "norm_eps": _decimal(said("attention.layer_norm_rms_epsilon")),
+    "tied_embeddings": "output.weight" not in tensors,
+    "biases": tuple(b for b, name in biased.items() if f"blk.0.{name}.bias" in tensors),
+    "qk_norm": "blk.0.attn_q_norm.weight" in tensors,
+    "dtype": dtype,
+    "param_dtype": dtype,
+  }
+  if architecture.startswith("gemma"):
+    settings |= {
+      "norm": "rms_plus_one",
+      "mlp_activations": ("gelu", "linear"),
+      "embedding_scale": math.sqrt(emb_dim),
+    }
+  if architecture in ("gemma2", "gemma3"):
+    # The largest of each generation divides by the width of a head's share, not by its size.
+    largest = settings["num_layers"] == {"gemma2": 46, "gemma3": 62}[architecture]
+    second = architecture == "gemma2"
+    settings |= {
+      "post_norms": True,
+      "attention_scale": (emb_dim / heads if largest else head_dim) ** -0.5,
+      "attention_softcap": said("attn_logit_softcapping", 50.0) if second else None,
+      "logit_softcap": said("final_logit_softcapping", 30.0) if second else None,
+      "sliding_window": said("attention.sliding_window"),
+      "window_pattern": (True, False) if second else (*[True] * 5, False),
+      "local_rope_theta": None if second else float(said("rope.freq_base_swa", 10_000.0)),
+    }
+  return DecoderConfig(**settings)
+
+
+def _scaling(
+  path: Path, said: Callable[..., Any], factors: "_Quantized | None", head_dim: int
+) -> RopeScaling | None:
+  kind = said("rope.scaling.type", "none")
+  if kind == "linear":
+    return RopeScaling("linear", _decimal(said("rope.scaling.factor")))
+  if kind != "none":
+    raise CheckpointError(
+      f"{path} scales its rotary positions by {kind!r}, which is not supported."
+    )
+  if factors is None:
+    return None
+  # The file keeps what the scaling comes to: each frequency is divided by its factor.
+  slower = factors.read().astype(np.float64)
+  found = RopeScaling("llama3", float(slower.max()))
+  theta = float(said("rope.freq_base", 10_000.0))
+  frequency = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+  turns = found.original_length * frequency / (2 * math.pi)
+  low, high = found.low_frequency_factor, found.high_frequency_factor
+  kept = np.clip((turns - low) / (high - low), 0, 1)
+  if not np.allclose(slower, 1 / ((1 - kept) / found.factor + kept), rtol=1e-3):
+    raise CheckpointError(f"{path}: {_ROPE_FACTORS} is not the scaling of Llama 3, which is read.")
+  return found
 
 
 def _decimal(stored: float) -> float:
@@ -161,12 +244,28 @@ _PRE_TOKENIZERS: dict[str, Callable[[], list[Any]]] = {
 }
 
 
-def _vocabulary(path: Path, value: Callable[..., Any]) -> BPEVocabulary:
+def _sentencepiece(value: Callable[..., Any]) -> SentencePieceVocabulary:
+  tokens, kinds = value("tokenizer.ggml.tokens"), value("tokenizer.ggml.token_type")
+  ids = {role: value(f"tokenizer.ggml.{role}_token_id", -1) for role in SPECIAL_ROLES}
+  model = sentencepiece_model(
+    zip(tokens, value("tokenizer.ggml.scores"), kinds, strict=True),
+    ids,
+    add_dummy_prefix=value("tokenizer.ggml.add_space_prefix", True),
+  )
+  template = value("tokenizer.chat_template", None)
+  control = [t for t, kind in zip(tokens, kinds, strict=True) if kind == TokenType.CONTROL]
+  spelt = [token for token in control if template and token in template]
+  return SentencePieceVocabulary(model, control_tokens=spelt, chat_template=template)
+
+
+def _vocabulary(path: Path, value: Callable[..., Any]) -> Vocabulary:
   kind, cut = value("tokenizer.ggml.model"), value("tokenizer.ggml.pre", "gpt-2")
+  if kind == "llama":
+    return _sentencepiece(value)
   if kind != "gpt2" or cut not in _PRE_TOKENIZERS:
     raise CheckpointError(
-      f"{path} has a tokenizer of kind {kind!r} cut by {cut!r}; byte-level BPE ('gpt2') cut by "
-      f"{' or '.join(map(repr, _PRE_TOKENIZERS))} is read."
+      f"{path} has a tokenizer of kind {kind!r} cut by {cut!r}; SentencePiece ('llama') and byte-level BPE "
+      f"('gpt2') cut by {' or '.join(map(repr, _PRE_TOKENIZERS))} are read."
     )
   tokens, kinds = value("tokenizer.ggml.tokens"), value("tokenizer.ggml.token_type")
   merges = [tuple(merge.split(" ", 1)) for merge in value("tokenizer.ggml.merges")]

@@ -48,7 +48,7 @@ class StoredTensor(NamedTuple):
   def read(self) -> np.ndarray:
     """Its content, and nothing else of the file."""
     array = np.empty(self.shape, self.dtype)
-    rest = memoryview(array.reshape(-1).view(np.uint8)) if array.size else memoryview(b"")
+    rest = _bytes_of(array)
     descriptor, offset = os.open(self.file, os.O_RDONLY), self.offset
     try:
       while rest:
@@ -120,7 +120,7 @@ def write_tensors(
         shape, dtype = tensors[name]
         array = np.ascontiguousarray(read(name), dtype)
         assert array.shape == shape, (name, array.shape, shape)
-        out.write(memoryview(array.reshape(-1).view(np.uint8)) if array.size else b"")
+        out.write(_bytes_of(array))
         yield name
   if len(shards) > 1:
     where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
@@ -190,6 +190,10 @@ def _shards(
     shards[-1].append(name)
     held += size
   return [*shards]
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+  return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
 
 
 def _bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:

@@ -44,6 +44,17 @@ class Transposed:
 
 
 @dataclass(frozen=True)
+class OneMore:
+  """The factor of a norm, where ours is what is added to 1."""
+
+  def ours(self, tensor: Array, config: ModelConfig) -> Array:
+    return tensor - np.ones((), tensor.dtype)
+
+  def theirs(self, parts: Sequence[Array], config: ModelConfig) -> Array:
+    return parts[0] + np.ones((), parts[0].dtype)
+
+
+@dataclass(frozen=True)
 class Thirds:
   """Query, key and value beside each other: [in, 3 out], or [3 out]."""
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, processors
 
 from flan_jax.errors import UnknownName, VocabularyError
 from flan_jax.vocabularies.vocabulary import Vocabulary
@@ -93,6 +93,22 @@ class BPEVocabulary(Vocabulary):
     if token is None:
       raise VocabularyError(f"id {token_id} is not in this vocabulary of {self.size} tokens.")
     return token
+
+  def hugging_face_files(self) -> dict[str, bytes]:
+    tokens = {role: token for role, token in self._tokens.items() if token is not None}
+    about = self._tokenizer_config("PreTrainedTokenizerFast", **tokens)
+    return {_TOKENIZER: self._spelt().encode(), "tokenizer_config.json": about}
+
+  def _spelt(self) -> str:
+    """The tokenizer.json, which puts the begin token before texts where there is one."""
+    if self.bos_id is None:
+      return self.tokenizer.to_str()
+    begin = self._tokens["bos_token"]
+    copy = Tokenizer.from_str(self.tokenizer.to_str())
+    copy.post_processor = processors.TemplateProcessing(
+      single=f"{begin} $A", pair=f"{begin} $A {begin} $B", special_tokens=[(begin, self.bos_id)]
+    )
+    return copy.to_str()
 
   def _has(self, token: str) -> bool:
     return self.tokenizer.token_to_id(token) is not None

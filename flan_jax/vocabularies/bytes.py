@@ -59,6 +59,15 @@ class ByteVocabulary(Vocabulary):
     added = token_id - self.size + len(self.added_tokens)
     return self.added_tokens[added] if added >= 0 else self.decode([token_id])
 
+  def hugging_face_files(self) -> dict[str, bytes]:
+    if self.added_tokens:
+      raise VocabularyError(
+        f"a tokenizer of bytes cannot be written with the added tokens {list(self.added_tokens)}."
+      )
+    return {
+      "tokenizer_config.json": self._tokenizer_config("ByT5Tokenizer", extra_ids=self.extra_ids)
+    }
+
   def _has(self, token: str) -> bool:
     return token in (*_CONTROL, *self.added_tokens) or len(token.encode()) == 1
 

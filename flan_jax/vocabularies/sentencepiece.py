@@ -1,7 +1,7 @@
 """SentencePiece models, with T5's sentinels where they are wanted."""
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -94,6 +94,16 @@ class SentencePieceVocabulary(Vocabulary):
   def token(self, token_id: int) -> str:
     return self._processor.id_to_piece(token_id)
 
+  def hugging_face_files(self) -> dict[str, bytes]:
+    if self.added_tokens:
+      raise VocabularyError(
+        f"a SentencePiece tokenizer cannot be written with the added tokens {list(self.added_tokens)}."
+      )
+    t5 = self.extra_ids > 0
+    about = {"extra_ids": self.extra_ids} if t5 else {"add_bos_token": self.bos_id is not None}
+    file, kind = ("spiece.model", "T5Tokenizer") if t5 else ("tokenizer.model", "LlamaTokenizer")
+    return {file: self._model, "tokenizer_config.json": self._tokenizer_config(kind, **about)}
+
   def _has(self, token: str) -> bool:
     pieces = (token, f"▁{token}")
     return any(self.token(self._processor.piece_to_id(piece)) == piece for piece in pieces)
@@ -151,27 +161,64 @@ def _processor(path: str | Path, model: bytes) -> SentencePieceProcessor:
     raise VocabularyError(f"{path}: not a SentencePiece model ({error}).") from None
 
 
+SPECIAL_ROLES = ("unknown", "bos", "eos", "padding")
+
+
+def sentencepiece_model(
+  pieces: Iterable[tuple[str, float, int]], ids: Mapping[str, int], add_dummy_prefix: bool
+) -> bytes:
+  """A BPE model with byte fallback, as Llama and Gemma have it, from its pieces: text, score, type.
+
+  Written field by field, without the protobuf package: of ModelProto 1 is a piece, 2 the trainer's settings
+  and 3 the normaliser's; of a piece 1 is the text, 2 the score, 3 the type.
+
+  Args:
+    ids: of each of `SPECIAL_ROLES`; -1: there is none.
+    add_dummy_prefix: a text is read as if a space stood before it.
+  """
+  trainer = _varint_field(3, 2) + _varint_field(35, 1)
+  for number, role in enumerate(SPECIAL_ROLES, start=40):
+    trainer += _varint_field(number, ids[role])
+  normaliser = _bytes_field(b"identity") + _varint_field(3, add_dummy_prefix)
+  normaliser += _varint_field(4, 0) + _varint_field(5, 1)
+  return b"".join(
+    [
+      *(_piece(text, score, kind) for text, score, kind in pieces),
+      _bytes_field(trainer, 2),
+      _bytes_field(normaliser, 3),
+    ]
+  )
+
+
 def _pieces(texts: Sequence[str]) -> bytes:
   """More user-defined pieces, to be put behind a serialised model.
 
   Protocol buffers that are written one after the other read as one, with repeated fields joined:
-  a model is extended without the protobuf package. In ModelProto, field 1 is a piece; in a piece,
-  field 1 is the text, 2 the score (a 32-bit float), 3 the type.
+  so a model is extended.
   """
-  added = b""
-  for text in texts:
-    piece = _bytes_field(text.encode()) + b"\x15" + struct.pack("<f", 0.0)
-    added += _bytes_field(piece + b"\x18" + bytes([_USER_DEFINED]))
-  return added
+  return b"".join(_piece(text, 0.0, _USER_DEFINED) for text in texts)
 
 
-def _bytes_field(content: bytes) -> bytes:
-  """Field 1 of a protocol buffer: its length in groups of seven bits, the lowest first."""
-  length, groups = len(content), []
-  while length > 127:
-    groups.append(length & 127 | 128)
-    length >>= 7
-  return b"\x0a" + bytes([*groups, length]) + content
+def _piece(text: str, score: float, kind: int) -> bytes:
+  scored = _bytes_field(text.encode()) + b"\x15" + struct.pack("<f", score)
+  return _bytes_field(scored + _varint_field(3, kind))
+
+
+def _bytes_field(content: bytes, number: int = 1) -> bytes:
+  return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint_field(number: int, value: int) -> bytes:
+  return _varint(number << 3) + _varint(value)
+
+
+def _varint(value: int) -> bytes:
+  """A number in groups of seven bits, the lowest first; a negative one as 64 bits."""
+  value, groups = value % (1 << 64), []
+  while value > 127:
+    groups.append(value & 127 | 128)
+    value >>= 7
+  return bytes([*groups, value])
 
 
 def _optional(token_id: int) -> int | None:

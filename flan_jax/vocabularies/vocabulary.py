@@ -119,6 +119,19 @@ class Vocabulary(abc.ABC):
     (directory / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
   @abc.abstractmethod
+  def hugging_face_files(self) -> dict[str, bytes]:
+    """What a folder of Hugging Face's layout keeps of a tokenizer, by name of the file.
+
+    Raises:
+      VocabularyError: it cannot be said in their words.
+    """
+
+  def _tokenizer_config(self, tokenizer_class: str, **settings: Any) -> bytes:
+    chat = {"chat_template": self.chat_template} if self.chat_template else {}
+    about = {"tokenizer_class": tokenizer_class, **settings, **chat}
+    return (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()
+
+  @abc.abstractmethod
   def _has(self, token: str) -> bool:
     """Whether a single id stands for this text."""
 

@@ -159,10 +159,10 @@ def test_mistral_s_sentencepiece_model_reads_its_chat_template(tmp_path):
 
 @pytest.mark.network
 def test_smollm2_s_tokenizer_comes_back_whole_from_its_gguf_file(tmp_path):
-  from flan_jax.checkpoints.gguf import load_gguf
+  from flan_jax.checkpoints.gguf import open_gguf
   from flan_jax.checkpoints.pretrained import SMOLLM2_135M_INSTRUCT, model_file
 
-  vocabulary = load_gguf(model_file(SMOLLM2_135M_INSTRUCT, cache_dir=tmp_path)).vocabulary
+  vocabulary = open_gguf(model_file(SMOLLM2_135M_INSTRUCT, cache_dir=tmp_path)).vocabulary
   assert (vocabulary.size, vocabulary.token(vocabulary.eos_id)) == (49_152, "<|im_end|>")
   assert ChatFormat.of(vocabulary).end_of_turn == "<|im_end|>"
   text = "In 1905, Einstein's café: 12 + 30 = 42\n\n  日本"
