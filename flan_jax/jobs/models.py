@@ -109,15 +109,27 @@ def scratch(
 
 
 def pretrained(
-  source: str, dtype: str = "float32", param_dtype: str = "float32", remat: str = "none"
+  source: str,
+  dtype: str = "float32",
+  param_dtype: str = "float32",
+  remat: str = "none",
+  vocabulary: Vocabulary | None = None,
 ) -> ModelSource:
-  """A published model; see `flan_jax.checkpoints.pretrained.open_pretrained` for `source`."""
+  """A published model; see `flan_jax.checkpoints.pretrained.open_pretrained` for `source`.
+
+  Args:
+    vocabulary: in place of the one that it came with; T5X's checkpoints come without.
+  """
   from flan_jax.checkpoints.pretrained import content_digest, open_pretrained
 
   settings = {"source": source, "dtype": dtype, "param_dtype": param_dtype, "remat": remat}
   found = open_pretrained(source, param_dtype, cache_dir=data_home())
-  if found.vocabulary is None:
-    raise CheckpointError(f"{source} has no tokenizer: put its tokenizer.json into the folder.")
+  vocabulary = vocabulary or found.vocabulary
+  if vocabulary is None:
+    raise CheckpointError(
+      f"{source} came without a tokenizer: set pretrained.vocabulary, such as "
+      "@sentencepiece(), or put its tokenizer.json beside it."
+    )
   model = build_model(dataclasses.replace(found.config, dtype=dtype, remat=remat))
 
   def load(layout: Layout, key: jax.Array) -> PyTree:
@@ -127,7 +139,7 @@ def pretrained(
   return ModelSource(
     source.partition("#")[0],
     model,
-    found.vocabulary,
+    vocabulary,
     load,
     f"{content_digest(source)} {param_dtype}",
     reopened_by=("pretrained", settings),
@@ -383,6 +395,8 @@ def _base(about: Mapping[str, Any], run_dir: str) -> ModelSource:
   opener, settings = about["from"], about["settings"]
   if opener not in _OPENERS:
     raise CheckpointError(f"{run_dir}: its adapters have a base from {opener!r}, which is unknown.")
+  if opener == "pretrained":
+    settings = {**settings, "vocabulary": load_vocabulary(Path(run_dir) / "vocabulary")}
   try:
     base = _OPENERS[opener](**settings)
   except (FlanJaxError, TypeError) as error:
