@@ -142,6 +142,7 @@ def write_folder(
   settings: Mapping[str, Any] | None = None,
   stop_ids: tuple[int, ...] = (),
   shard_bytes: int = SHARD_BYTES,
+  card: str = "",
 ) -> None:
   """Writes a model as transformers and vLLM open it: whole, or not at all.
 
@@ -150,6 +151,7 @@ def write_folder(
     dtype: of the tensors; None: that of the parameters.
     settings: more for config.json, such as what a published model said that ours does not.
     stop_ids: tokens at which generation ends.
+    card: of README.md.
 
   Raises:
     ConfigError: the folder exists, or no family of theirs has such a model.
@@ -175,6 +177,8 @@ def write_folder(
       pass
     _write_json(directory / "config.json", {**about, **ends})
     _write_json(directory / "generation_config.json", ends)
+    if card:
+      (directory / "README.md").write_text(card, encoding="utf-8")
     if vocabulary is not None:
       for name, content in vocabulary.hugging_face_files().items():
         (directory / name).write_bytes(content)

@@ -10,6 +10,7 @@ from typing import Any
 
 from flan_jax.data.home import data_home
 from flan_jax.errors import CheckpointError
+from flan_jax.jobs.convert import convert
 from flan_jax.jobs.data import DataPlan
 from flan_jax.jobs.evaluate import evaluate
 from flan_jax.jobs.evaluation import EvaluationPlan
@@ -60,7 +61,7 @@ def _made(cls: type) -> Callable[..., Any]:
   return make
 
 
-for job in (train, evaluate, prepare, infer, schedule, train_vocabulary):
+for job in (train, evaluate, prepare, infer, convert, schedule, train_vocabulary):
   configurable(job, job=True, phased=job in (train, prepare, schedule), rehearsed=job is train)
 for source in (
   scratch,

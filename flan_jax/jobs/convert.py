@@ -1,0 +1,115 @@
+"""`flan-jax convert`: a model as a folder that transformers and vLLM open."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flan_jax import __version__
+from flan_jax.checkpoints import Checkpoints
+from flan_jax.checkpoints.hugging_face import write_folder
+from flan_jax.errors import ConfigError
+from flan_jax.jobs.models import ModelSource
+from flan_jax.jobs.processes import is_first
+from flan_jax.models import parameter_count
+from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh
+
+
+def convert(
+  model: ModelSource,
+  folder: str,
+  *,
+  dtype: str | None = None,
+  shard_gigabytes: float = 5.0,
+  mesh: MeshConfig = MeshConfig(),
+) -> None:
+  """Writes config.json, safetensors, the tokenizer and a model card: all of it, or nothing.
+
+  Adapters that a run has trained are merged into their base.
+
+  Args:
+    folder: must not exist.
+    dtype: of the tensors; None: that of the parameters.
+    shard_gigabytes: largest file.
+
+  Raises:
+    ConfigError: the folder exists, or no family of Hugging Face's has such a model.
+  """
+  if model.lora is not None:
+    raise ConfigError(
+      "@lora() has adapters that nobody has trained: give @tuned() of a run of them."
+    )
+  if jax.process_count() > 1:
+    raise ConfigError("a folder is written by one process: run this launch in one, on its devices.")
+  if shard_gigabytes <= 0:
+    raise ConfigError(f"convert.shard_gigabytes={shard_gigabytes} must be above 0.")
+  layout = make_layout(model.model, make_mesh(mesh))
+  params = model.load(layout, jax.random.key(0))
+  write_folder(
+    Path(folder),
+    model.model,
+    params,
+    model.vocabulary,
+    dtype=dtype,
+    stop_ids=(model.vocabulary.eos_id,),
+    shard_bytes=int(shard_gigabytes * 1e9),
+    card="\n".join(_card(model, Path(folder).name)) + "\n",
+  )
+  if is_first():
+    print(f"written: {folder}", file=sys.stderr)
+
+
+def _card(model: ModelSource, name: str) -> Iterator[str]:
+  """The model card: what it is, what it was tuned on and how, and how it was judged."""
+  yield from (
+    "---",
+    "library_name: transformers",
+    "tags: [flan-jax, instruction-tuning]",
+    "---",
+    "",
+  )
+  yield from (f"# {name}", "")
+  count = parameter_count(model.model)
+  yield f"{count:,} parameters, written by flan-jax {__version__} from {model.origin}."
+  opener, settings = model.reopened_by or ("", {})
+  if opener != "tuned":
+    return
+  run = Path(settings["run_dir"])
+  meta = Checkpoints(run / "checkpoints").meta(settings["step"])
+  yield from (
+    "",
+    "## Training",
+    "",
+    f"Tuned on the mixture `{meta['mixture']}`, {meta['step']:,} steps.",
+  )
+  fingerprints = meta["fingerprints"]
+  yield f"Records, templates and tokenizer as prepared: store `{fingerprints['store'][:16]}`."
+  yield from ("", "```", meta["gin"].strip(), "```")
+  report = run / "report.json"
+  if report.is_file():
+    yield from ("", "## Evaluation", "", *_table(json.loads(report.read_text())))
+
+
+def _table(report: Mapping[str, Any]) -> Iterator[str]:
+  yield "Zero-shot, with 95 % intervals; tasks marked * belong to clusters that were held out of tuning."
+  yield from ("", "| task | metric | n | before | after | majority |", "|---|---|---|---|---|---|")
+  for task in report["tasks"]:
+    low, high = task["after_interval"] or (None, None)
+    interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+    star = " *" if task["held_out"] else ""
+    row = (
+      f"{task['name']}{star}",
+      task["metric"],
+      str(task["n"]),
+      _number(task["before"]),
+      f"{_number(task['after'])}{interval}",
+      _number(task["majority"]),
+    )
+    yield f"| {' | '.join(row)} |"
+
+
+def _number(value: float | None) -> str:
+  return "" if value is None else f"{value:.3f}"
