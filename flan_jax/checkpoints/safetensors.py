@@ -71,7 +71,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
   if not (folder / INDEX).is_file():
     if not (folder / SINGLE).is_file():
       raise CheckpointError(_absent(folder))
-    return _tensors_of(folder / SINGLE)
+    return tensors_of(folder / SINGLE)
   try:
     where = json.loads((folder / INDEX).read_text())["weight_map"]
     files = sorted(set(where.values()))
@@ -85,7 +85,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     )
   found: dict[str, StoredTensor] = {}
   for name in files:
-    found |= _tensors_of(folder / name)
+    found |= tensors_of(folder / name)
   lost = [
     name for name, file in where.items() if name not in found or found[name].file.name != file
   ]
@@ -114,14 +114,7 @@ def write_tensors(
   if len(shards) > 1:
     files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, 1 + len(shards))]
   for file, names in zip(files, shards, strict=True):
-    with (folder / file).open("wb") as out:
-      out.write(_header({name: tensors[name] for name in names}))
-      for name in names:
-        shape, dtype = tensors[name]
-        array = np.ascontiguousarray(read(name), dtype)
-        assert array.shape == shape, (name, array.shape, shape)
-        out.write(_bytes_of(array))
-        yield name
+    yield from write_file(folder / file, {name: tensors[name] for name in names}, read)
   if len(shards) > 1:
     where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
     total = sum(_bytes(*each) for each in tensors.values())
@@ -129,7 +122,27 @@ def write_tensors(
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _tensors_of(file: Path) -> dict[str, StoredTensor]:
+def write_file(
+  file: Path,
+  tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+  read: Callable[[str], np.ndarray],
+) -> Iterator[str]:
+  """Writes one file; see `write_tensors`."""
+  with file.open("wb") as out:
+    out.write(_header(tensors))
+    for name, (shape, dtype) in tensors.items():
+      array = np.ascontiguousarray(read(name), dtype)
+      assert array.shape == shape, (name, array.shape, shape)
+      out.write(_bytes_of(array))
+      yield name
+
+
+def tensors_of(file: Path) -> dict[str, StoredTensor]:
+  """Every tensor of one file, by name.
+
+  Raises:
+    CheckpointError: it is torn.
+  """
   size = file.stat().st_size
   try:
     with file.open("rb") as opened:

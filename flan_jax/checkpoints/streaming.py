@@ -45,11 +45,11 @@ class Part(NamedTuple):
 
 
 def parts_of(model: LanguageModel, family: Family) -> list[Part]:
-  """Every layer of every parameter, by the family's table."""
-  names, parts = family.names(model.config), []
-  for path, leaf in _flat(_shapes(model)).items():
+  """Every layer of every parameter, in the order of the family's table."""
+  names, shapes, parts = family.names(model.config), _flat(_shapes(model)), []
+  for path in sorted(shapes, key=list(names).index):
     stacked = "layers" in path.split("/")
-    for layer in range(leaf.shape[0]) if stacked else [None]:
+    for layer in range(shapes[path].shape[0]) if stacked else [None]:
       parts.append(Part(path, layer, names[path].format(layer), family.form(path)))
   return parts
 

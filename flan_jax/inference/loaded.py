@@ -90,18 +90,22 @@ class LoadedModel:
 
 
 def load(
-  source: str | Path, dtype: str = "float32", mesh: MeshConfig = MeshConfig()
+  source: str | Path,
+  dtype: str = "float32",
+  adapters: str | Path | None = None,
+  mesh: MeshConfig = MeshConfig(),
 ) -> LoadedModel:
-  """Opens a published model: a folder of Hugging Face's layout, a GGUF file, or a package with one.
+  """Opens a published model: a folder of Hugging Face's layout, a GGUF file, a checkpoint of T5X, a package.
 
   Args:
     source: see `flan_jax.checkpoints.pretrained.open_pretrained`.
     dtype: of parameters and activations.
+    adapters: a folder of PEFT's, which is merged into the model.
 
   Raises:
     CheckpointError: there is no such model, or it is torn or not understood.
   """
-  found = open_pretrained(source, dtype, cache_dir=data_home())
+  found = open_pretrained(source, dtype, adapters=adapters, cache_dir=data_home())
   model = build_model(found.config)
   layout = make_layout(model, make_mesh(mesh))
   params = found.load(param_shardings(model, layout))

@@ -11,6 +11,7 @@ import jax
 from flan_jax import __version__
 from flan_jax.checkpoints import Checkpoints
 from flan_jax.checkpoints.hugging_face import write_folder
+from flan_jax.checkpoints.peft import write_adapters
 from flan_jax.errors import ConfigError
 from flan_jax.jobs.models import ModelSource
 from flan_jax.jobs.processes import is_first
@@ -22,21 +23,24 @@ def convert(
   model: ModelSource,
   folder: str,
   *,
+  adapters: bool = False,
+  base: str = "",
   dtype: str | None = None,
   shard_gigabytes: float = 5.0,
   mesh: MeshConfig = MeshConfig(),
 ) -> None:
   """Writes config.json, safetensors, the tokenizer and a model card: all of it, or nothing.
 
-  Adapters that a run has trained are merged into their base.
-
   Args:
     folder: must not exist.
-    dtype: of the tensors; None: that of the parameters.
+    adapters: write the adapters that a run has trained as PEFT and vLLM open them, alone; without, they are merged
+      into their base.
+    base: what PEFT is told to open beside the adapters, a name or a folder; "": what the run opened.
+    dtype: of the tensors; None: that of the parameters. Adapters stay in float32.
     shard_gigabytes: largest file.
 
   Raises:
-    ConfigError: the folder exists, or no family of Hugging Face's has such a model.
+    ConfigError: the folder exists, no family of Hugging Face's has such a model, or it has no adapters.
   """
   if model.lora is not None:
     raise ConfigError(
@@ -44,36 +48,54 @@ def convert(
     )
   if jax.process_count() > 1:
     raise ConfigError("a folder is written by one process: run this launch in one, on its devices.")
+  if base and not adapters:
+    raise ConfigError(
+      f"convert.base={base!r} is for adapters alone: set convert.adapters, or leave it out."
+    )
   if shard_gigabytes <= 0:
     raise ConfigError(f"convert.shard_gigabytes={shard_gigabytes} must be above 0.")
-  layout = make_layout(model.model, make_mesh(mesh))
-  params = model.load(layout, jax.random.key(0))
-  write_folder(
-    Path(folder),
-    model.model,
-    params,
-    model.vocabulary,
-    dtype=dtype,
-    stop_ids=(model.vocabulary.eos_id,),
-    shard_bytes=int(shard_gigabytes * 1e9),
-    card="\n".join(_card(model, Path(folder).name)) + "\n",
-  )
+  layout, key = make_layout(model.model, make_mesh(mesh)), jax.random.key(0)
+  card = "\n".join(_card(model, Path(folder).name, adapters)) + "\n"
+  if adapters:
+    if model.trained is None:
+      raise ConfigError(f"{model.origin} has no adapters: give @tuned() of a run of @lora().")
+    lora = model.trained.lora
+    write_adapters(
+      Path(folder),
+      model.model,
+      lora.config,
+      model.trained.load(layout),
+      model.trained.base.load(layout, key),
+      origin=base or model.trained.base.origin,
+      card=card,
+    )
+  else:
+    write_folder(
+      Path(folder),
+      model.model,
+      model.load(layout, key),
+      model.vocabulary,
+      dtype=dtype,
+      stop_ids=(model.vocabulary.eos_id,),
+      shard_bytes=int(shard_gigabytes * 1e9),
+      card=card,
+    )
   if is_first():
     print(f"written: {folder}", file=sys.stderr)
 
 
-def _card(model: ModelSource, name: str) -> Iterator[str]:
+def _card(model: ModelSource, name: str, adapters: bool) -> Iterator[str]:
   """The model card: what it is, what it was tuned on and how, and how it was judged."""
   yield from (
     "---",
-    "library_name: transformers",
+    f"library_name: {'peft' if adapters else 'transformers'}",
     "tags: [flan-jax, instruction-tuning]",
     "---",
     "",
   )
   yield from (f"# {name}", "")
-  count = parameter_count(model.model)
-  yield f"{count:,} parameters, written by flan-jax {__version__} from {model.origin}."
+  what = "Adapters" if adapters else f"{parameter_count(model.model):,} parameters"
+  yield f"{what}, written by flan-jax {__version__} from {model.origin}."
   opener, settings = model.reopened_by or ("", {})
   if opener != "tuned":
     return

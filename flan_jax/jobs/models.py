@@ -59,6 +59,7 @@ class ModelSource:
     reopened_by: the function of this module that gives the model again, by name, with its arguments;
       None: nothing gives it again, some of its parameters may be random.
     lora: adapters to train in place of the parameters, which stay frozen; None: train them all.
+    trained: the adapters that `load` merges.
   """
 
   origin: str
@@ -69,6 +70,7 @@ class ModelSource:
   format: Format | None = None
   reopened_by: tuple[str, Mapping[str, Any]] | None = None
   lora: Lora | None = None
+  trained: "TrainedAdapters | None" = None
 
   def __post_init__(self) -> None:
     rows, words = self.model.config.vocab_size, self.vocabulary.size
@@ -95,6 +97,18 @@ class ModelSource:
     return self.format if name is None and self.format is not None else PlainFormat()
 
 
+class TrainedAdapters(NamedTuple):
+  """Adapters apart from the model that they were trained beside.
+
+  Args:
+    load: the adapters, laid out on a mesh.
+  """
+
+  lora: Lora
+  base: ModelSource
+  load: Callable[[Layout], PyTree]
+
+
 def scratch(
   architecture: DecoderConfig | EncoderDecoderConfig, vocabulary: Vocabulary
 ) -> ModelSource:
@@ -114,16 +128,27 @@ def pretrained(
   param_dtype: str = "float32",
   remat: str = "none",
   vocabulary: Vocabulary | None = None,
+  adapters: str | None = None,
 ) -> ModelSource:
   """A published model; see `flan_jax.checkpoints.pretrained.open_pretrained` for `source`.
 
   Args:
     vocabulary: in place of the one that it came with; T5X's checkpoints come without.
+    adapters: a folder of PEFT's, which is merged into the model.
   """
   from flan_jax.checkpoints.pretrained import content_digest, open_pretrained
 
-  settings = {"source": source, "dtype": dtype, "param_dtype": param_dtype, "remat": remat}
-  found = open_pretrained(source, param_dtype, cache_dir=data_home())
+  settings: dict[str, Any] = {
+    "source": source,
+    "dtype": dtype,
+    "param_dtype": param_dtype,
+    "remat": remat,
+  }
+  digest = content_digest(source)
+  if adapters is not None:
+    settings["adapters"] = adapters
+    digest += f" with {content_digest(adapters)}"
+  found = open_pretrained(source, param_dtype, adapters=adapters, cache_dir=data_home())
   vocabulary = vocabulary or found.vocabulary
   if vocabulary is None:
     raise CheckpointError(
@@ -141,7 +166,7 @@ def pretrained(
     model,
     vocabulary,
     load,
-    f"{content_digest(source)} {param_dtype}",
+    f"{digest} {param_dtype}",
     reopened_by=("pretrained", settings),
   )
 
@@ -236,7 +261,7 @@ def tuned(
     settings["averages"] = False
     digest = f"{digest} without averages"
 
-  def load(layout: Layout, key: jax.Array) -> PyTree:
+  def saved(layout: Layout) -> PyTree:
     trained = lora or model
     with layout.active():
       shapes = jax.eval_shape(trained.init, jax.random.key(0))
@@ -246,7 +271,10 @@ def tuned(
       param_shardings(trained, layout),
     )
     restore = checkpoints.restore_averages if averages else checkpoints.restore_params
-    params = restore(abstract, step)[0]
+    return restore(abstract, step)[0]
+
+  def load(layout: Layout, key: jax.Array) -> PyTree:
+    params = saved(layout)
     return merged(lora, base.load(layout, key), params, layout) if lora and base else params
 
   return ModelSource(
@@ -257,6 +285,7 @@ def tuned(
     f"{digest} on {base.fingerprint}" if base else digest,
     about.format,
     reopened_by=("tuned", settings),
+    trained=TrainedAdapters(lora, base, saved) if lora and base else None,
   )
 
 
@@ -267,19 +296,20 @@ def lora(
   dropout: float = 0.0,
   rank_stabilised: bool = False,
   patterns: Sequence[str] = ("*attention*kernel", "*mlp*kernel"),
+  magnitudes: bool = False,
 ) -> ModelSource:
   """A model whose parameters stay frozen while low-rank adapters are trained beside them.
 
   Args:
     model: published, or tuned by an earlier run.
-    rank, alpha, dropout, rank_stabilised, patterns: see `flan_jax.training.lora.LoraConfig`.
+    rank, alpha, dropout, rank_stabilised, patterns, magnitudes: see `flan_jax.training.lora.LoraConfig`.
 
   Raises:
     ConfigError: the settings do not fit the model, or it has adapters already.
   """
   if model.lora is not None:
     raise ConfigError("lora.model is @lora() itself; train its adapters first, then use @tuned().")
-  config = LoraConfig(rank, alpha, dropout, rank_stabilised, tuple(patterns))
+  config = LoraConfig(rank, alpha, dropout, rank_stabilised, tuple(patterns), magnitudes)
   return dataclasses.replace(model, lora=Lora(model.model, config))
 
 

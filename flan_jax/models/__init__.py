@@ -3,6 +3,7 @@
 from flan_jax.models.config import (
   DecoderConfig,
   EncoderDecoderConfig,
+  LoraConfig,
   ModelConfig,
   RopeScaling,
 )
@@ -25,6 +26,7 @@ __all__ = [
   "InitialRow",
   "LMHead",
   "LanguageModel",
+  "LoraConfig",
   "ModelConfig",
   "Params",
   "RopeScaling",

@@ -1,6 +1,7 @@
 """Shapes and numerics of the two model families, as frozen dataclasses."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -187,6 +188,44 @@ class EncoderDecoderConfig:
         f"relative_buckets={self.relative_buckets} must be 4 or more, and relative_max_distance="
         f"{self.relative_max_distance} larger than half of it: that many distances have buckets of their own."
       )
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+  """Adapters: what is adapted, and how much. See `flan_jax.training.lora`.
+
+  Args:
+    rank: r, the columns of A and rows of B.
+    alpha: of the scale alpha / rank.
+    dropout: on the input of A; the frozen product sees the whole input.
+    rank_stabilised: the scale is alpha / sqrt(rank), which does not shrink what high ranks learn.
+    patterns: of the kernels that are adapted, such as "*attention*kernel"; see
+      `flan_jax.training.parameter_patterns`.
+    magnitudes: DoRA: the norms of the columns are trained apart.
+  """
+
+  rank: int
+  alpha: float
+  dropout: float
+  rank_stabilised: bool
+  patterns: tuple[str, ...]
+  magnitudes: bool = False
+
+  def __post_init__(self) -> None:
+    object.__setattr__(self, "patterns", tuple(self.patterns))
+    if self.rank < 1:
+      raise ConfigError(f"lora.rank={self.rank} must be 1 or more.")
+    if not 0 < self.alpha < math.inf:
+      raise ConfigError(f"lora.alpha={self.alpha} must be above 0.")
+    if not 0 <= self.dropout < 1:
+      raise ConfigError(f"lora.dropout={self.dropout} is not in [0, 1).")
+    if not self.patterns:
+      raise ConfigError("lora.patterns is empty: name kernels, such as '*attention*kernel'.")
+
+  @property
+  def scale(self) -> float:
+    """s, the factor of A B."""
+    return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
 
 ModelConfig = DecoderConfig | EncoderDecoderConfig

@@ -41,7 +41,8 @@ class Dense(nn.Module):
   """A matrix product with a float kernel [in, out], and a bias [out] where asked, in `dtype`.
 
   Where adapters were joined with the parameters (`flan_jax.training.lora`), `lora_a` [in, r] and
-  `lora_b` [r, out] stand beside the kernel, and their product is added to it on the way.
+  `lora_b` [r, out] stand beside the kernel, and their product is added to it on the way; with
+  `lora_magnitude` [out] the columns of the sum are then given other norms.
   """
 
   features: int
@@ -62,17 +63,44 @@ class Dense(nn.Module):
     x = x.astype(self.dtype)
     out = matmul(x, kernel)
     if self.has_variable("params", "lora_a"):
-      out = out + self._adapted(x)
+      out = self._adapted(x, out, kernel)
     if self.bias:
       zeros = partitioned(nn.initializers.zeros_init(), self.axes[1:])
       bias = self.param("bias", zeros, (self.features,), jnp.dtype(self.param_dtype))
       out = out + _along_last(bias.astype(out.dtype), out)
     return out
 
-  def _adapted(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
+  def _adapted(
+    self, x: Float[Array, "*B D"], out: Float[Array, "*B F"], kernel: Float[Array, "D F"]
+  ) -> Float[Array, "*B F"]:
     held = self.variables["params"]
     narrow = matmul(dropout(self, x, held.get("lora_dropout", 0.0)), held["lora_a"])
-    return matmul(narrow, held["lora_b"])
+    out = out + matmul(narrow, held["lora_b"])
+    if "lora_magnitude" in held:
+      gains = column_gains(kernel, held["lora_a"], held["lora_b"], held["lora_magnitude"])
+      out = out * _along_last(gains.astype(out.dtype), out)
+    return out
+
+
+def column_gains(
+  kernel: Float[Array, "*L D F"],
+  a: Float[Array, "*L D R"],
+  b: Float[Array, "*L R F"],
+  magnitude: Float[Array, "*L F"],
+) -> Float[Array, "*L F"]:
+  """What gives the columns of W + A B the norms |W| + magnitude, in float32 (DoRA, arXiv 2402.09353).
+
+  The norm of the sum is taken as a constant by the gradient, as in section 4.3 of the paper.
+  """
+  product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+  norms = column_norms(kernel + product)
+  # A column of zeros stays one.
+  return (column_norms(kernel) + magnitude) / jax.lax.stop_gradient(jnp.maximum(norms, 1e-30))
+
+
+def column_norms(kernel: Float[Array, "*L D F"]) -> Float[Array, "*L F"]:
+  """The Euclidean norms of the columns, in float32."""
+  return jnp.linalg.norm(kernel.astype(jnp.float32), axis=-2)
 
 
 @jax.custom_vjp

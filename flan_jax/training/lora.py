@@ -1,4 +1,4 @@
-"""LoRA: low-rank adapters beside frozen kernels (Hu et al., arXiv 2106.09685).
+"""LoRA: low-rank adapters beside frozen kernels (Hu et al., arXiv 2106.09685), and DoRA.
 
 The adapters are a tree of their own. For the kernel W [in, out] at `.../query/kernel` it holds
 `.../query/lora_a` [in, r] and `.../query/lora_b` [r, out], stacked as the kernel is.
@@ -7,6 +7,9 @@ The adapters are a tree of their own. For the kernel W [in, out] at `.../query/k
   merged into it          W + s A B: parameters like any others, for whoever reads kernels
 
 s is alpha / r, or alpha / sqrt(r) where rank-stabilised (Kalajdzievski, arXiv 2312.03732).
+
+DoRA (Liu et al., arXiv 2402.09353) trains the norms m of the columns apart: V = W + s A B is used as
+V m / |V|. `.../query/lora_magnitude` [out] is m - |W|, which begins at zero.
 """
 
 import dataclasses
@@ -22,6 +25,8 @@ from flax import traverse_util
 from jaxtyping import Array, Float
 
 from flan_jax.errors import ConfigError, nearest
+from flan_jax.models import LoraConfig
+from flan_jax.models.layers import column_gains
 from flan_jax.training.losses import Loss, LossSums
 from flan_jax.training.parameter_patterns import matches, matching, require_matches
 from flan_jax.training.partitioning import ShardedModel
@@ -32,42 +37,6 @@ Path = tuple[str, ...]
 # U(-1/sqrt(in), 1/sqrt(in)), as the authors' code and PEFT draw A. B is zero, so that the adapted
 # model begins as its base.
 _A_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-  """What is adapted, and how much.
-
-  Args:
-    rank: r, the columns of A and rows of B.
-    alpha: of the scale alpha / rank.
-    dropout: on the input of A; the frozen product sees the whole input.
-    rank_stabilised: the scale is alpha / sqrt(rank), which does not shrink what high ranks learn.
-    patterns: of the kernels that are adapted, such as "*attention*kernel"; see
-      `flan_jax.training.parameter_patterns`.
-  """
-
-  rank: int
-  alpha: float
-  dropout: float
-  rank_stabilised: bool
-  patterns: tuple[str, ...]
-
-  def __post_init__(self) -> None:
-    object.__setattr__(self, "patterns", tuple(self.patterns))
-    if self.rank < 1:
-      raise ConfigError(f"lora.rank={self.rank} must be 1 or more.")
-    if not 0 < self.alpha < math.inf:
-      raise ConfigError(f"lora.alpha={self.alpha} must be above 0.")
-    if not 0 <= self.dropout < 1:
-      raise ConfigError(f"lora.dropout={self.dropout} is not in [0, 1).")
-    if not self.patterns:
-      raise ConfigError("lora.patterns is empty: name kernels, such as '*attention*kernel'.")
-
-  @property
-  def scale(self) -> float:
-    """s, the factor of A B."""
-    return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +61,7 @@ class Lora:
         )
 
   def init(self, key: jax.Array) -> dict[str, Any]:
-    """Fresh adapters in float32; A is uniform with variance 1 / (3 in), B zero."""
+    """Fresh adapters in float32; A is uniform with variance 1 / (3 in), all else zero."""
     rank, leaves = self.config.rank, dict[Path, Array]()
     keys = jax.random.split(key, len(self._kernels))
     for (path, (*layers, rows, columns)), own in zip(self._kernels.items(), keys, strict=True):
@@ -101,6 +70,8 @@ class Lora:
       a = draws(each, (rows, rank), jnp.float32).reshape(*layers, rows, rank)
       leaves[_beside(path, "lora_a")] = a
       leaves[_beside(path, "lora_b")] = jnp.zeros((*layers, rank, columns), jnp.float32)
+      if self.config.magnitudes:
+        leaves[_beside(path, "lora_magnitude")] = jnp.zeros((*layers, columns), jnp.float32)
     return traverse_util.unflatten_dict(leaves)
 
   def logical_axes(self) -> dict[str, Any]:
@@ -110,27 +81,32 @@ class Lora:
       *layers, rows, columns = names[path]
       leaves[_beside(path, "lora_a")] = (*layers, rows, None)
       leaves[_beside(path, "lora_b")] = (*layers, None, columns)
+      if self.config.magnitudes:
+        leaves[_beside(path, "lora_magnitude")] = (*layers, columns)
     return traverse_util.unflatten_dict(leaves)
 
   def join(self, base: PyTree, adapters: PyTree) -> dict[str, Any]:
     """The base with its adapters, for a forward pass that trains them; nothing of it is copied."""
-    leaves, factors = dict(_flat(base)), _flat(adapters)
+    leaves = {**_flat(base), **_flat(adapters)}
     for path, shape in self._kernels.items():
-      leaves[_beside(path, "lora_a")] = factors[_beside(path, "lora_a")]
-      leaves[_beside(path, "lora_b")] = factors[_beside(path, "lora_b")] * self._scale
+      leaves[_beside(path, "lora_b")] *= self._scale
       if self.config.dropout:
         rates = jnp.full(shape[:-2], self.config.dropout, jnp.float32)
         leaves[_beside(path, "lora_dropout")] = rates
     return traverse_util.unflatten_dict(leaves)
 
   def merge(self, base: PyTree, adapters: PyTree) -> dict[str, Any]:
-    """The base's own tree with W + s A B for every adapted kernel, in the dtype of W."""
+    """The base's own tree with the adapters in every adapted kernel, in the dtype of W."""
     leaves, factors = dict(_flat(base)), _flat(adapters)
     for path in self._kernels:
       a, b = factors[_beside(path, "lora_a")], factors[_beside(path, "lora_b")] * self._scale
       kernel = leaves[path]
       product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-      leaves[path] = (kernel.astype(jnp.float32) + product).astype(kernel.dtype)
+      made = kernel.astype(jnp.float32) + product
+      if self.config.magnitudes:
+        gains = column_gains(kernel, a, b, factors[_beside(path, "lora_magnitude")])
+        made = made * gains[..., None, :]
+      leaves[path] = made.astype(kernel.dtype)
     return traverse_util.unflatten_dict(leaves)
 
   def summary(self) -> str:
