@@ -15,7 +15,7 @@ import numpy as np
 from gguf import GGUFReader
 from gguf.constants import TokenType
 from gguf.quants import dequantize
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from flan_jax.checkpoints.families import Family
 from flan_jax.checkpoints.published import Published
@@ -179,6 +179,7 @@ def _config(
     "rope_scaling": _scaling(path, said, factors, head_dim),
     "norm_eps": _decimal(said("attention.layer_norm_rms_epsilon")),
     "tied_embeddings": "output.weight" not in tensors,
+    "context_length": said("context_length", None),
     "biases": tuple(b for b, name in biased.items() if f"blk.0.{name}.bias" in tensors),
     "qk_norm": "blk.0.attn_q_norm.weight" in tensors,
     "dtype": dtype,
@@ -237,10 +238,17 @@ def _decimal(stored: float) -> float:
 
 
 # How each `tokenizer.ggml.pre` cuts text before the byte pairs are merged. "gpt-2" is the cut that
-# ByteLevel's own expression makes; SmolLM's cuts out every digit first.
+# ByteLevel's own expression makes; SmolLM's cuts out every digit first; the others differ in how many digits stay
+# together.
+_PIECES = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
+  r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _PRE_TOKENIZERS: dict[str, Callable[[], list[Any]]] = {
   "gpt-2": lambda: [],
   "smollm": lambda: [pre_tokenizers.Digits(individual_digits=True)],
+  "llama-bpe": lambda: [pre_tokenizers.Split(Regex(_PIECES % "{1,3}"), "isolated")],
+  "qwen2": lambda: [pre_tokenizers.Split(Regex(_PIECES % ""), "isolated")],
 }
 
 
@@ -270,10 +278,16 @@ def _vocabulary(path: Path, value: Callable[..., Any]) -> Vocabulary:
   tokens, kinds = value("tokenizer.ggml.tokens"), value("tokenizer.ggml.token_type")
   merges = [tuple(merge.split(" ", 1)) for merge in value("tokenizer.ggml.merges")]
   ids = {token: i for i, token in enumerate(tokens)}
-  tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges))
+  # Llama 3 takes a piece that is a token as it is, also where no merges lead to it.
+  tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=cut == "llama-bpe"))
+  if cut == "qwen2":
+    tokenizer.normalizer = normalizers.NFC()
   before = value("tokenizer.ggml.add_space_prefix", False)
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-    [*_PRE_TOKENIZERS[cut](), pre_tokenizers.ByteLevel(add_prefix_space=before, use_regex=True)]
+    [
+      *_PRE_TOKENIZERS[cut](),
+      pre_tokenizers.ByteLevel(add_prefix_space=before, use_regex=cut in ("gpt-2", "smollm")),
+    ]
   )
   tokenizer.decoder = decoders.ByteLevel()
   special = {int(TokenType.CONTROL): True, int(TokenType.USER_DEFINED): False}

@@ -5,6 +5,7 @@ torch and transformers are not needed for either direction.
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,9 @@ def open_folder(folder: Path, dtype: str = "float32", adapters: Path | None = No
       f"adapters={str(folder)!r}."
     )
   settings = _json(folder / "config.json")
-  if settings.get("model_type") == "gemma3" and "text_config" in settings:
-    raise CheckpointError(
-      f"{folder} holds Gemma 3 with its image encoder; write its text model as a folder of its own first."
-    )
+  pictures = settings.get("model_type") == "gemma3" and "text_config" in settings
+  if pictures:
+    settings = {**settings, **settings["text_config"], "model_type": "gemma3_text"}
   try:
     family = family_of(settings)
     config = family.read(settings)
@@ -62,6 +62,8 @@ def open_folder(folder: Path, dtype: str = "float32", adapters: Path | None = No
   except (FlanJaxError, TypeError, AttributeError) as error:
     raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
   tensors: dict[str, SourceTensor] = dict(stored_tensors(folder))
+  if pictures:
+    tensors = _text_model(tensors)
   if isinstance(config, EncoderDecoderConfig):
     # Versions of transformers say different things here, and the file says what is there.
     config = dataclasses.replace(config, tied_embeddings="lm_head.weight" not in tensors)
@@ -71,6 +73,10 @@ def open_folder(folder: Path, dtype: str = "float32", adapters: Path | None = No
   if adapters is not None:
     tensors = adapted_tensors(adapters, tensors)
   vocabulary = _vocabulary(folder)
+  if vocabulary is not None and vocabulary.size > config.vocab_size:
+    raise CheckpointError(
+      f"the tokenizer in {folder} has {vocabulary.size:,} ids, and the embedding only {config.vocab_size:,} rows."
+    )
   return Published(
     config,
     vocabulary,
@@ -78,6 +84,18 @@ def open_folder(folder: Path, dtype: str = "float32", adapters: Path | None = No
     _stop_ids(folder, settings, vocabulary),
     settings.get("decoder_start_token_id") or 0,
   )
+
+
+def _text_model(tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
+  """Of a model that also sees, what reads and writes, by the names of a model that only does that."""
+  sight = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.")
+  return {
+    re.sub(r"^(model\.)?language_model\.(model\.)?", "model.", name)
+    if not name.endswith("lm_head.weight")
+    else "lm_head.weight": tensor
+    for name, tensor in tensors.items()
+    if not sight.match(name)
+  }
 
 
 def _stop_ids(folder: Path, settings: Mapping[str, Any], vocabulary: Vocabulary | None) -> tuple:

@@ -16,10 +16,11 @@ from flan_jax.jobs.evaluate import evaluate
 from flan_jax.jobs.evaluation import EvaluationPlan
 from flan_jax.jobs.infer import infer
 from flan_jax.jobs.launch import configurable
-from flan_jax.jobs.models import grown, lora, pretrained, scratch, tuned
+from flan_jax.jobs.models import lora, pretrained, scratch, tuned
 from flan_jax.jobs.optimizer import as_optimizer
 from flan_jax.jobs.preparation import seqio_vocabulary
 from flan_jax.jobs.prepare import prepare
+from flan_jax.jobs.resized_models import grown, resized
 from flan_jax.jobs.schedule import schedule
 from flan_jax.jobs.train import train
 from flan_jax.jobs.train_vocabulary import train_vocabulary, trained_vocabulary
@@ -68,6 +69,7 @@ for source in (
   pretrained,
   tuned,
   grown,
+  resized,
   lora,
   pretrained_vocabulary,
   saved_vocabulary,

@@ -6,11 +6,10 @@ in `model.json` how their base is opened again.
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -22,10 +21,8 @@ from flan_jax.jobs.processes import is_first
 from flan_jax.models import (
   DecoderConfig,
   EncoderDecoderConfig,
-  InitialRow,
   LanguageModel,
   build_model,
-  grow_embeddings,
 )
 from flan_jax.training.lora import Lora, LoraConfig
 from flan_jax.training.partitioning import Layout, param_shardings
@@ -42,7 +39,6 @@ PyTree = Any
 
 _CONFIGS: dict[str, Any] = {"decoder": DecoderConfig, "encoder_decoder": EncoderDecoderConfig}
 _DESCRIPTION = "model.json"
-_TABLE_UNIT = 128
 
 
 @dataclass(frozen=True)
@@ -168,63 +164,6 @@ def pretrained(
     load,
     f"{digest} {param_dtype}",
     reopened_by=("pretrained", settings),
-  )
-
-
-def grown(
-  model: ModelSource,
-  tokens: Mapping[str, str | None],
-  initial: Literal["mean", "normal"] = "mean",
-) -> ModelSource:
-  """A model with new control tokens after the last one of its vocabulary.
-
-  A published table with spare rows keeps its length where they suffice. One that has to grow stays a
-  multiple of what it was a multiple of, up to 128, so that it is cut over a mesh as before.
-
-  Args:
-    tokens: each new token -> words whose rows its own begins as the mean of, such as
-      {"<care>": "care kindness"}; None: as `initial` says.
-    initial: "mean" of all rows, or "normal": drawn with their mean and spread.
-
-  Raises:
-    VocabularyError: the vocabulary has a token already, or it is none.
-  """
-  if model.lora is not None:
-    raise ConfigError(
-      "grown.model has adapters, and new rows would not be trained: train it whole."
-    )
-  if not tokens:
-    raise ConfigError("grown.tokens names no token; write grown.tokens={'<name>': None}.")
-  vocabulary, known = model.vocabulary.grown(tuple(tokens)), model.vocabulary.size
-  rows: dict[int, InitialRow] = {}
-  for row, (token, words) in enumerate(tokens.items(), start=known):
-    rows[row] = initial if words is None else model.vocabulary.encode(words)
-    if not rows[row]:
-      raise ConfigError(f"grown.tokens gives {token!r} no words: write some, or None.")
-  before = model.model.config.vocab_size
-  unit = math.gcd(before, _TABLE_UNIT)
-  size = max(before, -(-vocabulary.size // unit) * unit)
-  larger = build_model(dataclasses.replace(model.model.config, vocab_size=size))
-
-  def load(layout: Layout, key: jax.Array) -> PyTree:
-    params = model.load(_layout_for(layout, before), key)
-    tables = {name: params[name] for name in ("embed", "unembed") if name in params}
-    shardings = param_shardings(larger, layout)
-    grow = jax.jit(
-      lambda tables, key: grow_embeddings(tables, size, rows, known=known, key=key),
-      out_shardings={name: shardings[name] for name in tables},
-    )
-    with layout.active():
-      return {**params, **grow(tables, jax.random.fold_in(key, known))}
-
-  return dataclasses.replace(
-    model,
-    origin=f"{model.origin}, with {len(tokens)} new tokens",
-    model=larger,
-    vocabulary=vocabulary,
-    load=load,
-    fingerprint=f"{model.fingerprint} grown {json.dumps([dict(tokens), initial])}",
-    reopened_by=None,
   )
 
 
@@ -376,14 +315,6 @@ def describe_model(source: ModelSource, format: Format, run_dir: Path) -> None:
     about["lora"] = dataclasses.asdict(source.lora.config)
     about["base"] = {"from": opener, "settings": settings, "fingerprint": source.fingerprint}
   write_whole(run_dir / _DESCRIPTION, [json.dumps(about, indent=2), "\n"])
-
-
-def _layout_for(layout: Layout, rows: int) -> Layout:
-  """The layout with tables of so many rows whole on every device, where they cannot be cut."""
-  if rows % layout.shards("vocab") == 0:
-    return layout
-  rules = tuple((name, None if name == "vocab" else axes) for name, axes in layout.rules)
-  return dataclasses.replace(layout, rules=rules)
 
 
 class _Description(NamedTuple):

@@ -70,6 +70,8 @@ class DecoderConfig:
     window_pattern: which layers have the window, repeated over the layers: (True, False) is every
       other one, the first among them.
     local_rope_theta: of the layers with a window, without scaling; None: as the others.
+    context_length: tokens of the longest text that it was trained for. It bounds nothing here, and is told to
+      others when the model is written for them.
     dtype: of activations and matrix products; norms, scores and logits are float32 always.
     param_dtype: of the parameters that `init` makes.
     scan_layers: run the layers as one loop (compiles once a layer) or unrolled. The parameters are
@@ -105,6 +107,7 @@ class DecoderConfig:
   sliding_window: int | None = None
   window_pattern: tuple[bool, ...] = (True,)
   local_rope_theta: float | None = None
+  context_length: int | None = None
   dtype: str = "float32"
   param_dtype: str = "float32"
   scan_layers: bool = True

@@ -1,4 +1,4 @@
-"""Rows for new tokens: the tables of a model made longer, each new row begun as is said."""
+"""The tables of a model made longer, each new row begun as is said, or cut to the rows that have tokens."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -31,26 +31,31 @@ def grow_embeddings(
 
   Args:
     params: of a `LanguageModel`: "embed" and, where logits are untied, "unembed"; others stay as they are.
-    size: rows afterwards, as many as now or more.
+    size: rows afterwards; fewer than now where the last ones belong to no token.
     rows: id of each new token -> how its row begins. Rows beyond the table that it does not name (a table
       may be padded) take the mean.
     known: the first so many rows belong to tokens, and means are over them; None: all that are there.
     key: for "normal" rows.
 
   Raises:
-    VocabularyError: the table would shrink, or a row of `rows` is none of it.
+    VocabularyError: the table would lose rows of tokens, or a row of `rows` is none of it.
   """
   table = params["embed"]["embedding"]
   known = table.shape[0] if known is None else known
-  if size < table.shape[0]:
-    raise VocabularyError(f"a table of {table.shape[0]:,} rows cannot be cut to {size:,}.")
+  if size < known:
+    raise VocabularyError(
+      f"a table whose first {known:,} rows belong to tokens cannot be cut to {size:,}."
+    )
   if outside := [row for row in rows if not 0 <= row < size]:
     raise VocabularyError(f"the rows {outside} are not in a table of {size:,}.")
   keys = (None, None) if key is None else jax.random.split(key)
   grown = {"embed": {"embedding": _grown(table, size, rows, known, keys[0])}}
   if "unembed" in params:
-    kernel = _grown(params["unembed"]["kernel"].T, size, rows, known, keys[1]).T
+    unembed = params["unembed"]
+    kernel = _grown(unembed["kernel"].T, size, rows, known, keys[1]).T
     grown["unembed"] = {"kernel": kernel}
+    if "bias" in unembed:
+      grown["unembed"]["bias"] = _grown(unembed["bias"][:, None], size, rows, known, keys[1])[:, 0]
   return {**params, **grown}
 
 
@@ -64,7 +69,8 @@ def _grown(
   exact = jnp.asarray(table[:known], jnp.float32)
   mean = exact.mean(axis=0)
   grown = jnp.broadcast_to(mean.astype(table.dtype), (size, table.shape[1]))
-  grown = grown.at[: table.shape[0]].set(table)
+  kept = min(size, table.shape[0])
+  grown = grown.at[:kept].set(table[:kept])
   if not rows:
     return grown
   begin = _beginnings(exact, mean, key)

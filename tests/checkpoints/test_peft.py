@@ -72,9 +72,7 @@ def test_peft_opens_what_we_write(base, tmp_path, patterns, magnitudes):
   merged = flan_jax.load(folder, adapters=tmp_path / "out")
   got = logits_of(peft.PeftModel.from_pretrained(theirs, tmp_path / "out").eval(), merged)
   np.testing.assert_allclose(*got, atol=1e-4, rtol=1e-4)
-  own = ours.model.logits(
-    lora.merge(ours.params, adapters), _batch_of(ours.model.layout)
-  )
+  own = ours.model.logits(lora.merge(ours.params, adapters), _batch_of(ours.model.layout))
   np.testing.assert_allclose(own, got[1], atol=1e-4, rtol=1e-4)
   assert np.abs(got[1] - plain).max() > 1e-2
 
@@ -128,7 +126,9 @@ def test_adapters_of_another_model_are_named_all_at_once(tmp_path):
     theirs.save_pretrained(tmp_path / name)
   about = peft.LoraConfig(r=3, target_modules=["q_proj", "v_proj"])
   peft.get_peft_model(theirs, about).save_pretrained(tmp_path / "adapters")
-  with pytest.raises(CheckpointError, match=r"layers\.1\.self_attn\.q_proj(.|\n)*layers\.1.*v_proj"):
+  with pytest.raises(
+    CheckpointError, match=r"layers\.1\.self_attn\.q_proj(.|\n)*layers\.1.*v_proj"
+  ):
     flan_jax.load(tmp_path / "base", adapters=tmp_path / "adapters")
   with pytest.raises(ConfigError, match="are for a folder"):
     flan_jax.load("package:x==1#sha256=0", adapters=tmp_path / "adapters")

@@ -63,6 +63,12 @@ DECODERS = {
     "GPTNeoX", SMALL | {"num_attention_heads": 4, "use_parallel_residual": False},
   ),
 }  # fmt: skip
+PICTURES = {
+  "hidden_size": 16,
+  "intermediate_size": 24,
+  "num_hidden_layers": 1,
+  "num_attention_heads": 2,
+}
 ENCODER_DECODERS = {
   "t5 1.0": ("T5", T5),
   "t5 1.1": ("T5", T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
@@ -95,6 +101,22 @@ def both(request, tmp_path):
         weight.mul_(5.0)
   theirs.save_pretrained(tmp_path / "theirs")
   return theirs, tmp_path / "theirs"
+
+
+def test_the_text_of_a_model_that_also_sees_is_read(tmp_path):
+  text = SMALL | HEADS | {"sliding_window": 5, "query_pre_attn_scalar": 24}
+  config = transformers.Gemma3Config(
+    text_config=text,
+    vision_config=PICTURES | {"image_size": 28, "patch_size": 14},
+    attn_implementation="eager",
+  )
+  theirs = transformers.Gemma3ForConditionalGeneration(config).eval()
+  theirs.save_pretrained(tmp_path / "theirs")
+  inputs = ids(2, 17)
+  with torch.no_grad():
+    want = theirs(*tensors(inputs)).logits.numpy()
+  got = np.asarray(flan_jax.load(tmp_path / "theirs").logits(inputs))
+  np.testing.assert_allclose(got, want, atol=1e-4, rtol=1e-4)
 
 
 def ids(rows, length, seed=0):

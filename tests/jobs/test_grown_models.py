@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from flan_jax.errors import ConfigError, VocabularyError
-from flan_jax.jobs.models import grown, scratch, tuned
+from flan_jax.jobs.models import scratch, tuned
+from flan_jax.jobs.resized_models import grown, resized
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig
 from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh, param_shardings
 from flan_jax.vocabularies import ByteVocabulary, load_vocabulary
@@ -75,6 +76,19 @@ def test_models_grown_otherwise_are_other_models():
     grown(source(), {"<care>": None, "<harm>": None}),
   ]
   assert len({model.fingerprint for model in models}) == 4
+
+
+def test_a_padded_table_is_cut_over_a_mesh_and_trimmed_again():
+  padded = resized(source(), 264)
+  params, layout = loaded(padded, MeshConfig(data=2, tensor=4))
+  assert params["embed"]["embedding"].shape == (264, 16) and layout.shards("vocab") == 4
+  plain, _ = loaded(source(), MeshConfig())
+  trimmed, _ = loaded(resized(padded, 259), MeshConfig())
+  jax.tree.map(np.testing.assert_array_equal, trimmed, plain)
+  mean = np.asarray(plain["embed"]["embedding"]).mean(axis=0)
+  np.testing.assert_allclose(params["embed"]["embedding"][259:], np.tile(mean, (5, 1)), atol=1e-6)
+  with pytest.raises(ConfigError, match="rows=258 is less than the 259 tokens"):
+    resized(source(), 258)
 
 
 def test_tokens_that_cannot_be_had():

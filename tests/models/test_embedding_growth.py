@@ -88,7 +88,7 @@ def test_bfloat16_tables_stay_so_and_are_averaged_exactly():
 
 def test_a_table_is_neither_cut_nor_written_beside():
   params = {"embed": {"embedding": jnp.zeros((8, 4))}}
-  with pytest.raises(VocabularyError, match="8 rows cannot be cut to 7"):
+  with pytest.raises(VocabularyError, match="8 rows belong to tokens cannot be cut to 7"):
     grow_embeddings(params, 7, {})
   with pytest.raises(VocabularyError, match=r"rows \[9\] are not in a table of 9"):
     grow_embeddings(params, 9, {9: "mean"})

@@ -10,7 +10,7 @@ from typing import Any
 from flan_jax.checkpoints.families import gemma, gpt, llama, t5
 from flan_jax.checkpoints.families.family import Family, Json
 from flan_jax.errors import CheckpointError, ConfigError, nearest
-from flan_jax.models import ModelConfig
+from flan_jax.models import DecoderConfig, ModelConfig
 
 FAMILIES: dict[str, Family] = {
   family.model_type: family
@@ -56,9 +56,12 @@ def _says(family: Family, config: ModelConfig) -> bool:
 def shape_of(config: ModelConfig) -> ModelConfig:
   """The configuration without what says nothing about the parameters and what they mean."""
   same: dict[str, Any] = {
+    "dropout_rate": 0.0,
     "dtype": "float32",
     "param_dtype": "float32",
     "remat": "none",
     "scan_layers": True,
   }
-  return dataclasses.replace(config, dropout_rate=0.0, **same)
+  if isinstance(config, DecoderConfig):
+    same["context_length"] = None
+  return dataclasses.replace(config, **same)

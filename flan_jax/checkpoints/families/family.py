@@ -123,6 +123,11 @@ def written_rope(theta: float, scaling: Any) -> dict[str, Any]:
   return {"rope_theta": theta, **written}
 
 
+def written_length(config: DecoderConfig, name: str) -> dict[str, Any]:
+  """The length of its texts under their name, where it is known."""
+  return {} if config.context_length is None else {name: config.context_length}
+
+
 def written_ropes(config: DecoderConfig) -> dict[str, Any]:
   """In the words of transformers 5 and of the versions before it."""
   written = written_rope(config.rope_theta, config.rope_scaling)

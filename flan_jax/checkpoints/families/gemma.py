@@ -70,7 +70,18 @@ def _read_gemma2(settings: Json) -> DecoderConfig:
   )
 
 
+# What the folders of the multimodal sizes leave unsaid about their text models.
+_UNSAID = {
+  "vocab_size": 262_208,
+  "num_attention_heads": 8,
+  "num_key_value_heads": 4,
+  "head_dim": 256,
+  "max_position_embeddings": 131_072,
+}
+
+
 def _read_gemma3(settings: Json) -> DecoderConfig:
+  settings = _UNSAID | dict(settings)
   every = settings.get("sliding_window_pattern") or settings.get("_sliding_window_pattern") or 6
   theta, scaling = rope(settings, 1_000_000.0, "full_attention")
   nested = settings.get("rope_parameters") or {}

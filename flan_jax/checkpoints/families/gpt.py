@@ -13,6 +13,7 @@ from flan_jax.checkpoints.families.family import (
   layer_names,
   refuse,
   rope,
+  written_length,
   written_ropes,
 )
 from flan_jax.checkpoints.tensor_forms import (
@@ -116,6 +117,7 @@ def _read_gpt2(settings: Json) -> DecoderConfig:
     mlp_activations=(activation(settings.get("activation_function", "gelu_new")),),
     biases=("query_key_value", "attention_out", "mlp"),
     learned_positions=settings.get("n_positions", 1024),
+    context_length=settings.get("n_positions", 1024),
     attention_scale=None if settings.get("scale_attn_weights", True) else 1.0,
   )
 
@@ -161,12 +163,13 @@ def _read_gptj(settings: Json) -> DecoderConfig:
     biases=("mlp", "logits"),
     block="parallel_shared_norm",
     rotary_dim=settings.get("rotary_dim") or width // heads,
+    context_length=settings.get("n_positions", 2048),
   )
 
 
 def _write_gptj(config: DecoderConfig) -> dict[str, Any]:
-  rest = {"n_positions": 2048, "rotary_dim": config.rotary_dim, "tie_word_embeddings": False}
-  return {**_write_gpt(config), **rest}
+  rest = {"rotary_dim": config.rotary_dim, "tie_word_embeddings": False}
+  return {**_write_gpt(config), **written_length(config, "n_positions"), **rest}
 
 
 def _read_neox(settings: Json) -> DecoderConfig:
@@ -192,6 +195,7 @@ def _read_neox(settings: Json) -> DecoderConfig:
     rotary_dim=int(width // heads * share),
     rope_theta=theta,
     rope_scaling=scaling,
+    context_length=settings.get("max_position_embeddings"),
   )
 
 
@@ -213,6 +217,7 @@ def _write_neox(config: DecoderConfig) -> dict[str, Any]:
     "use_parallel_residual": c.block == "parallel",
     "rotary_pct": share,
     "rotary_emb_base": c.rope_theta,
+    **written_length(c, "max_position_embeddings"),
     **ropes,
   }
 

@@ -13,6 +13,7 @@ from flan_jax.checkpoints.families.family import (
   layer_names,
   rope,
   window,
+  written_length,
   written_ropes,
   written_window,
 )
@@ -70,6 +71,7 @@ def llama_like(settings: Json, tied: bool, theta: float = 10_000.0, **more: Any)
     "rope_scaling": rope_scaling,
     "norm_eps": float(settings.get("rms_norm_eps", 1e-6)),
     "tied_embeddings": settings.get("tie_word_embeddings", tied),
+    "context_length": settings.get("max_position_embeddings"),
   }
   act = settings.get("hidden_activation") or settings.get("hidden_act") or "silu"
   return DecoderConfig(**(plain | {"mlp_activations": (activation(act), "linear")} | more))
@@ -88,6 +90,7 @@ def write_llama_like(config: DecoderConfig, **more: Any) -> dict[str, Any]:
     "rms_norm_eps": c.norm_eps,
     "tie_word_embeddings": c.tied_embeddings,
     "hidden_act": THEIR_ACTIVATIONS[c.mlp_activations[0]],
+    **written_length(c, "max_position_embeddings"),
     **written_ropes(c),
     **more,
   }
