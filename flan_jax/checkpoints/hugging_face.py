@@ -116,6 +116,15 @@ def _vocabulary(folder: Path) -> Vocabulary | None:
   named = {**(_json(special) if special.is_file() else {}), **settings}
   if settings.get("tokenizer_class") == "ByT5Tokenizer":
     return ByteVocabulary(extra_ids=settings.get("extra_ids", 125))
+  if (folder / "spiece.model").is_file():
+    # T5's own, which its tokenizer.json only follows closely.
+    return SentencePieceVocabulary(
+      folder / "spiece.model",
+      settings.get("extra_ids", 100),
+      settings.get("control_tokens", ()),
+      template,
+      settings.get("added_tokens", ()),
+    )
   if (folder / "tokenizer.json").is_file():
     tokens: dict[str, Any] = {
       role: _text(named.get(role)) for role in ("eos_token", "bos_token", "pad_token", "unk_token")
@@ -130,10 +139,8 @@ def _vocabulary(folder: Path) -> Vocabulary | None:
       tokens["bos_token"] = None
       vocabulary = BPEVocabulary.from_file(file, **tokens, chat_template=template)
     return vocabulary
-  for name in ("spiece.model", "tokenizer.model"):
-    if (folder / name).is_file():
-      extra = settings.get("extra_ids", 100 if name == "spiece.model" else 0)
-      return SentencePieceVocabulary(folder / name, extra_ids=extra, chat_template=template)
+  if (folder / "tokenizer.model").is_file():
+    return SentencePieceVocabulary(folder / "tokenizer.model", chat_template=template)
   return None
 
 

@@ -75,18 +75,26 @@ class LoadedModel:
     return _logits(self.model, self.params, batch)
 
   def generate(
-    self, prompts: Sequence[Sequence[int]], max_new_tokens: int = 64, **settings: Any
+    self, prompts: Sequence[str | Sequence[int]], max_new_tokens: int = 64, **settings: Any
   ) -> list[list[int]]:
     """The new ids of each prompt, without the one that stopped it.
 
     Args:
-      prompts: ids of any lengths, without padding.
+      prompts: texts; or ids of any lengths, without padding, as the model is to read them.
       settings: of `flan_jax.inference.generate`.
     """
     stop = settings.pop("eos_ids", self.stop_ids)
+    ids = [self._ids(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     return generate(
-      self.model, self.params, prompts, max_new_tokens, stop, start_id=self.start_id, **settings
+      self.model, self.params, ids, max_new_tokens, stop, start_id=self.start_id, **settings
     )
+
+  def _ids(self, prompt: str) -> list[int]:
+    """A text as the model was trained to read it: after its begin token, or before its end token."""
+    ids = self.tokenizer.encode(prompt)
+    if self.model.layout == "encoder_decoder":
+      return [*ids, self.tokenizer.eos_id]
+    return ids if self.tokenizer.bos_id is None else [self.tokenizer.bos_id, *ids]
 
 
 def load(

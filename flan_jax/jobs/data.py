@@ -71,7 +71,7 @@ class DataPlan:
     """How this plan's prompts are written for a model."""
     if self.format == "chat":
       return ChatFormat.of(source.vocabulary)
-    return PlainFormat(separator=self.separator, eos_on_inputs=self.eos_on_inputs)
+    return PlainFormat(self.separator, eos_on_inputs=self.eos_on_inputs, bos=source.begins)
 
   def config(self, source: ModelSource) -> StoreConfig:
     """What decides the content of the store for a model."""

@@ -90,7 +90,14 @@ class ModelSource:
       raise ConfigError(f"format={name!r} is neither 'plain' nor 'chat'.")
     if name == "chat":
       return ChatFormat.of(self.vocabulary)
-    return self.format if name is None and self.format is not None else PlainFormat()
+    if name is None and self.format is not None:
+      return self.format
+    return PlainFormat(bos=self.begins)
+
+  @property
+  def begins(self) -> bool:
+    """Whether its texts begin with a token for that: those of a decoder whose vocabulary has one."""
+    return self.model.layout == "decoder" and self.vocabulary.bos_id is not None
 
 
 class TrainedAdapters(NamedTuple):

@@ -8,10 +8,15 @@ from typing import Any, ClassVar
 from sentencepiece import SentencePieceProcessor
 
 from flan_jax.errors import VocabularyError
+from flan_jax.vocabularies.unigram_export import (
+  is_unigram,
+  takes_text_as_it_is,
+  unigram_tokenizer,
+)
 from flan_jax.vocabularies.vocabulary import Vocabulary, spelling_of
 
 _MODEL = "sentencepiece.model"
-_USER_DEFINED = 4
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # types of pieces
 
 
 class SentencePieceVocabulary(Vocabulary):
@@ -95,6 +100,8 @@ class SentencePieceVocabulary(Vocabulary):
     return self._processor.id_to_piece(token_id)
 
   def hugging_face_files(self) -> dict[str, bytes]:
+    if is_unigram(self._processor) and takes_text_as_it_is(self._processor):
+      return self._as_unigram()
     if self.added_tokens:
       raise VocabularyError(
         f"a SentencePiece tokenizer cannot be written with the added tokens {list(self.added_tokens)}."
@@ -103,6 +110,27 @@ class SentencePieceVocabulary(Vocabulary):
     about = {"extra_ids": self.extra_ids} if t5 else {"add_bos_token": self.bos_id is not None}
     file, kind = ("spiece.model", "T5Tokenizer") if t5 else ("tokenizer.model", "LlamaTokenizer")
     return {file: self._model, "tokenizer_config.json": self._tokenizer_config(kind, **about)}
+
+  def _as_unigram(self) -> dict[str, bytes]:
+    tokens = {
+      "eos_token": self.eos_id,
+      "bos_token": self.bos_id,
+      "unk_token": self.unk_id,
+      "pad_token": self._processor.pad_id(),
+    }
+    about = {
+      "extra_ids": self.extra_ids,
+      "control_tokens": list(self.control_tokens),
+      "added_tokens": list(self.added_tokens),
+      **{role: self.token(i) for role, i in tokens.items() if i is not None and i >= 0},
+    }
+    spoken = (*self.control_tokens, *self.added_tokens)
+    tokenizer = unigram_tokenizer(self._processor, spoken, ends_texts=self.extra_ids > 0)
+    return {
+      "spiece.model": self._model,
+      "tokenizer.json": tokenizer,
+      "tokenizer_config.json": self._tokenizer_config("PreTrainedTokenizerFast", **about),
+    }
 
   def _has(self, token: str) -> bool:
     pieces = (token, f"▁{token}")
@@ -176,9 +204,16 @@ def sentencepiece_model(
     ids: of each of `SPECIAL_ROLES`; -1: there is none.
     add_dummy_prefix: a text is read as if a space stood before it.
   """
+  pieces = list(pieces)
   trainer = _varint_field(3, 2) + _varint_field(35, 1)
-  for number, role in enumerate(SPECIAL_ROLES, start=40):
-    trainer += _varint_field(number, ids[role])
+  for number, role in enumerate(SPECIAL_ROLES):
+    trainer += _varint_field(40 + number, ids[role])
+    # The library finds them by their texts, and the unknown one by its type as well.
+    if ids[role] >= 0:
+      text, score, _ = pieces[ids[role]]
+      trainer += _bytes_field(text.encode(), 45 + number)
+      kind = _UNKNOWN if ids[role] == ids["unknown"] else _CONTROL
+      pieces[ids[role]] = (text, score, kind)
   normaliser = _bytes_field(b"identity") + _varint_field(3, add_dummy_prefix)
   normaliser += _varint_field(4, 0) + _varint_field(5, 1)
   return b"".join(

@@ -85,8 +85,28 @@ def test_logits_are_hidden_states_times_the_unembedding(config):
   np.testing.assert_allclose(jitted_logits(config)(params, batch), product, rtol=1e-5, atol=1e-5)
 
 
-def test_inputs_are_read_in_both_directions_where_the_batch_says_so():
-  model, params = model_and_params(DECODER)
+KINDS = {
+  "llama": {},
+  "gemma": {
+    "norm": "rms_plus_one",
+    "post_norms": True,
+    "attention_softcap": 5.0,
+    "sliding_window": 2,
+    "window_pattern": (True, False),
+    "local_rope_theta": 100.0,
+  },
+  "gpt2": {"norm": "layer", "learned_positions": 16, "mlp_activations": ("gelu",)},
+  "gptj": {"norm": "layer", "block": "parallel_shared_norm", "rotary_dim": 4},
+  "neox": {"norm": "layer", "block": "parallel", "biases": ("query_key_value", "mlp")},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inputs_are_read_in_both_directions_where_the_batch_says_so(kind):
+  model = build_model(dataclasses.replace(DECODER, **KINDS[kind]))
+  # A fresh decoder attends almost uniformly, which would hide mistakes in its attention.
+  fresh = jax.jit(model.init)(jax.random.key(0))
+  params = jax.tree.map(lambda x: x if x.ndim == 1 else x * 10, fresh)
   segments = np.array([[1, 1, 1, 1, 1, 2, 2, 2, 2, 0], [1] * 10], np.int32)
   inputs = np.array([[1, 1, 1, 0, 0, 1, 1, 0, 0, 0], [0] * 10], np.int32)
   batch = {

@@ -96,6 +96,26 @@ def test_seqio_reads_the_same_file_and_gives_the_same_ids(vocabulary, path, prom
     assert vocabulary.encode(prompt) == theirs.encode(prompt)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("grown", [False, True])
+def test_transformers_reads_what_is_written_for_it_and_gives_the_same_ids(
+  vocabulary, grown, prompts, tmp_path
+):
+  transformers = pytest.importorskip("transformers")
+  if grown:
+    vocabulary = vocabulary.grown(["<|care|>"])
+  for name, content in vocabulary.hugging_face_files().items():
+    (tmp_path / name).write_bytes(content)
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  assert (theirs.pad_token_id, theirs.eos_token_id, theirs.unk_token_id) == (0, 1, 2)
+  assert len(theirs) == vocabulary.size
+  for prompt in [*prompts, *ODD_TEXTS, "a <extra_id_0> b <extra_id_99>"]:
+    assert theirs.encode(prompt) == [*vocabulary.encode(prompt), 1]
+    assert theirs.decode(theirs.encode(prompt)[:-1]) == prompt
+  if grown:
+    assert theirs.encode("<|care|>") == [*vocabulary.encode("<|care|>"), 1] == [SIZE, 1]
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
 def test_the_number_of_processors_does_not_change_a_byte(prompts, model_type):
