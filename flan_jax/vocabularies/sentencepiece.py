@@ -124,8 +124,7 @@ class SentencePieceVocabulary(Vocabulary):
       "added_tokens": list(self.added_tokens),
       **{role: self.token(i) for role, i in tokens.items() if i is not None and i >= 0},
     }
-    spoken = (*self.control_tokens, *self.added_tokens)
-    tokenizer = unigram_tokenizer(self._processor, spoken, ends_texts=self.extra_ids > 0)
+    tokenizer = unigram_tokenizer(self._processor, self.control_tokens, self.extra_ids > 0)
     return {
       "spiece.model": self._model,
       "tokenizer.json": tokenizer,

@@ -113,7 +113,8 @@ def test_transformers_reads_what_is_written_for_it_and_gives_the_same_ids(
     assert theirs.encode(prompt) == [*vocabulary.encode(prompt), 1]
     assert theirs.decode(theirs.encode(prompt)[:-1]) == prompt
   if grown:
-    assert theirs.encode("<|care|>") == [*vocabulary.encode("<|care|>"), 1] == [SIZE, 1]
+    assert theirs.encode("a<|care|> b") == [*vocabulary.encode("a<|care|> b"), 1]
+    assert SIZE in theirs.encode("<|care|>")
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
