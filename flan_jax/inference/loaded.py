@@ -75,16 +75,24 @@ class LoadedModel:
     return _logits(self.model, self.params, batch)
 
   def generate(
-    self, prompts: Sequence[str | Sequence[int]], max_new_tokens: int = 64, **settings: Any
+    self,
+    prompts: Sequence[str | Sequence[int]] | Int[Array, "B S"],
+    max_new_tokens: int = 64,
+    attention_mask: Int[Array, "B S"] | None = None,
+    **settings: Any,
   ) -> list[list[int]]:
     """The new ids of each prompt, without the one that stopped it.
 
     Args:
-      prompts: texts; or ids of any lengths, without padding, as the model is to read them.
+      prompts: texts; or ids of any lengths, as the model is to read them.
+      attention_mask: 0 on ids that are padding.
       settings: of `flan_jax.inference.generate`.
     """
     stop = settings.pop("eos_ids", self.stop_ids)
     ids = [self._ids(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    if attention_mask is not None:
+      masked = zip(ids, np.asarray(attention_mask), strict=True)
+      ids = [np.asarray(prompt)[mask > 0].tolist() for prompt, mask in masked]
     return generate(
       self.model, self.params, ids, max_new_tokens, stop, start_id=self.start_id, **settings
     )

@@ -187,7 +187,13 @@ def test_generation_gives_the_same_tokens(both, beams):
   ours = flan_jax.load(folder)
   prompts = [ids(1, length, seed=length)[0] for length in (11, 4, 7)]
   settings = {"num_beams": beams, "max_new_tokens": 9, "do_sample": False}
-  got = ours.generate(prompts, max_new_tokens=9, num_beams=beams, eos_ids=[7, 8])
+  padded = np.full((3, 11), 5)
+  for row, prompt in zip(padded, prompts, strict=True):
+    row[: len(prompt)] = prompt
+  mask = np.arange(11)[None, :] < np.array([[11], [4], [7]])
+  settings_ = {"max_new_tokens": 9, "num_beams": beams, "eos_ids": [7, 8]}
+  got = ours.generate(prompts, **settings_)
+  assert got == ours.generate(padded, attention_mask=mask.astype(int), **settings_)
   for prompt, answer in zip(prompts, got, strict=True):
     given = torch.tensor(prompt[None])
     with torch.no_grad():

@@ -20,6 +20,7 @@ def launches():
   yield "evaluate", ("recipes/mini_eval.gin",), ()
   yield "infer", ("models/smollm2_135m.gin", "runs/infer.gin"), IO
   yield "infer", ("models/tuned.gin", "runs/infer.gin"), (*IO, "RUN_DIR=runs/quickstart")
+  yield "convert", ("models/tuned.gin", "runs/convert.gin"), ("RUN_DIR=runs/t5", "FOLDER=out")
   yield (
     "train_vocabulary",
     ("runs/train_vocabulary.gin",),
@@ -29,7 +30,11 @@ def launches():
     for path in sorted((CONFIG_DIRECTORY / folder).glob("*.gin")):
       if path.stem == "t5_1_1":  # what its sizes share
         continue
-      needs = {"t5_1_1_": ("VOCABULARY_PATH=spiece.model",), "tuned": ("tuned.run_dir=runs/t5",)}
+      needs = {
+        "t5_1_1_": ("VOCABULARY_PATH=spiece.model",),
+        "tuned": ("tuned.run_dir=runs/t5",),
+        "pretrained": ("INITIAL_CHECKPOINT=folder",),
+      }
       bindings = next((given for name, given in needs.items() if path.stem.startswith(name)), ())
       yield "train", (RECIPE, f"{folder}/{path.name}"), bindings
 
