@@ -29,13 +29,13 @@ test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not oracle and not network and not slow"
 
 test-oracles: install oracles
-	$(BIN)/python -m pytest -m oracle
+	$(BIN)/python -m pytest -n auto --dist load -m oracle
 
 test-network: install
 	$(BIN)/python -m pytest -m "network and not oracle"
 
 test-slow: install
-	$(BIN)/python -m pytest -m "slow and not oracle and not network"
+	$(BIN)/python -m pytest -n auto --dist load -m "slow and not oracle and not network"
 
 lint: install
 	$(BIN)/ruff check .

@@ -31,6 +31,14 @@ MODELS = {
 EVERYTHING, SOME = ("*attention*kernel", "*mlp*kernel"), ("*query*kernel|*value*kernel",)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+  """Tiny models compile far longer than they run."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(params=MODELS)
 def base(request, tmp_path):
   """Their model, and the folder that it was saved to."""

@@ -78,6 +78,14 @@ ENCODER_DECODERS = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+  """Tiny models compile far longer than they run."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(params=[*DECODERS, *ENCODER_DECODERS])
 def both(request, tmp_path):
   """Theirs, as large as trained weights are, and the folder that it was saved to."""
