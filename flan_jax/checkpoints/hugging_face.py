@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from flan_jax.checkpoints.families import family_for, family_of
 from flan_jax.checkpoints.peft import adapted_tensors, base_of, is_adapters
@@ -194,6 +195,7 @@ def write_folder(
 
   Raises:
     ConfigError: the folder exists, or no family of theirs has such a model.
+    CheckpointError: tensors hold numbers that are not finite, or not in `dtype`; all are named at once.
     StorageError: the disk is full.
   """
   family = family_for(model.config)
@@ -211,9 +213,21 @@ def write_folder(
   }
   ends = {"eos_token_id": stop_ids[0] if len(stop_ids) == 1 else list(stop_ids)} if stop_ids else {}
 
+  broken: list[str] = []
+
+  def checked(name: str) -> np.ndarray:
+    array = np.asarray(read(name), kept)
+    if not np.isfinite(array).all():
+      broken.append(name)
+    return array
+
   def write(directory: Path) -> None:
-    for _ in write_tensors(directory, tensors, read, shard_bytes):
+    for _ in write_tensors(directory, tensors, checked, shard_bytes):
       pass
+    if broken:
+      raise CheckpointError(
+        f"{len(broken)} tensors would hold numbers that are not finite in {kept.name}: {', '.join(broken[:8])}."
+      )
     _write_json(directory / "config.json", {**about, **ends})
     _write_json(directory / "generation_config.json", ends)
     if card:

@@ -167,6 +167,17 @@ def test_a_tokenizer_that_the_embedding_cannot_hold_is_refused(folder):
     flan_jax.load(folder)
 
 
+def test_numbers_that_are_not_finite_are_not_written(tmp_path):
+  model, params = fresh(CONFIGS["decoder"])
+  params["norm"]["scale"] = params["norm"]["scale"].at[0].set(1e9)
+  with (
+    np.errstate(over="ignore"),
+    pytest.raises(CheckpointError, match=r"1 tensors .* in float16: model\.norm"),
+  ):
+    write_folder(tmp_path / "model", model, params, dtype="float16")
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_model_of_no_family_is_not_written(tmp_path):
   config = DecoderConfig(64, 16, 1, 2, 2, 8, 32, norm="layer", qk_norm=True)
   with pytest.raises(ConfigError, match="no family of Hugging Face's"):
