@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install oracles quickstart test test-oracles test-network test-slow lint lock wheel-check
+.PHONY: install oracles quickstart test test-oracles test-parity test-network test-slow lint lock wheel-check
 
 install: .venv/installed
 
@@ -29,13 +29,16 @@ test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not oracle and not network and not slow"
 
 test-oracles: install oracles
+	$(BIN)/python -m pytest -n auto --dist load -m "oracle and not slow"
+
+test-parity: install oracles
 	$(BIN)/python -m pytest -n auto --dist load -m oracle
 
 test-network: install
 	$(BIN)/python -m pytest -m "network and not oracle"
 
 test-slow: install
-	$(BIN)/python -m pytest -n auto --dist load -m "slow and not oracle and not network"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not oracle and not network"
 
 lint: install
 	$(BIN)/ruff check .

@@ -160,6 +160,7 @@ def test_logits_are_the_same(both):
   np.testing.assert_allclose(got, want, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_loss_and_norm_of_the_gradient_are_the_same(both):
   theirs, folder = both
   ours = flan_jax.load(folder)
@@ -189,6 +190,7 @@ def test_loss_and_norm_of_the_gradient_are_the_same(both):
   np.testing.assert_allclose(norm, want.item(), rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beams", [1, 4])
 def test_generation_gives_the_same_tokens(both, beams):
   theirs, folder = both

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flan_jax.models import DecoderConfig, EncoderDecoderConfig, build_model
+from flan_jax.models import DecoderConfig, EncoderDecoderConfig, LMHead, build_model
 
 DECODER = build_model(
   DecoderConfig(
@@ -38,8 +38,8 @@ class Table:
   def hidden(self, params, batch, dropout_key=None):
     return params["table"][jnp.asarray(batch["decoder_input_tokens"])]
 
-  def unembedding(self, params):
-    return params["out"]
+  def lm_head(self, params):
+    return LMHead(params["out"])
 
   def logits(self, params, batch):
     return self.hidden(params, batch) @ params["out"]
