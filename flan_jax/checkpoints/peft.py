@@ -135,7 +135,7 @@ def write_adapters(
     folder: must not exist.
     model: that they adapt.
     adapters: as `flan_jax.training.lora.Lora` has them.
-    base: the model's parameters, whose norms a magnitude of theirs includes.
+    base: the model's parameters, whose norms a magnitude of theirs includes; without magnitudes their shapes.
     origin: name or folder of the model that PEFT is to open beside them.
     card: of README.md.
 

@@ -1,6 +1,7 @@
 """`flan-jax convert`: a model as a folder that transformers and vLLM open."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -52,20 +53,24 @@ def convert(
     raise ConfigError(
       f"convert.base={base!r} is for adapters alone: set convert.adapters, or leave it out."
     )
-  if shard_gigabytes <= 0:
+  if not 0 < shard_gigabytes < math.inf:
     raise ConfigError(f"convert.shard_gigabytes={shard_gigabytes} must be above 0.")
   layout, key = make_layout(model.model, make_mesh(mesh)), jax.random.key(0)
   card = "\n".join(_card(model, Path(folder).name, adapters)) + "\n"
   if adapters:
     if model.trained is None:
       raise ConfigError(f"{model.origin} has no adapters: give @tuned() of a run of @lora().")
-    lora = model.trained.lora
+    config = model.trained.lora.config
+    if config.magnitudes:
+      params = model.trained.base.load(layout, key)
+    else:
+      params = jax.eval_shape(model.model.init, key)
     write_adapters(
       Path(folder),
       model.model,
-      lora.config,
+      config,
       model.trained.load(layout),
-      model.trained.base.load(layout, key),
+      params,
       origin=base or model.trained.base.origin,
       card=card,
     )

@@ -147,11 +147,11 @@ def pretrained(
     "param_dtype": param_dtype,
     "remat": remat,
   }
+  found = open_pretrained(source, param_dtype, adapters=adapters, cache_dir=data_home())
   digest = content_digest(source)
   if adapters is not None:
     settings["adapters"] = adapters
     digest += f" with {content_digest(adapters)}"
-  found = open_pretrained(source, param_dtype, adapters=adapters, cache_dir=data_home())
   vocabulary = vocabulary or found.vocabulary
   if vocabulary is None:
     raise CheckpointError(

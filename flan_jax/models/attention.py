@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from flan_jax.models.layers import Angles, Dense, Initializer, constrain, dropout, rotate
+from flan_jax.models.layers import Dense, Initializer, constrain, dropout
+from flan_jax.models.positions import Angles, rotate
 
 # Finite, so that a row which may see nothing averages its values instead of turning into NaN.
 _HIDDEN = -1e30

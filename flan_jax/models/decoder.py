@@ -19,15 +19,14 @@ from flan_jax.models.attention import (
 from flan_jax.models.config import DecoderConfig
 from flan_jax.models.layers import (
   MLP,
-  Angles,
   Embedding,
   LayerNorm,
   RMSNorm,
   Unembedding,
   constrain,
   dropout,
-  rotary_angles,
 )
+from flan_jax.models.positions import Angles, rotary_angles
 from flan_jax.models.stack import stacked
 
 _INIT = nn.initializers.normal(0.02)

@@ -25,12 +25,12 @@ from flan_jax.models.layers import (
   FAN_IN_TRUNCATED,
   MLP,
   Embedding,
-  RelativeBias,
   RMSNorm,
   Unembedding,
   constrain,
   dropout,
 )
+from flan_jax.models.positions import RelativeBias
 from flan_jax.models.stack import stacked
 
 

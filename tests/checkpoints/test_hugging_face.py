@@ -121,8 +121,10 @@ def test_all_tensors_that_are_not_finite_are_named_at_once(folder):
     tensors["model.layers.2.self_attn.q_proj.weight"][0, 0] = np.inf
 
   rewritten(folder, change)
-  with pytest.raises(CheckpointError, match=r"2 tensors .* not finite: .*q_proj.*|.*model\.norm"):
+  with pytest.raises(CheckpointError, match="2 tensors .* not finite") as raised:
     flan_jax.load(folder)
+  assert "model.norm.weight" in str(raised.value)
+  assert "model.layers.2.self_attn.q_proj.weight" in str(raised.value)
 
 
 def test_a_torn_folder_is_one_clear_message(folder):

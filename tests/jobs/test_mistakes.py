@@ -103,6 +103,12 @@ def test_unknown_names_on_the_command_line(flan_jax):
   assert "Did you mean 'which_team'" in words
 
 
+def test_a_published_model_that_is_not_there(flan_jax, folder):
+  there = ("--gin_file=models/pretrained.gin", "--gin.INITIAL_CHECKPOINT=nowhere")
+  assert "nowhere: no such" in complaint(flan_jax, "train", *RECIPE, *there)
+  assert not (folder / "runs").exists()
+
+
 def test_an_unknown_cluster_held_out(flan_jax, folder):
   tasks = folder / "tasks.py"
   tasks.write_text(

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flan_jax.models.attention import dot_product_attention
-from flan_jax.models.layers import matmul, relative_bucket, rotary_angles, rotate
+from flan_jax.models.layers import matmul
+from flan_jax.models.positions import relative_bucket, rotary_angles, rotate
 
 
 def normal(*shape: int, seed: int = 0) -> jax.Array:

@@ -100,8 +100,12 @@ def _parts(form: Callable[[int], TensorForm]) -> dict[str, TensorForm]:
   }
 
 
-def _read_gpt2(settings: Json) -> DecoderConfig:
-  refuse(settings, add_cross_attention=False, scale_attn_by_inverse_layer_idx=False)
+def _gpt_like(settings: Json, **more: Any) -> DecoderConfig:
+  """What GPT-2 and GPT-J share.
+
+  Args:
+    more: settings of ours that are of one of them.
+  """
   heads, width = settings["n_head"], settings["n_embd"]
   return DecoderConfig(
     vocab_size=settings["vocab_size"],
@@ -113,11 +117,20 @@ def _read_gpt2(settings: Json) -> DecoderConfig:
     mlp_dim=settings.get("n_inner") or 4 * width,
     norm="layer",
     norm_eps=settings.get("layer_norm_epsilon", 1e-5),
-    tied_embeddings=settings.get("tie_word_embeddings", True),
     mlp_activations=(activation(settings.get("activation_function", "gelu_new")),),
+    **more,
+  )
+
+
+def _read_gpt2(settings: Json) -> DecoderConfig:
+  refuse(settings, add_cross_attention=False, scale_attn_by_inverse_layer_idx=False)
+  length = settings.get("n_positions", 1024)
+  return _gpt_like(
+    settings,
+    tied_embeddings=settings.get("tie_word_embeddings", True),
     biases=("query_key_value", "attention_out", "mlp"),
-    learned_positions=settings.get("n_positions", 1024),
-    context_length=settings.get("n_positions", 1024),
+    learned_positions=length,
+    context_length=length,
     attention_scale=None if settings.get("scale_attn_weights", True) else 1.0,
   )
 
@@ -147,22 +160,12 @@ def _write_gpt(config: DecoderConfig) -> dict[str, Any]:
 
 def _read_gptj(settings: Json) -> DecoderConfig:
   refuse(settings, tie_word_embeddings=False)
-  heads, width = settings["n_head"], settings["n_embd"]
-  return DecoderConfig(
-    vocab_size=settings["vocab_size"],
-    emb_dim=width,
-    num_layers=settings["n_layer"],
-    num_heads=heads,
-    num_kv_heads=heads,
-    head_dim=width // heads,
-    mlp_dim=settings.get("n_inner") or 4 * width,
-    norm="layer",
-    norm_eps=settings.get("layer_norm_epsilon", 1e-5),
+  return _gpt_like(
+    settings,
     tied_embeddings=False,
-    mlp_activations=(activation(settings.get("activation_function", "gelu_new")),),
     biases=("mlp", "logits"),
     block="parallel_shared_norm",
-    rotary_dim=settings.get("rotary_dim") or width // heads,
+    rotary_dim=settings.get("rotary_dim") or settings["n_embd"] // settings["n_head"],
     context_length=settings.get("n_positions", 2048),
   )
 
