@@ -23,6 +23,7 @@ from flan_jax.models import (
   EncoderDecoderConfig,
   LanguageModel,
   build_model,
+  described,
 )
 from flan_jax.training.lora import Lora, LoraConfig
 from flan_jax.training.partitioning import Layout, param_shardings
@@ -122,7 +123,9 @@ def scratch(
     with layout.active():
       return jax.jit(model.init, out_shardings=param_shardings(model, layout))(key)
 
-  return ModelSource("fresh parameters", model, vocabulary, load, f"fresh {architecture}")
+  return ModelSource(
+    "fresh parameters", model, vocabulary, load, f"fresh {described(architecture)}"
+  )
 
 
 def pretrained(

@@ -6,6 +6,7 @@ from flan_jax.models.config import (
   LoraConfig,
   ModelConfig,
   RopeScaling,
+  described,
 )
 from flan_jax.models.embedding_growth import InitialRow, grow_embeddings
 from flan_jax.models.language_model import (
@@ -31,6 +32,7 @@ __all__ = [
   "Params",
   "RopeScaling",
   "build_model",
+  "described",
   "grow_embeddings",
   "parameter_count",
 ]

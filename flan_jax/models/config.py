@@ -234,6 +234,18 @@ class LoraConfig:
 ModelConfig = DecoderConfig | EncoderDecoderConfig
 
 
+def described(config: ModelConfig) -> str:
+  """What of it is not the default, as one line: runs stay the same runs when a switch joins the config."""
+  values = {
+    field.name: getattr(config, field.name)
+    for field in dataclasses.fields(config)
+    if getattr(config, field.name) != field.default
+  }
+  return (
+    f"{type(config).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+  )
+
+
 def _check(config: ModelConfig) -> None:
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)

@@ -1,6 +1,7 @@
 """The training loop: begin or go on, step, log, save, stop."""
 
 import dataclasses
+import itertools
 import signal
 import sys
 import threading
@@ -248,7 +249,7 @@ class Trainer:
     theirs = meta["fingerprints"]
     for name, ours in self._fingerprints.items():
       if theirs.get(name) != ours:
-        was, now = (str(value)[:40] for value in (theirs.get(name), ours))
+        was, now = _where_they_part(str(theirs.get(name)), str(ours))
         raise CheckpointError(
           f"{directory} belongs to a run with another {name} ({was}, not {now}){_MADE_OF.get(name, '')}; "
           "go on with what it was begun with, or begin in another directory"
@@ -352,6 +353,14 @@ class _Termination:
 
   def _note(self, *_: object) -> None:
     self.came = True
+
+
+def _where_they_part(was: str, now: str) -> tuple[str, str]:
+  """The two from shortly before they differ on, where they are long."""
+  same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(was, now, strict=False))
+  alike = max(len(list(same)) - 20, 0)
+  dots = "..." if alike else ""
+  return dots + was[alike : alike + 60], dots + now[alike : alike + 60]
 
 
 def _keys(seed: int) -> tuple[jax.Array, jax.Array]:

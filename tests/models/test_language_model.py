@@ -17,6 +17,7 @@ from flan_jax.models import (
   DecoderConfig,
   EncoderDecoderConfig,
   build_model,
+  described,
   parameter_count,
 )
 
@@ -358,3 +359,10 @@ def test_a_mesh_changes_no_number_and_no_gradient(config):
 def test_a_setting_that_cannot_be_obeyed_is_refused_by_name(change, message):
   with pytest.raises(ConfigError, match=message):
     dataclasses.replace(DECODER, **change)
+
+
+def test_a_description_holds_what_is_not_the_default():
+  config = DecoderConfig(64, 32, 2, 4, 2, 8, 48, qk_norm=True)
+  told = described(config)
+  assert told.startswith("DecoderConfig(vocab_size=64") and told.endswith("qk_norm=True)")
+  assert eval(told) == config

@@ -195,6 +195,15 @@ def test_another_store_is_another_run(uninterrupted):
     run_tiny.make_trainer(uninterrupted, fingerprints={"store": "xyz"}).run()
 
 
+def test_long_fingerprints_are_told_from_where_they_differ(tmp_path):
+  long = "fresh DecoderConfig(vocab_size=64, emb_dim=32, num_heads=4, num_layers="
+  run_tiny.make_trainer(tmp_path, fingerprints={"model": long + "2)"}).run()
+  with pytest.raises(
+    CheckpointError, match=r"\(\.\.\..*num_layers=2\), not \.\.\..*num_layers=3\)\)"
+  ):
+    run_tiny.make_trainer(tmp_path, fingerprints={"model": long + "3)"}).run()
+
+
 def test_another_model_is_told_array_by_array(uninterrupted):
   with pytest.raises(CheckpointError, match="saved with another optimizer"):
     run_tiny.make_trainer(uninterrupted, tx=optax.sgd(0.1)).run()
