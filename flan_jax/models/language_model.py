@@ -1,5 +1,6 @@
 """One face for both families: pure functions over a plain dict of parameters."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,12 +73,11 @@ class LanguageModel:
 
   def init(self, key: jax.Array) -> dict[str, Any]:
     """Fresh parameters: a plain nested dict, unboxed, layers stacked on a leading axis."""
-    return jax.tree.map(lambda box: box.value, self._boxed(key), is_leaf=_is_box)
+    return jax.tree.map(lambda box: box.value, _boxed(self.module, key), is_leaf=_is_box)
 
   def logical_axes(self) -> dict[str, Any]:
     """The tree of `init` with a tuple of logical axis names (or None) for every parameter."""
-    boxed = jax.eval_shape(self._boxed, jax.random.key(0))
-    return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=_is_box)
+    return jax.tree.map(lambda box: tuple(box.names), _boxed_shapes(self.config), is_leaf=_is_box)
 
   def embed(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Token embeddings as the model's first layer takes them, for `inputs_embeds`."""
@@ -237,9 +237,6 @@ class LanguageModel:
     hidden, cache = self.decode_hidden(params, cache, tokens, positions)
     return self.project(params, hidden), cache
 
-  def _boxed(self, key: jax.Array) -> dict[str, Any]:
-    return self.module.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
-
   def _apply(
     self, params: Params, method: str, *args: Any, dropout_key: jax.Array | None = None
   ) -> Any:
@@ -270,6 +267,17 @@ def parameter_count(model: LanguageModel) -> int:
   """Numbers in the model's parameters, counted without making them."""
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+def _boxed(module: Decoder | EncoderDecoder, key: jax.Array) -> dict[str, Any]:
+  return module.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+@functools.lru_cache(maxsize=32)
+def _boxed_shapes(config: ModelConfig) -> dict[str, Any]:
+  """Kept, for tracing a model takes a while and its axes are asked for often."""
+  module = build_model(config).module
+  return jax.eval_shape(functools.partial(_boxed, module), jax.random.key(0))
 
 
 def _is_box(leaf: Any) -> bool:
