@@ -29,9 +29,10 @@ def winogrande(record: dict) -> dict | None:
   before, gap, after = one_line(record["sentence"]).partition("_")
   if not gap or record["label"] is None:
     return None
+  options = [record["option1"], record["option2"]]
   fields = {"sentence": before + _GAP + after, "scene": before}
-  fields = _with_options(fields, [record["option1"], record["option2"]], int(record["label"]) - 1)
-  return {**fields, "filled": before + fields["answer"] + after} if fields else None
+  chosen = _with_options(fields, options, int(record["label"]) - 1)
+  return {**chosen, "filled": before + chosen["answer"] + after} if chosen else None
 
 
 def wsc(record: dict) -> dict | None:
