@@ -2,7 +2,7 @@
 
 from flan_jax.mixtures.fields.mending import one_line
 
-_SUFFIXES = ("n't", "'s", "'re", "'ve", "'ll", "'d", "'m", *"?!.,:;)%")
+_SUFFIXES = ("n't", "'s", "'re", "'ve", "'ll", "'d", "'m", *")%,;:.!?")
 
 
 def trec(record: dict) -> dict | None:
