@@ -1,6 +1,7 @@
 """Fields of the reading comprehension datasets: texts mended, search queries made into questions."""
 
 import re
+from urllib.parse import unquote
 
 from flan_jax.mixtures.fields.mending import (
   as_question,
@@ -10,8 +11,18 @@ from flan_jax.mixtures.fields.mending import (
   unquoted,
   without_final_stop,
 )
+from flan_jax.mixtures.fields.unanswerable import drawn
 
 _OPENING_WORDS = 15
+
+_UNANSWERABLE = (
+  "unanswerable",
+  "no answer",
+  "not stated",
+  "not in the text",
+  "cannot be answered",
+  "the text does not say",
+)
 
 # Links lost the spaces around them: "ourVendorswho", "theTerms of Use".
 _TERMS = (
@@ -79,6 +90,57 @@ def narrative_qa(record: dict) -> dict | None:
     "answer": answers[0],
     "answers": answers,
   }
+
+
+def squad(record: dict) -> dict | None:
+  """A question about a paragraph of Wikipedia; the answers of up to five readers are stretches of it."""
+  answers = _distinct(record["answers"]["text"])
+  if not answers:
+    return None
+  return {**_wikipedia(record), "answer": answers[0], "answers": answers}
+
+
+def squad_v2(record: dict) -> dict | None:
+  """The same, and half as many questions again that the paragraph does not answer.
+
+  For these the answer is `decline`, the words that the record's prompts ask for; `wanted` describes the
+  question to someone who is to write it.
+  """
+  decline = drawn(_UNANSWERABLE, record["id"])
+  if record["is_impossible"]:
+    answers = [decline]
+    wanted = "that the paragraph seems to answer, but does not"
+  else:
+    answers = _distinct(record["answers"]["text"])
+    wanted = f'to which the answer is "{answers[0]}"' if answers else ""
+  if not answers:
+    return None
+  return {
+    **_wikipedia(record),
+    "answer": answers[0],
+    "answers": answers,
+    "decline": decline,
+    "answerable": "no" if record["is_impossible"] else "yes",
+    "wanted": wanted,
+  }
+
+
+def _wikipedia(record: dict) -> dict:
+  return {
+    "title": unquote(record["title"]).replace("_", " "),
+    "passage": record["context"],
+    "question": _asked(record["question"]),
+  }
+
+
+def _asked(question: str) -> str:
+  """A question as it was typed, with the mark that some forgot."""
+  question = one_line(question)
+  return question + "?" if question[-1:].isalnum() else question
+
+
+def _distinct(texts: list[str]) -> list[str]:
+  return list(dict.fromkeys(filter(None, map(one_line, texts))))
 
 
 def _unglued(text: str) -> str:
