@@ -109,7 +109,7 @@ def squad_v2(record: dict) -> dict | None:
   decline = drawn(_UNANSWERABLE, record["id"])
   if record["is_impossible"]:
     answers = [decline]
-    wanted = "that the paragraph seems to answer, but does not"
+    wanted = "that it seems to answer, but does not"
   else:
     answers = _distinct(record["answers"]["text"])
     wanted = f'to which the answer is "{answers[0]}"' if answers else ""
