@@ -1,6 +1,7 @@
 """Fields of the reading comprehension datasets: texts mended, search queries made into questions."""
 
 import re
+from calendar import month_name
 from urllib.parse import unquote
 
 from flan_jax.mixtures.fields.mending import (
@@ -14,6 +15,8 @@ from flan_jax.mixtures.fields.mending import (
 from flan_jax.mixtures.fields.unanswerable import drawn
 
 _OPENING_WORDS = 15
+
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?|\.\d+")
 
 _UNANSWERABLE = (
   "unanswerable",
@@ -123,6 +126,39 @@ def squad_v2(record: dict) -> dict | None:
     "answerable": "no" if record["is_impossible"] else "yes",
     "wanted": wanted,
   }
+
+
+def drop(record: dict) -> dict | None:
+  """A question that asks to count, compare or calculate; evaluation records have several readers' answers.
+
+  Dates without a day came out empty and are dropped.
+  """
+  answer = _date_as_said(record["answer"])
+  if not answer:
+    return None
+  others = map(_date_as_said, record["validated_answers"])
+  if _NUMBER.fullmatch(answer):
+    kind = "a number"
+  elif answer != one_line(record["answer"]):
+    kind = "a date"
+  else:
+    kind = "a name or phrase"
+  return {
+    "passage": one_line(record["passage"]),
+    "question": _asked(record["question"]),
+    "answer": answer,
+    "answers": _distinct([answer, *others]),
+    "kind": kind,
+  }
+
+
+def _date_as_said(answer: str) -> str:
+  """`1918-November-11` as `11 November 1918`; parts that are missing stay away, other answers as they are."""
+  answer = one_line(answer)
+  parts = answer.split("-")
+  if len(parts) == 3 and parts[2].isdigit() and parts[1] in month_name:
+    return " ".join(part for part in reversed(parts) if part)
+  return answer
 
 
 def _wikipedia(record: dict) -> dict:
