@@ -152,6 +152,20 @@ def drop(record: dict) -> dict | None:
   }
 
 
+def multirc(record: dict) -> dict | None:
+  """A paragraph, a question about it, and one of several answers that were proposed; is it right?"""
+  label = {"True": "right", "False": "wrong"}.get(record["label"] or "")
+  question, candidate = _asked(record["question"]), one_line(record["answer"])
+  if label is None or not question or not candidate:
+    return None
+  return {
+    "paragraph": one_line(record["paragraph"]),
+    "question": question,
+    "candidate": candidate,
+    "label": label,
+  }
+
+
 def _date_as_said(answer: str) -> str:
   """`1918-November-11` as `11 November 1918`; parts that are missing stay away, other answers as they are."""
   answer = one_line(answer)
