@@ -12,7 +12,7 @@ from flan_jax.mixtures.fields.mending import (
   unquoted,
   without_final_stop,
 )
-from flan_jax.mixtures.fields.unanswerable import drawn
+from flan_jax.mixtures.fields.questions import asked, distinct, drawn
 
 _OPENING_WORDS = 15
 
@@ -97,7 +97,7 @@ def narrative_qa(record: dict) -> dict | None:
 
 def squad(record: dict) -> dict | None:
   """A question about a paragraph of Wikipedia; the answers of up to five readers are stretches of it."""
-  answers = _distinct(record["answers"]["text"])
+  answers = distinct(record["answers"]["text"])
   if not answers:
     return None
   return {**_wikipedia(record), "answer": answers[0], "answers": answers}
@@ -114,7 +114,7 @@ def squad_v2(record: dict) -> dict | None:
     answers = [decline]
     wanted = "that it seems to answer, but does not"
   else:
-    answers = _distinct(record["answers"]["text"])
+    answers = distinct(record["answers"]["text"])
     wanted = f'to which the answer is "{answers[0]}"' if answers else ""
   if not answers:
     return None
@@ -145,9 +145,9 @@ def drop(record: dict) -> dict | None:
     kind = "a name or phrase"
   return {
     "passage": one_line(record["passage"]),
-    "question": _asked(record["question"]),
+    "question": asked(record["question"]),
     "answer": answer,
-    "answers": _distinct([answer, *others]),
+    "answers": distinct([answer, *others]),
     "kind": kind,
   }
 
@@ -155,7 +155,7 @@ def drop(record: dict) -> dict | None:
 def multirc(record: dict) -> dict | None:
   """A paragraph, a question about it, and one of several answers that were proposed; is it right?"""
   label = {"True": "right", "False": "wrong"}.get(record["label"] or "")
-  question, candidate = _asked(record["question"]), one_line(record["answer"])
+  question, candidate = asked(record["question"]), one_line(record["answer"])
   if label is None or not question or not candidate:
     return None
   return {
@@ -179,18 +179,8 @@ def _wikipedia(record: dict) -> dict:
   return {
     "title": unquote(record["title"]).replace("_", " "),
     "passage": record["context"],
-    "question": _asked(record["question"]),
+    "question": asked(record["question"]),
   }
-
-
-def _asked(question: str) -> str:
-  """A question as it was typed, with the mark that some forgot."""
-  question = one_line(question)
-  return question + "?" if question[-1:].isalnum() else question
-
-
-def _distinct(texts: list[str]) -> list[str]:
-  return list(dict.fromkeys(filter(None, map(one_line, texts))))
 
 
 def _unglued(text: str) -> str:
