@@ -1,7 +1,6 @@
 """Fields of the reading comprehension datasets: texts mended, search queries made into questions."""
 
 import re
-from calendar import month_name
 from urllib.parse import unquote
 
 from flan_jax.mixtures.fields.mending import (
@@ -169,9 +168,9 @@ def multirc(record: dict) -> dict | None:
 def _date_as_said(answer: str) -> str:
   """`1918-November-11` as `11 November 1918`; parts that are missing stay away, other answers as they are."""
   answer = one_line(answer)
-  parts = answer.split("-")
-  if len(parts) == 3 and parts[2].isdigit() and parts[1] in month_name:
-    return " ".join(part for part in reversed(parts) if part)
+  year, month, day = answer.split("-") if answer.count("-") == 2 else ("", "", "")
+  if day.isdigit() and (year + day).isdigit() and (month.isalpha() or not month):
+    return " ".join(part for part in (day, month, year) if part)
   return answer
 
 
