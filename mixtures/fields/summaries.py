@@ -2,8 +2,23 @@
 
 from flan_jax.mixtures.fields.mending import one_line
 
+_OUTLETS = {"cnn": "CNN", "dm": "the Daily Mail"}
+
 
 def aeslc(record: dict) -> dict | None:
   """A mail and its subject; the source has a line for each sentence, whatever the mail's own lines were."""
   body, subject = one_line(record["email_body"]), one_line(record["subject_line"])
   return {"body": body, "subject": subject} if body and subject else None
+
+
+def cnn_dailymail(record: dict) -> dict | None:
+  """An article, its highlights with one to a line, and the name of whoever published them."""
+  article, highlights = one_line(record["article"]), _lines(record["highlights"])
+  if not article or not highlights:
+    return None
+  return {"article": article, "highlights": highlights, "outlet": _OUTLETS[record["publisher"]]}
+
+
+def _lines(text: str) -> str:
+  """The lines of a text that say something, each without needless white space."""
+  return "\n".join(filter(None, map(one_line, text.splitlines())))
