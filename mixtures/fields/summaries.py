@@ -1,8 +1,11 @@
 """Fields of the summarisation datasets from TFDS: mails, news, chats, reviews and guides with a shorter text each."""
 
+import re
+
 from flan_jax.mixtures.fields.mending import one_line
 
 _OUTLETS = {"cnn": "CNN", "dm": "the Daily Mail"}
+_SIGNS = {"-lrb-": "(", "-rrb-": ")", "-lsb-": "[", "-rsb-": "]", "``": '"', "''": '"'}
 
 
 def aeslc(record: dict) -> dict | None:
@@ -19,6 +22,23 @@ def cnn_dailymail(record: dict) -> dict | None:
   return {"article": article, "highlights": highlights, "outlet": _OUTLETS[record["publisher"]]}
 
 
+def gigaword(record: dict) -> dict | None:
+  """A report's first sentence and its headline as they are written; headlines with an unknown word are dropped."""
+  sentence, headline = _untokenised(record["document"]), _untokenised(record["summary"])
+  if not sentence or not headline or "UNK" in record["summary"].split():
+    return None
+  return {"sentence": sentence, "headline": headline}
+
+
 def _lines(text: str) -> str:
   """The lines of a text that say something, each without needless white space."""
   return "\n".join(filter(None, map(one_line, text.splitlines())))
+
+
+def _untokenised(text: str) -> str:
+  """Undoes the Penn Treebank's tokenisation: `it did n't -lrb- yet -rrb- , he said` is `it didn't (yet), he said`."""
+  text = re.sub(r"(-lrb-|-lsb-|``|\$) ", r"\1", one_line(text))
+  text = re.sub(r" (?=(?:-rrb-|-rsb-|''|n't\b|'(?:s|m|d|re|ve|ll)\b|[.,:;?!%]))", "", text)
+  for token, sign in _SIGNS.items():
+    text = text.replace(token, sign)
+  return text
