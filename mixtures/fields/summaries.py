@@ -30,6 +30,16 @@ def gigaword(record: dict) -> dict | None:
   return {"sentence": sentence, "headline": headline}
 
 
+def multi_news(record: dict) -> dict | None:
+  """Several reports of one event under numbered headings, and their joint summary without its leading dash."""
+  reports = list(filter(None, map(_lines, record["document"].split("|||||"))))
+  summary = one_line(record["summary"]).lstrip("–- ")
+  if len(reports) < 2 or not summary:
+    return None
+  numbered = [f"Report {number}:\n{report}" for number, report in enumerate(reports, start=1)]
+  return {"reports": "\n\n".join(numbered), "summary": summary}
+
+
 def _lines(text: str) -> str:
   """The lines of a text that say something, each without needless white space."""
   return "\n".join(filter(None, map(one_line, text.splitlines())))
