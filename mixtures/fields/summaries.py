@@ -6,6 +6,11 @@ from flan_jax.mixtures.fields.mending import one_line
 
 _OUTLETS = {"cnn": "CNN", "dm": "the Daily Mail"}
 _SIGNS = {"-lrb-": "(", "-rrb-": ")", "-lsb-": "[", "-rsb-": "]", "``": '"', "''": '"'}
+_WORDINGS = {
+  "extractive": "in the article's own words",
+  "mixed": "partly in the article's own words, partly in yours",
+  "abstractive": "in words of your own",
+}
 
 
 def aeslc(record: dict) -> dict | None:
@@ -38,6 +43,15 @@ def multi_news(record: dict) -> dict | None:
     return None
   numbered = [f"Report {number}:\n{report}" for number, report in enumerate(reports, start=1)]
   return {"reports": "\n\n".join(numbered), "summary": summary}
+
+
+def newsroom(record: dict) -> dict | None:
+  """An article with its title and summary, and whether the summary takes its words from the article."""
+  title, text, summary = one_line(record["title"]), _lines(record["text"]), one_line(record["summary"])
+  if not (title and text and summary):
+    return None
+  wording = _WORDINGS.get(record["density_bin"], "in one to three sentences")
+  return {"title": title, "text": text, "summary": summary, "wording": wording}
 
 
 def _lines(text: str) -> str:
