@@ -6,6 +6,7 @@ from flan_jax.mixtures.fields.mending import one_line
 
 _OUTLETS = {"cnn": "CNN", "dm": "the Daily Mail"}
 _SIGNS = {"-lrb-": "(", "-rrb-": ")", "-lsb-": "[", "-rsb-": "]", "``": '"', "''": '"'}
+_SPEAKER = re.compile(r"^([^:\n]{1,30}):(?= |$)", re.MULTILINE)
 _WORDINGS = {
   "extractive": "in the article's own words",
   "mixed": "partly in the article's own words, partly in yours",
@@ -52,6 +53,16 @@ def newsroom(record: dict) -> dict | None:
     return None
   wording = _WORDINGS.get(record["density_bin"], "in one to three sentences")
   return {"title": title, "text": text, "summary": summary, "wording": wording}
+
+
+def samsum(record: dict) -> dict | None:
+  """A chat with a message to a line, the names of those who write in it, and its summary."""
+  dialogue, summary = _lines(record["dialogue"]), one_line(record["summary"])
+  speakers = list(dict.fromkeys(_SPEAKER.findall(dialogue)))
+  if not speakers or not summary:
+    return None
+  names = " and ".join(filter(None, [", ".join(speakers[:-1]), speakers[-1]]))
+  return {"dialogue": dialogue, "speakers": names, "summary": summary}
 
 
 def _lines(text: str) -> str:
