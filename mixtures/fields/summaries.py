@@ -1,10 +1,17 @@
 """Fields of the summarisation datasets from TFDS: mails, news, chats, reviews and guides with a shorter text each."""
 
+import html
 import re
 
 from flan_jax.mixtures.fields.mending import one_line
 
 _OUTLETS = {"cnn": "CNN", "dm": "the Daily Mail"}
+_SECTIONS = {
+  "World": "world",
+  "Sports": "sports",
+  "Business": "business",
+  "Sci/Tech": "science and technology",
+}
 _SIGNS = {"-lrb-": "(", "-rrb-": ")", "-lsb-": "[", "-rsb-": "]", "``": '"', "''": '"'}
 _SPEAKER = re.compile(r"^([^:\n]{1,30}):(?= |$)", re.MULTILINE)
 _WORDINGS = {
@@ -65,6 +72,15 @@ def samsum(record: dict) -> dict | None:
   return {"dialogue": dialogue, "speakers": names, "summary": summary}
 
 
+def ag_news_subset(record: dict) -> dict | None:
+  """A news item with its headline and section; the agency is taken off a headline if the item names it too."""
+  title, description = _unescaped(record["title"]), _unescaped(record["description"])
+  title = title.removesuffix(f" ({description.partition(' - ')[0]})")
+  if not title or not description:
+    return None
+  return {"title": title, "description": description, "section": _SECTIONS[record["label"]]}
+
+
 def _lines(text: str) -> str:
   """The lines of a text that say something, each without needless white space."""
   return "\n".join(filter(None, map(one_line, text.splitlines())))
@@ -77,3 +93,11 @@ def _untokenised(text: str) -> str:
   for token, sign in _SIGNS.items():
     text = text.replace(token, sign)
   return text
+
+
+def _unescaped(text: str) -> str:
+  """The text without tags and HTML's names of signs, also where the source has lost their ampersand."""
+  text = text.replace("\\", " ").replace(" #39;", "'")
+  text = html.unescape(re.sub(r"(?<!&)(?=#\d+;)", "&", text))
+  text = re.sub(r"(?<![^ ])quot;(.*?) ?quot;", r'"\1"', text)
+  return one_line(re.sub(r"<[^<>]*>", " ", text))
