@@ -55,7 +55,8 @@ def multi_news(record: dict) -> dict | None:
 
 def newsroom(record: dict) -> dict | None:
   """An article with its title and summary, and whether the summary takes its words from the article."""
-  title, text, summary = one_line(record["title"]), _lines(record["text"]), one_line(record["summary"])
+  title, summary = one_line(record["title"]), one_line(record["summary"])
+  text = _lines(record["text"])
   if not (title and text and summary):
     return None
   wording = _WORDINGS.get(record["density_bin"], "in one to three sentences")
@@ -81,6 +82,16 @@ def ag_news_subset(record: dict) -> dict | None:
   return {"title": title, "description": description, "section": _SECTIONS[record["label"]]}
 
 
+def opinion_abstracts_rotten_tomatoes(record: dict) -> dict | None:
+  """A film's reviews, one to a line, the first of them alone, and what critics agree on; without that, None."""
+  reviews = list(filter(None, map(_untagged, _in_order(record["_critics"]))))
+  movie, consensus = one_line(record["_movie_name"]), _untagged(record["_critic_consensus"])
+  if not (reviews and movie and consensus) or consensus.lower().startswith("no consensus"):
+    return None
+  listed = "\n".join(f"- {review}" for review in reviews)
+  return {"movie": movie, "reviews": listed, "review": reviews[0], "consensus": consensus}
+
+
 def _lines(text: str) -> str:
   """The lines of a text that say something, each without needless white space."""
   return "\n".join(filter(None, map(one_line, text.splitlines())))
@@ -96,8 +107,18 @@ def _untokenised(text: str) -> str:
 
 
 def _unescaped(text: str) -> str:
-  """The text without tags and HTML's names of signs, also where the source has lost their ampersand."""
+  """The text as HTML shows it, where the source has put a backslash for a line's end and lost ampersands."""
   text = text.replace("\\", " ").replace(" #39;", "'")
-  text = html.unescape(re.sub(r"(?<!&)(?=#\d+;)", "&", text))
-  text = re.sub(r"(?<![^ ])quot;(.*?) ?quot;", r'"\1"', text)
-  return one_line(re.sub(r"<[^<>]*>", " ", text))
+  text = re.sub(r"(?<!&)(?=#\d{2,3};)", "&", text)
+  return _untagged(re.sub(r"(?<![^ ])quot;(.*?) ?quot;", r'"\1"', text))
+
+
+def _untagged(text: str) -> str:
+  """The text as HTML shows it, without tags."""
+  return one_line(re.sub(r"</?\w[^<>]*>", "", html.unescape(text)))
+
+
+def _in_order(numbered: dict) -> list[str]:
+  """The texts of a numbered mapping, which TFDS gives as a list of keys and one of values, by their numbers."""
+  pairs = zip(numbered["key"], numbered["value"], strict=True)
+  return [text for _, text in sorted(pairs, key=lambda pair: (len(pair[0]), pair[0]))]
