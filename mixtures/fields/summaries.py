@@ -92,6 +92,16 @@ def opinion_abstracts_rotten_tomatoes(record: dict) -> dict | None:
   return {"movie": movie, "reviews": listed, "review": reviews[0], "consensus": consensus}
 
 
+def opinion_abstracts_idebate(record: dict) -> dict | None:
+  """A debate, the sentences of one argument in it as a paragraph, and the claim that they support."""
+  sentences = map(_untokenised, _in_order(record["_argument_sentences"]))
+  arguments = " ".join(filter(None, sentences))
+  debate, claim = _untokenised(record["_debate_name"]), _untokenised(record["_claim"])
+  if not (arguments and debate and claim):
+    return None
+  return {"debate": debate, "arguments": arguments, "claim": claim}
+
+
 def _lines(text: str) -> str:
   """The lines of a text that say something, each without needless white space."""
   return "\n".join(filter(None, map(one_line, text.splitlines())))
