@@ -35,7 +35,7 @@ def sentiment140(record: dict) -> dict | None:
 
 
 def sst2(record: dict) -> dict | None:
-  """A sentence or phrase of a film review, in small letters; `it 's n't -lrb- yet -rrb- ...` is put together again."""
+  """A sentence or phrase of a film review, in small letters; `does n't -lrb- yet -rrb- .` is put together again."""
   text = record["sentence"].replace("-lrb-", "(").replace("-rrb-", ")")
   text = re.sub(r"`` ?| ?''", '"', text)
   text = re.sub(r"` ([^`]+?) '(?!\w)", r"'\1'", text)

@@ -4,7 +4,7 @@ import re
 
 from flan_jax.mixtures.fields.mending import capitalised, one_line, unquoted
 
-_TABLE = "[TABLECONTEXT]"  # what DART puts in place of a subject where a fact is about a table as a whole
+_TABLE = "[TABLECONTEXT]"  # the subject, in DART, of what is said about a table as a whole
 
 
 def web_nlg_en(record: dict) -> dict | None:

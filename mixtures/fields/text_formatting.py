@@ -7,8 +7,8 @@ from flan_jax.mixtures.fields.mending import one_line, text_key
 
 _FEWEST_WORDS, _MOST_WORDS = 6, 60
 _MOST_CAPITALS = 0.5  # share of words that begin with one; above stand titles and menus
-_FEWEST_LETTERS = 0.75  # share of characters, spaces aside; below stand addresses, codes and price lists
-_MARKS = ".,;:!?…\"“”„«»()[]–—"
+_FEWEST_LETTERS = 0.65  # share of characters, spaces aside; below stand addresses and prices
+_MARKS = '.,;:!?…"“”„«»()[]–—'
 
 
 def true_case(record: dict) -> dict | None:
