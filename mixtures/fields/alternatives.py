@@ -1,6 +1,7 @@
 """Fields of the datasets that begin a text and give alternative sentences to go with it.
 
-Records whose alternatives are the same are dropped: with two equal options there is no single right answer.
+Records whose alternatives are the same are dropped: with two equal options there is no single right answer. So are
+those whose label names none of them.
 """
 
 import re
@@ -15,6 +16,8 @@ _COUNTERPART = {"cause": "effect", "effect": "cause"}
 def copa(record: dict) -> dict | None:
   """A sentence, and two that may tell its cause or its effect."""
   relation = record["question"]
+  if relation not in _ASKED:
+    return None
   fields = {
     "premise": one_line(record["premise"]),
     "relation": relation,
@@ -49,7 +52,7 @@ def story_cloze(record: dict) -> dict | None:
 
 
 def _example(fields: dict, options: list[str], right: int) -> dict | None:
-  if not all(fields.values()) or not all(options):
+  if not all(fields.values()) or not all(options) or not 0 <= right < len(options):
     return None
   if len({option.casefold().rstrip(".") for option in options}) < len(options):
     return None

@@ -74,9 +74,14 @@ def _around(before: str, pronoun: str, after: str) -> dict:
 
 
 def _with_options(fields: dict, options: list[str], right: int) -> dict | None:
-  """Adds the options, the right one and the other one; None where they are not two."""
+  """Adds the options, the right one and the other one; None where they are not two, or the right one is neither."""
   options = [_within_a_sentence(option) for option in options]
-  if len(options) != 2 or not all(options) or options[0].casefold() == options[1].casefold():
+  if (
+    len(options) != 2
+    or not all(options)
+    or right not in (0, 1)
+    or options[0].casefold() == options[1].casefold()
+  ):
     return None
   return {**fields, "options": options, "answer": options[right], "other": options[1 - right]}
 

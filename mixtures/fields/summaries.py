@@ -30,9 +30,10 @@ def aeslc(record: dict) -> dict | None:
 def cnn_dailymail(record: dict) -> dict | None:
   """An article, its highlights with one to a line, and the name of whoever published them."""
   article, highlights = one_line(record["article"]), _lines(record["highlights"])
-  if not article or not highlights:
+  outlet = _OUTLETS.get(record["publisher"])
+  if not (article and highlights and outlet):
     return None
-  return {"article": article, "highlights": highlights, "outlet": _OUTLETS[record["publisher"]]}
+  return {"article": article, "highlights": highlights, "outlet": outlet}
 
 
 def gigaword(record: dict) -> dict | None:
@@ -130,5 +131,5 @@ def _untagged(text: str) -> str:
 
 def _in_order(numbered: dict) -> list[str]:
   """The texts of a numbered mapping, which TFDS gives as a list of keys and one of values, by their numbers."""
-  pairs = zip(numbered["key"], numbered["value"], strict=True)
+  pairs = zip(numbered["key"], numbered["value"], strict=False)
   return [text for _, text in sorted(pairs, key=lambda pair: (len(pair[0]), pair[0]))]
