@@ -1,6 +1,7 @@
 """Fields of the reading comprehension datasets: texts mended, search queries made into questions."""
 
 import re
+from urllib.parse import unquote
 
 from flan_jax.mixtures.fields.mending import (
   as_question,
@@ -10,8 +11,20 @@ from flan_jax.mixtures.fields.mending import (
   unquoted,
   without_final_stop,
 )
+from flan_jax.mixtures.fields.questions import asked, distinct, drawn
 
 _OPENING_WORDS = 15
+
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?|\.\d+")
+
+_UNANSWERABLE = (
+  "unanswerable",
+  "no answer",
+  "not stated",
+  "not in the text",
+  "cannot be answered",
+  "the text does not say",
+)
 
 # Links lost the spaces around them: "ourVendorswho", "theTerms of Use".
 _TERMS = (
@@ -78,6 +91,94 @@ def narrative_qa(record: dict) -> dict | None:
     "question": as_question(repair_encoding(record["question"])),
     "answer": answers[0],
     "answers": answers,
+  }
+
+
+def squad(record: dict) -> dict | None:
+  """A question about a paragraph of Wikipedia; the answers of up to five readers are stretches of it."""
+  answers = distinct(record["answers"]["text"])
+  if not answers:
+    return None
+  return {**_wikipedia(record), "answer": answers[0], "answers": answers}
+
+
+def squad_v2(record: dict) -> dict | None:
+  """The same, and half as many questions again that the paragraph does not answer.
+
+  For these the answer is `decline`, the words that the record's prompts ask for; `wanted` describes the
+  question to someone who is to write it.
+  """
+  decline = drawn(_UNANSWERABLE, record["id"])
+  if record["is_impossible"]:
+    answers = [decline]
+    wanted = "that it seems to answer, but does not"
+  else:
+    answers = distinct(record["answers"]["text"])
+    wanted = f'to which the answer is "{answers[0]}"' if answers else ""
+  if not answers:
+    return None
+  return {
+    **_wikipedia(record),
+    "answer": answers[0],
+    "answers": answers,
+    "decline": decline,
+    "answerable": "no" if record["is_impossible"] else "yes",
+    "wanted": wanted,
+  }
+
+
+def drop(record: dict) -> dict | None:
+  """A question that asks to count, compare or calculate; evaluation records have several readers' answers.
+
+  Dates without a day came out empty and are dropped.
+  """
+  answer = _date_as_said(record["answer"])
+  if not answer:
+    return None
+  others = map(_date_as_said, record["validated_answers"])
+  if _NUMBER.fullmatch(answer):
+    kind = "a number"
+  elif answer != one_line(record["answer"]):
+    kind = "a date"
+  else:
+    kind = "a name or phrase"
+  return {
+    "passage": one_line(record["passage"]),
+    "question": asked(record["question"]),
+    "answer": answer,
+    "answers": distinct([answer, *others]),
+    "kind": kind,
+  }
+
+
+def multirc(record: dict) -> dict | None:
+  """A paragraph, a question about it, and one of several answers that were proposed; is it right?"""
+  label = {"True": "right", "False": "wrong"}.get(record["label"] or "")
+  question, candidate = asked(record["question"]), one_line(record["answer"])
+  if label is None or not question or not candidate:
+    return None
+  return {
+    "paragraph": one_line(record["paragraph"]),
+    "question": question,
+    "candidate": candidate,
+    "label": label,
+  }
+
+
+def _date_as_said(answer: str) -> str:
+  """`1918-November-11` as `11 November 1918`; parts that are missing stay away, other answers as they are."""
+  answer = one_line(answer)
+  year, month, day = answer.split("-") if answer.count("-") == 2 else ("", "", "")
+  if day.isdigit() and (year + day).isdigit() and (month.isalpha() or not month):
+    return " ".join(part for part in (day, month, year) if part)
+  return answer
+
+
+def _wikipedia(record: dict) -> dict:
+  return {
+    "title": unquote(record["title"]).replace("_", " "),
+    "passage": record["context"],
+    "question": asked(record["question"]),
   }
 
 
