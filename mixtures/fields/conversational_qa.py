@@ -1,6 +1,6 @@
 """Fields of the datasets in which questions about a text follow one another."""
 
-from flan_jax.mixtures.fields.mending import one_line
+from flan_jax.mixtures.fields.mending import lines, one_line
 from flan_jax.mixtures.fields.questions import asked, distinct, drawn
 
 _CANNOT = "CANNOTANSWER"
@@ -60,16 +60,16 @@ def coqa(record: dict) -> dict | None:
     for turn, answer in enumerate(answers)
     if turn >= _TURNS_BEFORE and answer and answer.casefold().rstrip(".") != _UNKNOWN
   ]
-  story = "\n".join(line for line in map(one_line, record["story"].splitlines()) if line)
+  story = lines(record["story"])
   if not turns or len(questions) != len(answers):
     return None
   turn = drawn(turns, story)
   before = list(zip(questions[:turn], answers[:turn], strict=True))
   return {
     "story": story,
-    "history": _lines("Q: {}\nA: {}", before),
-    "dialogue": _lines("- {}\n- {}", before),
-    "earlier": _lines("Q: {}\nA: {}", before[:-1]),
+    "history": _exchanges("Q: {}\nA: {}", before),
+    "dialogue": _exchanges("- {}\n- {}", before),
+    "earlier": _exchanges("Q: {}\nA: {}", before[:-1]),
     "last_question": before[-1][0],
     "last_answer": before[-1][1],
     "question": questions[turn],
@@ -77,5 +77,5 @@ def coqa(record: dict) -> dict | None:
   }
 
 
-def _lines(form: str, exchanges: list[tuple[str, str]]) -> str:
+def _exchanges(form: str, exchanges: list[tuple[str, str]]) -> str:
   return "\n".join(form.format(question, answer) for question, answer in exchanges)

@@ -12,6 +12,11 @@ def one_line(text: str) -> str:
   return " ".join(re.sub("[\u200b\u200c\u200d\u200e\ufeff\u2060]", "", text).split())
 
 
+def lines(text: str) -> str:
+  """The lines of a text that say something, each as `one_line` has it."""
+  return "\n".join(filter(None, map(one_line, text.splitlines())))
+
+
 def repair_encoding(text: str) -> str:
   """Undoes UTF-8 that was read as a one-byte encoding, run by run: `Ã©` is `é` again, a sound `é` stays."""
   return re.sub(r"[^\x00-\x7f]+", _repaired_run, text)

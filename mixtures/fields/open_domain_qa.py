@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from flan_jax.mixtures.fields.mending import as_question, one_line, unquoted, without_final_stop
+from flan_jax.mixtures.fields.questions import distinct
 
 _LETTERS = "ABCDE"
 
@@ -13,7 +14,7 @@ def trivia_qa(record: dict) -> dict | None:
   if question[-1:].isalnum():
     question = as_question(question)
   answer = record["answer"]
-  answers = _distinct((answer["value"], *answer["aliases"]))
+  answers = _tidied((answer["value"], *answer["aliases"]))
   if not question or not answers:
     return None
   return {"question": question, "answer": answers[0], "answers": answers}
@@ -21,7 +22,7 @@ def trivia_qa(record: dict) -> dict | None:
 
 def natural_questions(record: dict) -> dict | None:
   """A search query, as it was typed and as a question, and what each annotator took for its answer."""
-  question, answers = as_question(record["question"]), _distinct(record["answer"])
+  question, answers = as_question(record["question"]), _tidied(record["answer"])
   if not question or not answers:
     return None
   return {
@@ -51,7 +52,6 @@ def arc(record: dict) -> dict | None:
   }
 
 
-def _distinct(answers: Iterable[str]) -> list[str]:
+def _tidied(answers: Iterable[str]) -> list[str]:
   """The answers in their order, each once, without the quotes and commas around them."""
-  tidied = (unquoted(one_line(answer).strip(" ,;")) for answer in answers)
-  return list(dict.fromkeys(filter(None, tidied)))
+  return distinct(unquoted(one_line(answer).strip(" ,;")) for answer in answers)

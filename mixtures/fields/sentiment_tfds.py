@@ -3,7 +3,7 @@
 import html
 import re
 
-from flan_jax.mixtures.fields.mending import one_line, repair_encoding, text_key
+from flan_jax.mixtures.fields.mending import lines, one_line, repair_encoding, text_key
 
 _LINK = re.compile(r"(?:https?://|www\.)\S+")
 _HANDLE_OR_LINK = re.compile(r"@\w+|\[link\]")
@@ -12,14 +12,14 @@ _HANDLE_OR_LINK = re.compile(r"@\w+|\[link\]")
 def imdb_reviews(record: dict) -> dict | None:
   """A film review of several paragraphs, which are marked by HTML's line breaks."""
   label = {"neg": "negative", "pos": "positive"}.get(record["label"])
-  return _example(_paragraphs(re.sub(r"<br\s*/?>", "\n", record["text"])), label)
+  return _example(lines(re.sub(r"<br\s*/?>", "\n", record["text"])), label)
 
 
 def yelp_polarity_reviews(record: dict) -> dict | None:
   r"""A review of a business; `\n` stands for a line break in it, and two quotation marks for one."""
   label = {"1": "negative", "2": "positive"}.get(record["label"])
   text = record["text"].replace("\\n", "\n").replace('\\"', '"').replace('""', '"')
-  return _example(_paragraphs(text), label)
+  return _example(lines(text), label)
 
 
 def sentiment140(record: dict) -> dict | None:
@@ -48,7 +48,3 @@ def _example(text: str, label: str | None) -> dict | None:
   if label is None or not any(map(str.isalpha, text)):
     return None
   return {"text": text, "label": label}
-
-
-def _paragraphs(text: str) -> str:
-  return "\n".join(filter(None, map(one_line, text.splitlines())))

@@ -3,7 +3,7 @@
 import html
 import re
 
-from flan_jax.mixtures.fields.mending import one_line
+from flan_jax.mixtures.fields.mending import lines, one_line
 
 _OUTLETS = {"cnn": "CNN", "dm": "the Daily Mail"}
 _SECTIONS = {
@@ -29,7 +29,7 @@ def aeslc(record: dict) -> dict | None:
 
 def cnn_dailymail(record: dict) -> dict | None:
   """An article, its highlights with one to a line, and the name of whoever published them."""
-  article, highlights = one_line(record["article"]), _lines(record["highlights"])
+  article, highlights = one_line(record["article"]), lines(record["highlights"])
   outlet = _OUTLETS.get(record["publisher"])
   if not (article and highlights and outlet):
     return None
@@ -46,7 +46,7 @@ def gigaword(record: dict) -> dict | None:
 
 def multi_news(record: dict) -> dict | None:
   """Several reports of one event under numbered headings, and their joint summary without its leading dash."""
-  reports = list(filter(None, map(_lines, record["document"].split("|||||"))))
+  reports = list(filter(None, map(lines, record["document"].split("|||||"))))
   summary = one_line(record["summary"]).lstrip("–- ")
   if len(reports) < 2 or not summary:
     return None
@@ -57,7 +57,7 @@ def multi_news(record: dict) -> dict | None:
 def newsroom(record: dict) -> dict | None:
   """An article with its title and summary, and whether the summary takes its words from the article."""
   title, summary = one_line(record["title"]), one_line(record["summary"])
-  text = _lines(record["text"])
+  text = lines(record["text"])
   if not (title and text and summary):
     return None
   wording = _WORDINGS.get(record["density_bin"], "in one to three sentences")
@@ -66,7 +66,7 @@ def newsroom(record: dict) -> dict | None:
 
 def samsum(record: dict) -> dict | None:
   """A chat with a message to a line, the names of those who write in it, and its summary."""
-  dialogue, summary = _lines(record["dialogue"]), one_line(record["summary"])
+  dialogue, summary = lines(record["dialogue"]), one_line(record["summary"])
   speakers = list(dict.fromkeys(_SPEAKER.findall(dialogue)))
   if not speakers or not summary:
     return None
@@ -103,11 +103,6 @@ def opinion_abstracts_idebate(record: dict) -> dict | None:
   return {"debate": debate, "arguments": arguments, "claim": claim}
 
 
-def _lines(text: str) -> str:
-  """The lines of a text that say something, each without needless white space."""
-  return "\n".join(filter(None, map(one_line, text.splitlines())))
-
-
 def _untokenised(text: str) -> str:
   """Undoes the Penn Treebank's tokenisation: `it did n't -lrb- yet -rrb- , he said` is `it didn't (yet), he said`."""
   text = re.sub(r"(-lrb-|-lsb-|``|\$) ", r"\1", one_line(text))
@@ -130,6 +125,12 @@ def _untagged(text: str) -> str:
 
 
 def _in_order(numbered: dict) -> list[str]:
-  """The texts of a numbered mapping, which TFDS gives as a list of keys and one of values, by their numbers."""
-  pairs = zip(numbered["key"], numbered["value"], strict=False)
-  return [text for _, text in sorted(pairs, key=lambda pair: (len(pair[0]), pair[0]))]
+  """The texts of a numbered mapping, which TFDS gives as a list of keys and one of values, by their numbers.
+
+  Empty where the two lists are not of one length.
+  """
+  keys, texts = numbered["key"], numbered["value"]
+  if len(keys) != len(texts):
+    return []
+  pairs = sorted(zip(keys, texts, strict=True), key=lambda pair: (len(pair[0]), pair[0]))
+  return [text for _, text in pairs]
