@@ -1,0 +1,39 @@
+"""`flan2021`: the datasets of FLAN 2021 (Wei et al. 2022, "Finetuned Language Models Are Zero-Shot Learners").
+
+As in the paper, a dataset gives 30,000 training examples at most, and is drawn in proportion to their number with a
+cap of 3,000. The clusters are those of the paper's code, and a dataset's own cluster is its folder under `templates`,
+where openbookqa stands with commonsense. `mnli_mismatched` has no training split and is for evaluation. The
+datasets come from TFDS; boolq, openbookqa, piqa and xsum from published packages, as in `mini`.
+"""
+
+from flan_jax.data.mixtures import register_mixture
+
+CLUSTERS = {
+  "summarisation": (
+    *("aeslc", "ag_news_subset", "cnn_dailymail", "gigaword", "multi_news", "newsroom", "samsum", "xsum"),
+    *("opinion_abstracts_idebate", "opinion_abstracts_rotten_tomatoes", "wiki_lingua_english_en"),
+  ),
+  "structure_to_text": ("common_gen", "dart", "e2e_nlg", "web_nlg_en"),
+  "reading_comprehension": ("boolq", "drop", "multirc", "openbookqa", "squad_v1", "squad_v2"),
+  "open_domain_qa": ("arc_challenge", "arc_easy", "natural_questions", "trivia_qa"),
+  "paraphrase": ("glue_mrpc", "glue_qqp", "paws_wiki", "stsb"),
+  "sentiment": ("imdb_reviews", "sentiment140", "sst2", "yelp_polarity_reviews"),
+  "text_formatting": ("fix_punct", "true_case", "word_segment"),
+  "commonsense": ("copa", "hellaswag", "piqa", "story_cloze"),
+  "translation": (
+    *("para_crawl_enes", "wmt14_enfr", "wmt16_translate_csen", "wmt16_translate_deen"),
+    *("wmt16_translate_fien", "wmt16_translate_roen", "wmt16_translate_ruen", "wmt16_translate_tren"),
+  ),
+  "coreference": ("definite_pronoun_resolution", "winogrande", "wsc"),
+  "entailment": (
+    *("anli_r1", "anli_r2", "anli_r3", "cb", "mnli_matched", "qnli", "rte", "snli", "wnli"),
+  ),
+  "maths": ("math_dataset",),
+  "conversational_qa": ("coqa", "quac"),
+  "word_disambiguation": ("wic",),
+  "linguistic_acceptability": ("cola",),
+  "question_classification": ("trec",),
+  "read_comp_and_common_sense": ("cosmos_qa", "record"),
+}
+
+register_mixture("flan2021", [name for names in CLUSTERS.values() for name in names])
