@@ -25,11 +25,15 @@ class RecordError(FlanJaxError):
   """A record of a source cannot be read or does not have the declared fields."""
 
 
-class ArchiveError(FlanJaxError):
+class SourceError(FlanJaxError):
+  """The records of a dataset cannot be had where they should come from."""
+
+
+class ArchiveError(SourceError):
   """A downloaded archive is not the one that was asked for."""
 
 
-class NetworkError(FlanJaxError):
+class NetworkError(SourceError):
   """Something has to be downloaded and cannot be."""
 
 

@@ -10,7 +10,16 @@ from flan_jax.data.mixtures import register_mixture
 
 CLUSTERS = {
   "summarisation": (
-    *("aeslc", "ag_news_subset", "cnn_dailymail", "gigaword", "multi_news", "newsroom", "samsum", "xsum"),
+    *(
+      "aeslc",
+      "ag_news_subset",
+      "cnn_dailymail",
+      "gigaword",
+      "multi_news",
+      "newsroom",
+      "samsum",
+      "xsum",
+    ),
     *("opinion_abstracts_idebate", "opinion_abstracts_rotten_tomatoes", "wiki_lingua_english_en"),
   ),
   "structure_to_text": ("common_gen", "dart", "e2e_nlg", "web_nlg_en"),
@@ -22,7 +31,12 @@ CLUSTERS = {
   "commonsense": ("copa", "hellaswag", "piqa", "story_cloze"),
   "translation": (
     *("para_crawl_enes", "wmt14_enfr", "wmt16_translate_csen", "wmt16_translate_deen"),
-    *("wmt16_translate_fien", "wmt16_translate_roen", "wmt16_translate_ruen", "wmt16_translate_tren"),
+    *(
+      "wmt16_translate_fien",
+      "wmt16_translate_roen",
+      "wmt16_translate_ruen",
+      "wmt16_translate_tren",
+    ),
   ),
   "coreference": ("definite_pronoun_resolution", "winogrande", "wsc"),
   "entailment": (

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from flan_jax.data import (
+  MixtureTask,
   dataset_names,
   dataset_spec,
   describe,
@@ -21,7 +22,7 @@ def show_mixtures(options: argparse.Namespace) -> None:
     print("\n".join(mixture_names()))
     return
   mixture = get_mixture(options.name)
-  rows = describe(mixture, data_home(), options.draws)
+  rows = describe(mixture, data_home(), options.draws, options.strict)
   print(
     f"{mixture.name}: at most {mixture.max_examples:,} examples a dataset, rate cap "
     f"{mixture.rate_cap:,}, temperature {mixture.temperature:g}, "
@@ -36,7 +37,7 @@ def show_mixtures(options: argparse.Namespace) -> None:
         f"{row.task.examples:,}",
         f"{row.task.cap:,}",
         f"{row.task.rate:,.0f}",
-        "held out" if row.task.held_out else f"{row.task.share:.1%}",
+        _place(row.task),
         f"{row.passes:.2f}",
         f"{len(row.templates)} + {len(row.unseen)} unseen",
         row.licence if len(row.licence) <= 60 else row.licence[:57] + "...",
@@ -44,6 +45,15 @@ def show_mixtures(options: argparse.Namespace) -> None:
       for row in rows
     ],
   )
+  for row in rows:
+    if row.task.missing:
+      print(f"\n{row.task.name} is missing: {row.task.missing}")
+
+
+def _place(task: MixtureTask) -> str:
+  if task.missing:
+    return "missing"
+  return "held out" if task.held_out else f"{task.share:.1%}"
 
 
 def show_templates(options: argparse.Namespace) -> None:

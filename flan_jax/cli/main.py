@@ -125,6 +125,9 @@ def _parser() -> argparse.ArgumentParser:
   mixtures.add_argument(
     "--draws", type=_count, default=10_000, help="examples drawn, for the passes over the data"
   )
+  mixtures.add_argument(
+    "--strict", action="store_true", help="a dataset that cannot be had is an error"
+  )
   templates = _command(commands, "templates", "show each template of a dataset on real examples")
   templates.add_argument("dataset", nargs="?")
   templates.add_argument("--template", help="only this one")

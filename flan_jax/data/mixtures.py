@@ -18,7 +18,7 @@ from pathlib import Path
 from flan_jax.data.library import dataset_files, dataset_spec, import_library
 from flan_jax.data.records import load_records
 from flan_jax.data.texts import CLUSTER, registered_texts
-from flan_jax.errors import ConfigError, UnknownName
+from flan_jax.errors import ConfigError, SourceError, UnknownName
 
 Weight = float | str | None
 """Of a member: None takes its rate as it is, a number multiplies it, "30%" fixes its share."""
@@ -78,6 +78,7 @@ class MixtureTask:
     cap: examples beyond it did not raise the rate.
     rate: how often it is drawn, against the other rates.
     share: the rate as a fraction of the sum of all.
+    missing: why its records cannot be had; its rate and share are then 0.
   """
 
   name: str
@@ -88,6 +89,7 @@ class MixtureTask:
   cap: int
   rate: float
   share: float
+  missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -174,21 +176,23 @@ def held_out_datasets(mixture: Mixture | str) -> list[str]:
 
 
 def training_tasks(
-  mixture: Mixture | str, data_dir: Path | str, split: str = "train"
+  mixture: Mixture | str, data_dir: Path | str, split: str = "train", strict: bool = False
 ) -> list[MixtureTask]:
-  """The datasets that are trained on, with their rates. Builds the records that are missing.
+  """The datasets that are trained on, with their rates. Builds the records that are not there.
 
   Args:
     split: another one has the datasets that have such a split, at the rates that they are trained at.
+    strict: see `mixture_tasks`; else those that cannot be had are there with a share of 0.
 
   Raises:
     ConfigError: none of them has the split; see also `mixture_tasks`.
   """
-  tasks = [task for task in mixture_tasks(mixture, data_dir) if not task.held_out]
+  tasks = [task for task in mixture_tasks(mixture, data_dir, strict) if not task.held_out]
   if split == "train":
     return tasks
-  sizes = {task.name: _size(task.name, split, data_dir) for task in tasks}
-  total = sum(task.rate for task in tasks if sizes[task.name])
+  sizes = {task.name: _size(task.name, split, data_dir) for task in tasks if not task.missing}
+  tasks = [task for task in tasks if sizes.get(task.name)]
+  total = sum(task.rate for task in tasks)
   if not total:
     raise ConfigError(
       f"no dataset of the mixture {_mixture(mixture).name!r} has a split {split!r}; they may have "
@@ -202,29 +206,47 @@ def training_tasks(
       share=task.rate / total,
     )
     for task in tasks
-    if sizes[task.name]
   ]
 
 
 def held_out_tasks(mixture: Mixture | str, data_dir: Path | str) -> list[MixtureTask]:
-  """The datasets in held-out clusters. Builds the records that are missing."""
+  """The datasets in held-out clusters. Builds the records that are not there."""
   return [task for task in mixture_tasks(mixture, data_dir) if task.held_out]
 
 
-def mixture_tasks(mixture: Mixture | str, data_dir: Path | str) -> list[MixtureTask]:
-  """Every dataset of a mixture, those held out last. Builds the records that are missing.
+def mixture_tasks(
+  mixture: Mixture | str, data_dir: Path | str, strict: bool = False
+) -> list[MixtureTask]:
+  """Every dataset of a mixture, those held out last. Builds the records that are not there.
+
+  Args:
+    strict: a dataset whose records cannot be had is an error; else it is told as missing.
 
   Raises:
     UnknownName: a member or a held-out cluster is unknown.
     ConfigError: nothing is left to train on, or the shares that are fixed leave nothing.
+    SourceError: strict, and records cannot be had; or none of what is trained on can be.
   """
   mixture = _mixture(mixture)
   held = dict(_clusters_held_out(mixture))
-  sizes = {name: _size(name, "train", data_dir) for name in held}
-  for name, size in sizes.items():
-    if not held[name] and not size:
+  sizes: dict[str, int] = {}
+  missing: dict[str, str] = {}
+  for name in held:
+    try:
+      sizes[name] = _size(name, "train", data_dir)
+    except SourceError as error:
+      if strict:
+        raise
+      sizes[name], missing[name] = 0, str(error)
+  trained = {name for name, held_out in held.items() if not held_out}
+  for name in trained - missing.keys():
+    if not sizes[name]:
       raise ConfigError(f"{name} is trained on and has no train split.")
-  leaves = _rates(mixture, sizes, {name for name, held_out in held.items() if not held_out})
+  if trained and trained <= missing.keys():
+    raise SourceError(
+      f"nothing of the mixture {mixture.name!r} can be had. {missing[min(trained)]}"
+    )
+  leaves = _rates(mixture, sizes, trained - missing.keys())
   total = sum(leaf.rate for leaf in leaves.values())
   if not total > 0:
     raise ConfigError(
@@ -243,15 +265,18 @@ def mixture_tasks(mixture: Mixture | str, data_dir: Path | str) -> list[MixtureT
         cap=leaf.cap,
         rate=leaf.rate,
         share=leaf.rate / total,
+        missing=missing.get(name, ""),
       )
     )
   return tasks
 
 
-def describe(mixture: Mixture | str, data_dir: Path | str, draws: int = 0) -> list[TaskDescription]:
-  """What a run of so many draws will see of each dataset, those held out last."""
+def describe(
+  mixture: Mixture | str, data_dir: Path | str, draws: int = 0, strict: bool = False
+) -> list[TaskDescription]:
+  """What a run of so many draws will see of each dataset, those held out last; see `mixture_tasks`."""
   rows = []
-  for task in mixture_tasks(mixture, data_dir):
+  for task in mixture_tasks(mixture, data_dir, strict):
     text = registered_texts().get(task.name)
     specs = [dataset_spec(name) for name in (text.datasets if text else (task.name,))]
     templates = [template for spec in specs for template in spec.templates if not text]
@@ -296,7 +321,8 @@ def _rates(mixture: Mixture, sizes: Mapping[str, int], trained: set[str]) -> dic
       fixed[member] = (share, leaves)
     else:
       raise ConfigError(
-        f"the mixture {mixture.name!r} gives {member!r} the share {weight}, but it is held out."
+        f"the mixture {mixture.name!r} gives {member!r} the share {weight}, but it is held out or cannot be "
+        "had."
       )
   total = _total(free)
   rest = 1.0 - sum(share for share, _ in fixed.values())

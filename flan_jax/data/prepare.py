@@ -6,6 +6,7 @@ result does not depend on how many processes made it.
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ from flan_jax.data.workers import ForkedWorkers, can_fork, in_child
 from flan_jax.errors import ConfigError
 from flan_jax.prompting import Draw
 
+_LOG = logging.getLogger(__name__)
+
 
 def prepare(
   config: StoreConfig,
@@ -43,6 +46,7 @@ def prepare(
   data_dir: Path | str,
   workers: int | None = None,
   progress: bool = True,
+  strict: bool = False,
 ) -> Store:
   """The store of these settings with at least so many rows; what is there already is kept.
 
@@ -54,6 +58,7 @@ def prepare(
       which neither JAX nor TensorFlow may be loaded here; with None one is then used. A SeqIO task is
       always read in this process: its stream has no places that could be jumped to.
     progress: show a bar with rate and remaining time.
+    strict: a dataset whose records cannot be had is an error; else it is left out, and `Store.missing` says why.
 
   Raises:
     ConfigError: nothing of the mixture fits the lengths, or processes cannot be forked.
@@ -67,9 +72,11 @@ def prepare(
     workers = len(os.sched_getaffinity(0)) if can_fork() else 1
   # Reading a TFDS source loads TensorFlow, after which no worker could be forked.
   if workers > 1:
-    description = in_child(partial(describe, config, data_dir))
+    description = in_child(partial(describe, config, data_dir, strict))
   else:
-    description = describe(config, data_dir)
+    description = describe(config, data_dir, strict)
+  for name, reason in description["missing"].items():
+    _LOG.warning("%s is left out: %s", name, reason)
   directory = build_once(directory_of(description, data_dir), partial(_begin, config, description))
   windows = read_description(directory)["windows"]
   whole = len(_kept(directory, windows)) == len(windows)
@@ -89,16 +96,16 @@ def prepare(
   return Store.open(directory)
 
 
-def describe(config: StoreConfig, data_dir: Path | str) -> dict[str, Any]:
-  """What `store.json` says about a store before it has windows. Builds the records that are missing.
+def describe(config: StoreConfig, data_dir: Path | str, strict: bool = False) -> dict[str, Any]:
+  """What `store.json` says about a store before it has windows. Builds the records that are not there.
 
   Its fingerprint is a sha256 of everything that decides the rows: of our own mixtures the sources,
   templates and rates; of a SeqIO task what `seqio_stream.describe` can see of it; the settings.
   """
   if mixture := _own_mixture(config):
-    tasks = describe_mixture(mixture, config, data_dir)
+    tasks, missing = describe_mixture(mixture, config, data_dir, strict)
   else:
-    tasks = seqio_stream.describe(config)
+    tasks, missing = seqio_stream.describe(config), {}
   deciding = ("name", "examples", "share", "templates_fingerprint", "records_fingerprint")
   content = [config.settings(), [[task[key] for key in deciding] for task in tasks]]
   return {
@@ -106,6 +113,7 @@ def describe(config: StoreConfig, data_dir: Path | str) -> dict[str, Any]:
     "mixture": config.mixture_name,
     "settings": config.settings(),
     "tasks": tasks,
+    "missing": missing,
     "windows": [],
   }
 

@@ -2,8 +2,9 @@
 
 The contract of a split: records whose fields have the same normalised text count once; records of
 one group (a passage, a contract) never stand in two splits; a training record whose group occurs
-in an evaluation split is dropped. Where a dataset file says `balance`, the labels are evened out.
-Whatever is dropped is counted.
+in an evaluation split is dropped. Where that leaves nothing of a split, the splits hold the same data, as
+those that TFDS mocks: they are left so, and a warning says it. Where a dataset file says `balance`, the
+labels are evened out. Whatever is dropped is counted.
 """
 
 import json
@@ -11,9 +12,10 @@ import logging
 import mmap
 import unicodedata
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import IO, Any, NamedTuple, overload
@@ -41,6 +43,7 @@ class RecordCounts:
     blank: without an answer.
     duplicates: equal to another record in the normalised text of the `unique` fields.
     overlapping: training records whose group occurs in an evaluation split.
+    shared: records of splits that were kept although each of theirs stands in other splits too.
     unbalanced: more than the rarest label has among records that are alike in the `balance` fields.
     kept: by split.
   """
@@ -50,6 +53,7 @@ class RecordCounts:
   blank: int = 0
   duplicates: int = 0
   overlapping: int = 0
+  shared: int = 0
   unbalanced: int = 0
   kept: dict[str, int] = field(default_factory=dict)
 
@@ -145,7 +149,7 @@ def load_records(spec: DatasetSpec, data_dir: Path | str) -> RecordSplits:
   Raises:
     RecordError: a record cannot be read, lacks a field, or has an answer that is no choice; a
       split is empty.
-    ArchiveError, NetworkError: the archive cannot be had.
+    SourceError: the records cannot be had.
   """
   data_dir = Path(data_dir)
   try:
@@ -177,6 +181,7 @@ class _Builder:
     self._counts = RecordCounts()
     self._seen: set[bytes] = set()
     self._held_groups: set[int] = set()
+    self._added = Counter[str]()
     self._directory = directory
     self._writers: dict[str, _SplitWriter] = {}
     self._waiting: dict[tuple[str, bytes], dict[str, list[_Place]]] = {}
@@ -187,8 +192,13 @@ class _Builder:
         file = files.enter_context((self._directory / f"{split}.jsonl").open("wb"))
         self._writers[split] = _SplitWriter(file)
       for part, split_of in self._plan():
-        for number, raw in enumerate(self._source.records(part), start=1):
-          self._add(raw, part, number, split_of)
+        before = replace(self._counts)
+        self._read(part, split_of)
+        if self._repeats(split_of(0), before):
+          self._counts = before
+          self._seen, self._held_groups = set(), set()
+          self._read(part, split_of)
+          self._counts.shared += self._added[split_of(0)]
       self._write_balanced()
     for split, writer in self._writers.items():
       self._counts.kept[split] = writer.save(self._directory, split)
@@ -213,6 +223,23 @@ class _Builder:
     # Evaluation splits first: what they hold is then kept out of training.
     order = sorted(splits, key=lambda split: split == "train")
     return [(str(splits[split]), _always(split)) for split in order]
+
+  def _read(self, part: str, split_of: Callable[[int], str]) -> None:
+    for number, raw in enumerate(self._source.records(part), start=1):
+      self._add(raw, part, number, split_of)
+
+  def _repeats(self, split: str, before: RecordCounts) -> bool:
+    """Whether a split that was just read holds nothing but records of the splits before it."""
+    counts = self._counts
+    kept_out = counts.duplicates + counts.overlapping - before.duplicates - before.overlapping
+    if self._added[split] or not kept_out or isinstance(self._spec.splits[split], float):
+      return False
+    _LOG.warning(
+      "%s: all records of %s stand in other splits too, and are kept: a score after training on them means nothing.",
+      self._spec.name,
+      split,
+    )
+    return True
 
   def _add(
     self, raw: dict[str, Any], part: str, number: int, split_of: Callable[[int], str]
@@ -240,6 +267,7 @@ class _Builder:
       counts.overlapping += 1
       return
     self._seen.add(unique)
+    self._added[split] += 1
     if split != "train":
       self._held_groups.add(group)
     place = _Place(record, _number(unique, b"order"), group)

@@ -63,6 +63,7 @@ def register_seqio(
 
   Raises:
     ConfigError: a name is taken, by another task or by ours with other settings.
+    SourceError: records of the mixture cannot be had.
   """
   import seqio
 
@@ -70,7 +71,7 @@ def register_seqio(
   settings = (vocabulary.fingerprint, format.fingerprint, str(data_dir), seed, renderings, few_shot)
   rates: list[tuple[str, float]] = []
   names: list[str] = []
-  for task in mixture_tasks(mixture, data_dir):
+  for task in mixture_tasks(mixture, data_dir, strict=True):
     spec = dataset_spec(task.name)
     build = functools.partial(
       _task_settings, spec, vocabulary, format, data_dir, seed, renderings, few_shot

@@ -26,7 +26,14 @@ from typing import IO, Any, cast
 
 from flan_jax.data import archives
 from flan_jax.data.formats import Format, format_of
-from flan_jax.errors import ConfigError, FlanJaxError, NetworkError, RecordError, UnknownName
+from flan_jax.errors import (
+  ConfigError,
+  FlanJaxError,
+  NetworkError,
+  RecordError,
+  SourceError,
+  UnknownName,
+)
 
 _SETTINGS = {
   "package": {"registry", "archive", "sha256", "members", "inside"},
@@ -221,7 +228,7 @@ class TFDSSource(Source):
           f"TFDS cannot download {self.settings['tfds']}: {error}. {advice}"
         ) from error
       except (ImportError, AssertionError, RuntimeError, ValueError) as error:
-        raise ConfigError(
+        raise SourceError(
           f"TFDS cannot prepare {self.settings['tfds']}: {error}. {advice}"
         ) from error
       self._builder = builder

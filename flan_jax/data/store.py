@@ -184,6 +184,7 @@ class Store:
     fingerprint: of everything that decides its content.
     layout, lengths: of its rows.
     tasks: its datasets; `task_ids` of a batch are places in this tuple.
+    missing: datasets of its mixture that could not be had when it was made, and why.
   """
 
   def __init__(self, directory: Path | str, remote: RemoteFolder | None = None):
@@ -195,6 +196,7 @@ class Store:
     self.layout: Layout = self.settings["layout"]
     self.lengths: dict[str, int] = self.settings["lengths"]
     self.tasks = tuple(_task(entry) for entry in about["tasks"])
+    self.missing: dict[str, str] = about.get("missing", {})
     self._windows: list[dict[str, Any]] = about["windows"]
     self._ends = np.cumsum([window["rows"] for window in self._windows], dtype=np.int64).tolist()
     self._open: OrderedDict[int, Window] = OrderedDict()

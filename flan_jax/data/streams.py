@@ -91,11 +91,12 @@ class MixtureStream:
 
 
 def describe_mixture(
-  mixture: Mixture, config: StoreConfig, data_dir: Path | str
-) -> list[dict[str, Any]]:
-  """What `store.json` says about the datasets and texts. Builds the records that are missing."""
-  tasks = training_tasks(mixture, data_dir, config.split)
-  return [_described(task, config, data_dir) for task in tasks]
+  mixture: Mixture, config: StoreConfig, data_dir: Path | str, strict: bool
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+  """What `store.json` says about the datasets and texts, and about those that cannot be had."""
+  tasks = training_tasks(mixture, data_dir, config.split, strict)
+  found = [_described(task, config, data_dir) for task in tasks if not task.missing]
+  return found, {task.name: task.missing for task in tasks if task.missing}
 
 
 def _described(task: MixtureTask, config: StoreConfig, data_dir: Path | str) -> dict[str, Any]:

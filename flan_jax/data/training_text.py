@@ -33,8 +33,9 @@ def training_text(
 
   Raises:
     ConfigError: the mixture has nothing to train on.
+    SourceError: records of it cannot be had.
   """
-  tasks = training_tasks(mixture, data_dir)
+  tasks = training_tasks(mixture, data_dir, strict=True)
   sayings = [_sayings(task, data_dir, seed) for task in tasks]
   sizes = [saying.size for saying in sayings]
   stream = DrawStream([task.name for task in tasks], [task.share for task in tasks], sizes, seed)
@@ -60,7 +61,7 @@ def training_text_fingerprint(mixture: Mixture | str, data_dir: Path | str) -> s
   A name alone does not tell: mixtures and dataset files are changed, and two projects may call theirs alike.
   """
   content = []
-  for task in training_tasks(mixture, data_dir):
+  for task in training_tasks(mixture, data_dir, strict=True):
     text = registered_texts().get(task.name)
     specs = [dataset_spec(name) for name in (text.datasets if text else (task.name,))]
     said = [(spec.fingerprint, load_records(spec, data_dir).fingerprint) for spec in specs]

@@ -32,6 +32,7 @@ class DataPlan:
     seqio_cache: folder, or folders, in which SeqIO's cache job has left the tasks.
     seed, split, shuffle, renderings, few_shot, window, loss_on: see `flan_jax.data.store.StoreConfig`.
     workers: processes that prepare; None: one a core.
+    strict: a dataset whose records cannot be had stops the launch; else it is left out and told.
     prepared: path or URL of a store that is trained on as it is; None: it is looked for in the data
       home, and prepared as far as it is missing.
   """
@@ -52,6 +53,7 @@ class DataPlan:
   shuffle: bool = True
   seqio_cache: str | tuple[str, ...] = ()
   workers: int | None = None
+  strict: bool = False
   prepared: str | None = None
 
   def __post_init__(self) -> None:
@@ -120,7 +122,12 @@ class DataPlan:
 
     def prepare() -> Store:
       return prepared_store(
-        self.config(source), rows, data_home(), datasets=datasets, workers=self.workers
+        self.config(source),
+        rows,
+        data_home(),
+        datasets=datasets,
+        workers=self.workers,
+        strict=self.strict,
       )
 
     return first_alone(prepare, "store")

@@ -1,14 +1,12 @@
 """`flan-jax evaluate`: judge a checkpoint zero-shot, alone or against what it was tuned from."""
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 
 from flan_jax.data.atomic import claimed
-from flan_jax.data.home import data_home
-from flan_jax.data.library import dataset_spec
-from flan_jax.data.records import load_records
 from flan_jax.evaluation import Evaluation
 from flan_jax.jobs.evaluation import EvaluationPlan
 from flan_jax.jobs.models import ModelSource
@@ -47,8 +45,7 @@ def evaluate(
   run, phases = Path(out_dir), Phases()
   with claimed(run) if is_first() else contextlib.nullcontext():
     with phases("prepare"):
-      for task in evaluation.evaluation_tasks():
-        load_records(dataset_spec(task.dataset), data_home())
+      evaluation, missing = evaluation.available()
     written = model.written_in(format)
     untuned: dict[str, Evaluation] = {}
     if before is not None:
@@ -58,7 +55,12 @@ def evaluate(
       layout = _layout(model, mesh, axis_rules)
       params = model.load(layout, jax.random.key(0))
       after = evaluation.run(model, params, layout, written, run / "evaluation", label=model.origin)
-    write_report(run, after, untuned, notes, environment(phases))
+    write_report(run, after, untuned, (*notes, *not_judged(missing)), environment(phases))
+
+
+def not_judged(missing: Mapping[str, str]) -> list[str]:
+  """Sentences for the report, on the datasets whose records could not be had."""
+  return [f"{name} is not judged: {reason}" for name, reason in missing.items()]
 
 
 def judge_untuned(

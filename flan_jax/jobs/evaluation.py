@@ -2,19 +2,21 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from flan_jax.data.encode import Encoder, check_layout
 from flan_jax.data.home import data_home
+from flan_jax.data.library import dataset_spec
 from flan_jax.data.mixtures import (
   get_mixture,
   held_out_datasets,
   training_datasets,
 )
-from flan_jax.errors import ConfigError, UnknownName
+from flan_jax.data.records import load_records
+from flan_jax.errors import ConfigError, SourceError, UnknownName
 from flan_jax.evaluation import (
   CONVENTIONS,
   Evaluation,
@@ -42,22 +44,25 @@ class EvaluationPlan:
     tasks: dataset -> names of templates, () for all; None scores every dataset of the mixture.
     lengths: tokens of a prompt, without what a chat template writes around it, and of an answer:
       {"inputs": I, "targets": T}.
-    split, examples, seed, shots: see `flan_jax.evaluation.EvaluationTask`.
+    split: whose records are scored; None: test, or validation where a dataset has no test split.
+    examples, seed, shots: see `flan_jax.evaluation.EvaluationTask`.
     scoring: the primary convention: t0, lm_eval, lm_eval_norm, per_token, pmi.
     native_chat: score the untuned model in its own chat format as well.
     batch_tokens: tokens of one forward pass.
+    strict: a dataset whose records cannot be had stops the launch; else it is left out and told.
   """
 
   mixture: str
   lengths: Mapping[str, int]
   tasks: Mapping[str, Sequence[str]] | None = None
-  split: str = "test"
+  split: str | None = None
   examples: int | None = 100
   seed: int = 0
   shots: int = 0
   scoring: str = "t0"
   native_chat: bool = True
   batch_tokens: int = 2048
+  strict: bool = False
 
   def __post_init__(self) -> None:
     check_layout("decoder", self.lengths)
@@ -92,7 +97,7 @@ class EvaluationPlan:
     return [
       EvaluationTask(
         name,
-        split=self.split,
+        split=self.split or dataset_spec(name).evaluation_split,
         templates=tuple(tasks[name]),
         examples=self.examples,
         seed=self.seed,
@@ -103,6 +108,26 @@ class EvaluationPlan:
       for name in (*trained, *held_out)
       if name in tasks
     ]
+
+  def available(self) -> tuple["EvaluationPlan", dict[str, str]]:
+    """The plan without the datasets whose records cannot be had, and why they cannot.
+
+    Raises:
+      SourceError: none can be had, or the plan is strict.
+    """
+    tasks, missing = dict[str, Sequence[str]](), dict[str, str]()
+    for task in self.evaluation_tasks():
+      try:
+        load_records(dataset_spec(task.dataset), data_home())
+        tasks[task.dataset] = task.templates
+      except SourceError as error:
+        if self.strict:
+          raise
+        missing[task.dataset] = str(error)
+    if not tasks:
+      name, reason = next(iter(missing.items()))
+      raise SourceError(f"nothing of what is to be judged can be had. {name}: {reason}")
+    return replace(self, tasks=tasks), missing
 
   def encoder(self, source: ModelSource, format: Format) -> Encoder:
     """How prompts become ids for a model. What the format itself writes does not count as prompt."""

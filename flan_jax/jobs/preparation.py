@@ -20,7 +20,7 @@ from flan_jax.data.mixtures import known_names
 from flan_jax.data.prepare import prepare
 from flan_jax.data.records import load_records
 from flan_jax.data.store import Store, StoreConfig
-from flan_jax.errors import FlanJaxError
+from flan_jax.errors import FlanJaxError, SourceError
 from flan_jax.jobs import user_modules
 from flan_jax.vocabularies import Vocabulary
 
@@ -36,17 +36,19 @@ def prepared_store(
   *,
   datasets: Sequence[str] = (),
   workers: int | None = None,
+  strict: bool = False,
 ) -> Store:
   """The store of these settings with at least so many rows; what is there already is kept.
 
   Args:
     datasets: others whose records are to be built as well, for evaluation.
+    strict: see `flan_jax.data.prepare.prepare`.
 
   Raises:
     FlanJaxError: whatever the preparing process ran into.
   """
   directory = _in_own_process(
-    _prepare, config.mixture_name, config, rows, data_dir, tuple(datasets), workers
+    _prepare, config.mixture_name, config, rows, data_dir, tuple(datasets), workers, strict
   )
   return Store.open(directory)
 
@@ -104,11 +106,18 @@ def _call(
 
 
 def _prepare(
-  config: StoreConfig, rows: int, data_dir: Path, datasets: Sequence[str], workers: int | None
+  config: StoreConfig,
+  rows: int,
+  data_dir: Path,
+  datasets: Sequence[str],
+  workers: int | None,
+  strict: bool,
 ) -> Path:
-  directory = prepare(config, rows, data_dir, workers).directory
+  directory = prepare(config, rows, data_dir, workers, strict=strict).directory
   for name in datasets:
-    load_records(dataset_spec(name), data_dir)
+    # Evaluation says itself what it could not have.
+    with contextlib.nullcontext() if strict else contextlib.suppress(SourceError):
+      load_records(dataset_spec(name), data_dir)
   return directory
 
 

@@ -18,7 +18,7 @@ from flan_jax.data.store import Store
 from flan_jax.errors import ConfigError
 from flan_jax.evaluation.html import write_curve
 from flan_jax.jobs.data import DataPlan
-from flan_jax.jobs.evaluate import judge_untuned
+from flan_jax.jobs.evaluate import judge_untuned, not_judged
 from flan_jax.jobs.evaluation import EvaluationPlan
 from flan_jax.jobs.launch import changed_settings, current_phase, operative_config
 from flan_jax.jobs.models import (
@@ -110,6 +110,10 @@ def train(
   with phases("prepare"):
     store = data.store(model, rows, judged)
     unseen = data.validation_store(model, unseen_rows) if validation_batches else None
+    without = [f"{name} is not trained on: {reason}" for name, reason in store.missing.items()]
+    if evaluation is not None:
+      evaluation, missing = evaluation.available()
+      without += not_judged(missing)
   if phase.rehearsal:
     return model
   share = rows_of_process(batch_size, layout)
@@ -191,7 +195,9 @@ def train(
       )
     consumed = sum(len(store.row(row)) for row in range(rows))
     training = {"steps": steps, "rows": rows, "examples": consumed, "seed": seed}
-    write_report(run, after, before, notes, {**environment(phases), "training": training})
+    write_report(
+      run, after, before, (*notes, *without), {**environment(phases), "training": training}
+    )
   return True
 
 

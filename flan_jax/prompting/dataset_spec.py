@@ -83,6 +83,11 @@ class DatasetSpec:
     """The templates that evaluation scores: those that are not turned around."""
     return tuple(template for template in self.templates if not template.turned_around)
 
+  @property
+  def evaluation_split(self) -> str:
+    """The split that is judged unless another is asked for: many a test split is published without answers."""
+    return "test" if "test" in self.splits else "validation"
+
   def derive_record(self, raw: Mapping[str, Any]) -> dict[str, Any] | None:
     """A raw record's fields as text and lists of text: those declared, grouped by, unique or balanced.
 

@@ -36,12 +36,15 @@ def natural_questions(record: dict) -> dict | None:
 def arc(record: dict) -> dict | None:
   """A question, or a sentence to be finished, with three to five choices.
 
-  The choices' labels come as numbers (0 is A), the key as a letter. Records with equal choices are dropped.
+  The choices' labels come as numbers (0 is A), the key as a letter. Records with equal choices are dropped, and those
+  whose lists differ in length.
   """
   choices = record["choices"]
   options = [without_final_stop(one_line(text)) for text in choices["text"]]
   question, key = one_line(record["question"]), _LETTERS.index(record["answerKey"])
   if not question or not all(options) or key not in choices["label"]:
+    return None
+  if len(options) != len(choices["label"]):
     return None
   if len({option.casefold() for option in options}) < len(options):
     return None

@@ -21,7 +21,7 @@ from flan_jax.data import (
   training_tasks,
 )
 from flan_jax.data import mixtures as registry
-from flan_jax.errors import ConfigError, UnknownName
+from flan_jax.errors import ConfigError, SourceError, UnknownName
 
 EVERYTHING = {"train": 1.0}
 
@@ -69,6 +69,29 @@ def test_fewer_examples_are_used_where_there_are_too_many(datasets, tmp_path):
   small, large = training_tasks(mixture, tmp_path / "cache")
   assert (small.available, small.examples, small.rate) == (10, 10, 10)
   assert (large.available, large.examples, large.rate) == (60, 20, 20)
+
+
+@pytest.fixture
+def without_cloze(datasets, make_dataset, tmp_path):
+  """A mixture of which one dataset has to be asked for by mail; the folder where it would be is empty."""
+  source = {"tfds": "story_cloze/2016:1.0.0", "data_dir": str(tmp_path)}
+  make_dataset("cloze", source=source, splits={"train": "validation", "test": "test"})
+  return register_mixture("three", {"small": None, "cloze": 2.0, "large": None})
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_dataset_that_cannot_be_had_stops_nothing_that_does_not_need_it(without_cloze, tmp_path):
+  tasks = {task.name: task for task in training_tasks("three", tmp_path / "cache")}
+  assert {name: task.share for name, task in tasks.items()} == {
+    "small": pytest.approx(1 / 7),
+    "cloze": 0,
+    "large": pytest.approx(6 / 7),
+  }
+  assert "TFDS cannot prepare story_cloze/2016:1.0.0: Manual" in tasks["cloze"].missing
+  with pytest.raises(SourceError, match="TFDS cannot prepare story_cloze"):
+    training_tasks("three", tmp_path / "cache", strict=True)
+  with pytest.raises(SourceError, match="nothing of the mixture 'cloze' can be had. TFDS cannot"):
+    training_tasks("cloze", tmp_path / "cache")
 
 
 @pytest.mark.filterwarnings("ignore")

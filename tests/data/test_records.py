@@ -85,6 +85,15 @@ def test_official_parts_keep_training_free_of_evaluation_groups(load_passages, t
   assert splits.counts.overlapping == 1  # another question on one of its passages
 
 
+def test_splits_that_are_the_same_data_are_left_so_and_said_to_be(load_passages, caplog):
+  files = {"everything": "facts.jsonl"}
+  splits = {"train": "everything", "test": "everything"}
+  found = load_passages([*rows(5), *rows(1)], source={"files": files}, splits=splits)
+  assert len(found["train"]) == len(found["test"]) == found.counts.shared == 15
+  assert (found.counts.duplicates, found.counts.overlapping) == (6, 0)
+  assert "facts: all records of train stand in other splits too" in caplog.text
+
+
 def test_duplicates_are_found_whatever_their_case_and_spacing(load):
   same = [{"question": text, "label": "y"} for text in ("Is 3 odd?", " is  3 ODD? ", "ｉs 3 odd?")]
   splits = load(rows=[*same, {"question": "is 3 - 2 odd?", "label": "y"}], splits={"train": 1.0})
