@@ -19,6 +19,7 @@ from flan_jax.data.library import dataset_files, dataset_spec, import_library
 from flan_jax.data.records import load_records
 from flan_jax.data.texts import CLUSTER, registered_texts
 from flan_jax.errors import ConfigError, SourceError, UnknownName
+from flan_jax.prompting import DatasetSpec
 
 Weight = float | str | None
 """Of a member: None takes its rate as it is, a number multiplies it, "30%" fixes its share."""
@@ -185,7 +186,7 @@ def training_tasks(
     strict: see `mixture_tasks`; else those that cannot be had are there with a share of 0.
 
   Raises:
-    ConfigError: none of them has the split; see also `mixture_tasks`.
+    UnknownName: none of them has the split; see also `mixture_tasks`.
   """
   tasks = [task for task in mixture_tasks(mixture, data_dir, strict) if not task.held_out]
   if split == "train":
@@ -194,9 +195,9 @@ def training_tasks(
   tasks = [task for task in tasks if sizes.get(task.name)]
   total = sum(task.rate for task in tasks)
   if not total:
-    raise ConfigError(
-      f"no dataset of the mixture {_mixture(mixture).name!r} has a split {split!r}; they may have "
-      "train, validation and test."
+    known = {split for name in sizes for split in _splits(name)}
+    raise UnknownName(
+      "split", split, known, f"They are those of the mixture {_mixture(mixture).name}."
     )
   return [
     replace(
@@ -278,7 +279,7 @@ def describe(
   rows = []
   for task in mixture_tasks(mixture, data_dir, strict):
     text = registered_texts().get(task.name)
-    specs = [dataset_spec(name) for name in (text.datasets if text else (task.name,))]
+    specs = _specs(task.name)
     templates = [template for spec in specs for template in spec.templates if not text]
     rows.append(
       TaskDescription(
@@ -438,9 +439,17 @@ def _names(names: Iterable[str], setting: str) -> tuple[str, ...]:
 
 
 def _size(name: str, split: str, data_dir: Path | str) -> int:
+  return sum(load_records(spec, data_dir).counts.kept.get(split, 0) for spec in _specs(name))
+
+
+def _splits(name: str) -> list[str]:
+  return [split for spec in _specs(name) for split in spec.splits]
+
+
+def _specs(name: str) -> list[DatasetSpec]:
+  """What a dataset or a text is made of."""
   text = registered_texts().get(name)
-  specs = [dataset_spec(dataset) for dataset in (text.datasets if text else (name,))]
-  return sum(load_records(spec, data_dir).counts.kept.get(split, 0) for spec in specs)
+  return [dataset_spec(dataset) for dataset in (text.datasets if text else (name,))]
 
 
 def _cluster(name: str) -> str:

@@ -15,6 +15,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -119,8 +120,8 @@ def describe(config: StoreConfig) -> list[dict[str, Any]]:
   provider = find(config.mixture_name)
   _check(provider, config)
   tasks = _tasks(provider, config.split)
+  rates = _rates(provider, tasks)
   with _told(provider.name):
-    rates = [1.0 if len(tasks) == 1 else float(provider.get_rate(task)) for task in tasks]
     entries = [identity(task, config) for task in tasks]
   mixed = {
     "mixture": type(provider).__qualname__,
@@ -249,6 +250,30 @@ def _tasks(provider: Provider, split: str) -> "list[seqio.Task]":
   if isinstance(provider, seqio.Task):
     return [provider]
   return [task for task in provider.tasks if split in task.splits]
+
+
+def _rates(provider: Provider, tasks: "list[seqio.Task]") -> list[float]:
+  """How often each task is drawn, against the others."""
+  import seqio
+
+  if isinstance(provider, seqio.Task):
+    return [1.0]
+  rates = []
+  for task in tasks:
+    try:
+      rates.append(float(provider.get_rate(task)))
+    except Exception as error:
+      raise ConfigError(
+        f"the SeqIO mixture {provider.name!r}: the rate of {task.name!r} cannot be had, {type(error).__name__}: "
+        f"{error}. Mend the function or the number that it is registered with."
+      ) from error
+  if min(rates, default=0) < 0 or not sum(rates) > 0:
+    told = ", ".join(f"{task.name} {rate:g}" for task, rate in zip(tasks, rates, strict=True))
+    raise ConfigError(
+      f"the SeqIO mixture {provider.name!r} has the rates {told or 'of no task'}: none may be below 0, and one has "
+      "to be above."
+    )
+  return rates
 
 
 def _tells_tasks(provider: Provider) -> bool:
@@ -397,7 +422,11 @@ def _told(name: str) -> Iterator[None]:
     raise
   except Exception as error:
     said = " ".join(str(getattr(error, "message", None) or error).split())
+    # TensorFlow says around its message by which of its operations it came.
+    said = re.sub(r"\{\{.*?\}\}|\[Op:\w+\]( name:)?", "", said).strip()
     remedy = ""
+    if type(error).__name__ == "DataLossError":
+      remedy = " A file of its source is torn: fetch or write it again."
     if "shuffle_buffer_size" in said:
       remedy = " Set data.shuffle=False, or give it a buffer where it is registered."
     raise RecordError(

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import optax
 
+from flan_jax.errors import ConfigError
 from flan_jax.training.optimizers import trained_part
 from flan_jax.training.partitioning import ShardedModel
 
@@ -19,11 +20,13 @@ class Optimizer:
   """A learning rate, and the transformation that follows it.
 
   Attributes:
+    name: by which gin knows it.
     schedule: the learning rate by updates made.
     make: from a model's logical axes to the transformation.
     trained: from a tree like that of the parameters to the part of it that is not frozen.
   """
 
+  name: str
   schedule: optax.Schedule
   make: Callable[[Any], optax.GradientTransformation]
   trained: Callable[[Any], Any]
@@ -34,9 +37,14 @@ class Optimizer:
     Raises:
       ConfigError: a number is out of range, or a pattern matches none of the parameters.
     """
-    tx = self.make(model.logical_axes())
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes that strict promotion refuses
-      jax.eval_shape(lambda key: tx.init(model.init(key)), jax.random.key(0))
+    try:
+      tx = self.make(model.logical_axes())
+      with jax.numpy_dtype_promotion(
+        "standard"
+      ):  # optax mixes dtypes that strict promotion refuses
+        jax.eval_shape(lambda key: tx.init(model.init(key)), jax.random.key(0))
+    except ConfigError as error:
+      raise ConfigError(f"{self.name}.{error}") from error
     return tx
 
 
@@ -50,7 +58,7 @@ def as_optimizer(make: Callable[..., optax.GradientTransformation]) -> Callable[
       return make(schedule, **({"axes": axes} if "axes" in parameters else {}), **settings)
 
     trained = functools.partial(trained_part, multipliers=settings.get("multipliers"))
-    return Optimizer(schedule, for_axes, trained)
+    return Optimizer(make.__name__, schedule, for_axes, trained)
 
   hints = typing.get_type_hints(make)
   build.__signature__ = inspect.Signature(settable)  # type: ignore[attr-defined]

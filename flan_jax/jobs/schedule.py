@@ -11,17 +11,32 @@ import numpy as np
 from flan_jax.errors import ConfigError
 from flan_jax.jobs.launch import CONFIGURABLES, configure
 from flan_jax.jobs.optimizer import Optimizer
+from flan_jax.training.schedules import Schedule
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 48  # characters of a curve on the terminal
 
 
 def schedule(optimizer: Optimizer, steps: int) -> np.ndarray:
-  """The rate of each of the first `steps` updates; the first has the number 0."""
+  """The rate of each update of a run; the first has the number 0.
+
+  Raises:
+    ConfigError: the run ends before its warmup does, or no update has a rate above 0.
+  """
   if steps < 1:
     raise ConfigError(f"schedule.steps={steps} must be 1 or more")
-  rates = jax.jit(jax.vmap(optimizer.schedule))(jnp.arange(steps, dtype=jnp.int32))
-  return np.asarray(rates, np.float64)
+  curve = optimizer.schedule
+  if isinstance(curve, Schedule) and curve.warmup_steps > steps:
+    raise ConfigError(
+      f"the warmup of {curve.warmup_steps:,} updates is longer than the whole run of {steps:,}; lower warmup_steps "
+      "or raise the steps"
+    )
+  rates = np.asarray(jax.jit(jax.vmap(curve))(jnp.arange(steps, dtype=jnp.int32)), np.float64)
+  if not (rates > 0).any():
+    raise ConfigError(
+      f"the learning rate of all {steps:,} updates is 0; raise the steps, or the schedule's total_steps"
+    )
+  return rates
 
 
 class Curve(NamedTuple):

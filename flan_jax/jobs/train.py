@@ -31,6 +31,7 @@ from flan_jax.jobs.models import (
 from flan_jax.jobs.optimizer import Optimizer
 from flan_jax.jobs.processes import is_first
 from flan_jax.jobs.report import Phases, environment, write_report
+from flan_jax.jobs.schedule import schedule
 from flan_jax.training.averages import averaged_params
 from flan_jax.training.lora import AdaptedLoss
 from flan_jax.training.losses import Loss, SupervisedLoss
@@ -103,6 +104,7 @@ def train(
     _say_of_model(model, layout)
   config = TrainerConfig(steps, batch_size, accumulation, checkpoint_every, keep, seed)
   check_batch(batch_size, accumulation, layout)
+  schedule(optimizer, steps)  # refuses a run that would learn nothing, or never be warm
   tx = optimizer.transformation(lora or model.model)
   written = data.encoder(model).format
   judged = [task.dataset for task in evaluation.evaluation_tasks()] if evaluation else []

@@ -108,10 +108,10 @@ class SupervisedLoss:
   vocabulary_block: int = 8192
 
   def __post_init__(self) -> None:
-    if self.z_loss < 0 or not 0 <= self.label_smoothing < 1:
-      raise ConfigError(
-        f"z_loss={self.z_loss} must be 0 or more, label_smoothing={self.label_smoothing} in [0, 1)"
-      )
+    if not self.z_loss >= 0:
+      raise ConfigError(f"z_loss={self.z_loss} must be 0 or more")
+    if not 0 <= self.label_smoothing < 1:
+      raise ConfigError(f"label_smoothing={self.label_smoothing} must lie in [0, 1)")
     if self.normalising_factor is not None and not self.normalising_factor > 0:
       raise ConfigError(f"normalising_factor={self.normalising_factor} must be above 0")
     if self.token_block < 1 or self.vocabulary_block < 1:

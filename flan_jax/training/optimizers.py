@@ -205,7 +205,7 @@ def muon(
     _decay(weight_decay, decay),
     optax.scale_by_learning_rate(schedule),
   )
-  patterns = {"muon.matrices": matrices, **_decay_patterns(weight_decay, decay)}
+  patterns = {"matrices": matrices, **_decay_patterns(weight_decay, decay)}
   return _assembled(rescale, patterns, clip_norm, multipliers, ema_decay)
 
 
@@ -223,7 +223,8 @@ def _assembled(
   """
   factors = dict(multipliers or {})
   for pattern, factor in factors.items():
-    if not isinstance(factor, int | float) or not 0 <= factor < _UNBOUNDED or pattern[:1] == "!":
+    number = isinstance(factor, int | float) and not isinstance(factor, bool)
+    if not number or not 0 <= factor < _UNBOUNDED or pattern[:1] == "!":
       raise ConfigError(
         f"multipliers: {pattern!r}: {factor} must be a pattern without '!' and a factor of 0 or more"
       )
@@ -232,6 +233,7 @@ def _assembled(
   def init(params: PyTree) -> optax.OptState:
     for setting, each in {**patterns, "multipliers": tuple(factors)}.items():
       require_matches(params, setting, each)
+    _require_effect(params, factors)
     trained = trained_part(params, factors)
     if not trained:
       raise ConfigError(f"multipliers={factors} freeze every parameter: nothing is left to train")
@@ -269,6 +271,18 @@ def trained_part(tree: PyTree, multipliers: Mapping[str, float] | None) -> PyTre
 def _factor(path: tuple[str, ...], factors: Mapping[str, float]) -> float:
   name = "/".join(path)
   return [1.0, *(factor for pattern, factor in factors.items() if matches(name, pattern))][-1]
+
+
+def _require_effect(params: PyTree, factors: Mapping[str, float]) -> None:
+  """Raises ConfigError for a multiplier that later ones overrule everywhere."""
+  names = ["/".join(path) for path in traverse_util.flatten_dict(params)]
+  spoken = [[pattern for pattern in factors if matches(name, pattern)] for name in names]
+  for pattern in factors:
+    if all(each[-1:] != [pattern] for each in spoken):
+      raise ConfigError(
+        f"multipliers: {pattern!r} has no effect, since a later pattern matches whatever it matches: the last one "
+        "counts, so put it after the wider ones"
+      )
 
 
 def _by_adam(b1: float, b2: float, eps: float, correction: str) -> optax.GradientTransformation:
@@ -318,7 +332,7 @@ def _require_matrices(params: PyTree, chosen: PyTree) -> None:
     names = path_of(path)
     if is_mine and leaf.ndim != 2 + ("layers" in names):
       raise ConfigError(
-        f"muon.matrices chooses {'/'.join(names)!r}, which is no matrix: take it out with a pattern "
+        f"matrices chooses {'/'.join(names)!r}, which is no matrix: take it out with a pattern "
         "that begins with '!', such as '!*norm*'"
       )
 

@@ -12,6 +12,7 @@ Skipped steps are no updates: they do not advance a schedule.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,18 @@ import optax
 from flan_jax.errors import ConfigError, UnknownName
 
 _Curve = Callable[[jax.Array], jax.Array]
+
+
+@dataclass(frozen=True)
+class Schedule:
+  """A curve over the numbers of the updates, as a function of how many were made before."""
+
+  curve: _Curve
+  warmup_steps: int
+  first_step: int
+
+  def __call__(self, count: jax.typing.ArrayLike) -> jax.Array:
+    return self.curve(_f32(count) + _f32(self.first_step))
 
 
 def constant(
@@ -166,6 +179,7 @@ def warmup_stable_decay(
   decay_steps: int,
   warmup_steps: int = 0,
   shape: str = "linear",
+  initial: float = 0.0,
   final: float = 0.0,
   first_step: int = 1,
 ) -> optax.Schedule:
@@ -176,6 +190,7 @@ def warmup_stable_decay(
 
   Args:
     shape: of the decay, "linear", "cosine" or "1-sqrt".
+    initial: where the warmup begins; transformers begins at `final`.
     first_step: 1 or 0; see the top of this file.
   """
   _check(peak, warmup_steps, total_steps, first_step, final)
@@ -186,22 +201,30 @@ def warmup_stable_decay(
       f"a warmup of {warmup_steps} updates and a decay of {decay_steps} do not fit into {total_steps}; "
       "decay_steps must be 1 or more, and both together at most total_steps"
     )
+  if not 0 <= initial <= peak:
+    raise ConfigError(
+      f"the initial learning rate must lie between 0 and the peak {peak}, not {initial}"
+    )
   progress = _progress(total_steps - decay_steps, total_steps)
-  return _warmed(
-    peak, warmup_steps, first_step, lambda n: _between(peak, final, _SHAPES[shape](progress(n)))
-  )
+
+  def decay(n: jax.Array) -> jax.Array:
+    return _between(peak, final, _SHAPES[shape](progress(n)))
+
+  return _warmed(peak, warmup_steps, first_step, decay, initial)
 
 
-def _warmed(peak: float, warmup_steps: int, first_step: int, decay: _Curve) -> optax.Schedule:
+def _warmed(
+  peak: float, warmup_steps: int, first_step: int, decay: _Curve, initial: float = 0.0
+) -> optax.Schedule:
   """The schedule that rises to `peak` and then follows `decay`, a function of the update's number."""
 
-  def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-    n = _f32(count) + _f32(first_step)
+  def curve(n: jax.Array) -> jax.Array:
     if warmup_steps == 0:
       return decay(n)
-    return jnp.where(n < warmup_steps, _f32(peak) * (n / _f32(warmup_steps)), decay(n))
+    risen = n / _f32(warmup_steps)
+    return jnp.where(n < warmup_steps, _between(peak, initial, risen), decay(n))
 
-  return schedule
+  return Schedule(curve, warmup_steps, first_step)
 
 
 def _progress(start: int, end: int) -> _Curve:
@@ -210,7 +233,8 @@ def _progress(start: int, end: int) -> _Curve:
 
   def progress(n: jax.Array) -> jax.Array:
     share = jnp.maximum((n - _f32(start)) / _f32(length), 0.0)
-    return jnp.where(n < end, share, 1.0)  # compiled, the share may fall a bit short of 1
+    # Compiled, the share may fall a bit short of 1. A warmup as long as the run ends at its peak.
+    return jnp.where((n < end) | (n <= start), share, 1.0)
 
   return progress
 

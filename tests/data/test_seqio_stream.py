@@ -454,6 +454,17 @@ def test_what_cannot_be_trained_on_is_told_in_one_sentence(seqio, add_task, make
   for name in ("dropped", "half_empty"):
     with pytest.raises(ConfigError, match="'dropped' has no example in the split 'train'"):
       make(mixture=name)
+  for name, rate in {"no_rate": 0.0, "less": -1.0}.items():
+    seqio.MixtureRegistry.add(name, [("asked", rate)])
+    with pytest.raises(
+      ConfigError, match=f"'{name}' has the rates asked {rate:g}: none may be below 0"
+    ):
+      make(mixture=name)
+  seqio.MixtureRegistry.add("no_function", [("asked", lambda task: 1 / 0)])
+  with pytest.raises(
+    ConfigError, match="'no_function': the rate of 'asked' cannot be had, ZeroDiv"
+  ):
+    make(mixture="no_function")
   add_task("broken", preprocessors=[lines, tokenize, without("targets")])
   with pytest.raises(RecordError, match="'broken' cannot be read: ValueError: .*targets"):
     make(mixture="broken")
@@ -498,7 +509,7 @@ def test_what_is_for_seqio_alone_is_refused_for_our_own_datasets(own_dataset, ma
 def test_split_and_order_are_obeyed_for_our_own_datasets(own_dataset, make):
   test = make(4, mixture="facts", split="test", lengths={"inputs": 200, "targets": 50})
   assert test.tasks[0].examples == len(load_records(dataset_spec("facts"), home_of(test))["test"])
-  with pytest.raises(ConfigError, match="no dataset of the mixture 'facts' has a split 'dev'"):
+  with pytest.raises(UnknownName, match="unknown split .dev.. Known: test, train"):
     make(mixture="facts", split="dev")
   straight = DrawStream(["facts"], [1.0], [9], seed=3, shuffle=False).draws(0, 20)
   assert straight.example.tolist() == [i % 9 for i in range(20)]

@@ -50,7 +50,7 @@ def complaint(flan_jax, *arguments, **environment):
       "--gin.adamw.decay=*kernel",
       "adamw.decay is '*kernel'; it must be Sequence[str]. Write ('*kernel',).",
     ),
-    ("--gin.adamw.eps=-1", "eps must lie in [0, inf), not -1"),
+    ("--gin.adamw.eps=-1", "adamw.eps must lie in [0, inf), not -1"),
     ("--gin.SEED=99999999999", "seed=99999999999 must lie between"),
     (
       "--gin.debug/train.keep=1",
@@ -64,6 +64,15 @@ def complaint(flan_jax, *arguments, **environment):
 )
 def test_a_setting_that_cannot_be_obeyed(flan_jax, folder, binding, words):
   assert words in complaint(flan_jax, "train", *RECIPE, binding)
+  assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear"])
+def test_a_warmup_that_the_run_does_not_live_to_see(flan_jax, folder, kind):
+  bindings = (f"adamw.schedule=@{kind}_schedule()", f"{kind}_schedule.peak=0.1")
+  bindings += (f"{kind}_schedule.warmup_steps=7", f"{kind}_schedule.total_steps=20")
+  words = complaint(flan_jax, "train", *RECIPE, *(f"--gin.{binding}" for binding in bindings))
+  assert "the warmup of 7 updates is longer than the whole run of 6" in words
   assert not (folder / "runs").exists()
 
 

@@ -177,11 +177,18 @@ def test_a_pattern_that_matches_nothing_names_what_there_is():
     {"weight_decay": float("inf")},
     {"clip_norm": 0.0},
     {"multipliers": {"*": "x"}},
+    {"multipliers": {"*": True}},
   ],
 )
 def test_numbers_out_of_range_are_refused(settings):
   with pytest.raises(ConfigError, match=next(iter(settings))):
     optimizers.adamw(schedules.constant(0.1), **settings)
+
+
+def test_a_multiplier_that_a_later_one_overrules_is_refused():
+  tx = optimizers.adamw(schedules.constant(0.1), multipliers={"*layers*": 0.0, "*": 1.0})
+  with pytest.raises(ConfigError, match=r"multipliers: '\*layers\*' has no effect.*put it after"):
+    tx.init(stacked_params())
 
 
 @pytest.mark.parametrize(

@@ -170,12 +170,11 @@ def shelf(warmup):
     {**theirs, "timescale": 20},
   )
   for shape in ("linear", "cosine", "1-sqrt"):
-    # Its warmup begins at the least rate rather than at zero.
-    final = 0.0 if warmup else FINAL
+    bounds = {"initial": FINAL, "final": FINAL}
     yield (
       "wsd_schedule",
-      schedules.warmup_stable_decay(PEAK, decay_steps=15, shape=shape, final=final, **whole),
-      {**all_of_it, "num_decay_steps": 15, "decay_type": shape, "min_lr_ratio": final / PEAK},
+      schedules.warmup_stable_decay(PEAK, decay_steps=15, shape=shape, **bounds, **whole),
+      {**all_of_it, "num_decay_steps": 15, "decay_type": shape, "min_lr_ratio": FINAL / PEAK},
     )
 
 
@@ -194,6 +193,12 @@ def test_counted_from_zero_every_curve_is_that_of_transformers(warmup):
       optimizer.step()
       scheduler.step()
     np.testing.assert_allclose(rates(ours, TOTAL), theirs, rtol=2e-6, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("make", [schedules.linear, schedules.cosine])
+def test_a_warmup_as_long_as_the_run_ends_at_the_peak(make):
+  np.testing.assert_allclose(rates(make(0.3, total_steps=3, warmup_steps=3), 3), [0.1, 0.2, 0.3])
+  np.testing.assert_allclose(rates(make(0.3, total_steps=1), 1), [0.3])
 
 
 SHELF = {
