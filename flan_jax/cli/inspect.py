@@ -2,7 +2,9 @@
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flan_jax.data import (
   MixtureTask,
@@ -14,6 +16,7 @@ from flan_jax.data import (
   mixture_names,
 )
 from flan_jax.data.home import data_home
+from flan_jax.data.records import are_built
 
 
 def show_mixtures(options: argparse.Namespace) -> None:
@@ -65,8 +68,13 @@ def show_templates(options: argparse.Namespace) -> None:
     return
   spec = dataset_spec(options.dataset)
   templates = [spec.template(options.template)] if options.template else spec.templates
-  records = load_records(spec, data_home())[next(iter(spec.splits))]
-  print(gallery(spec, templates, records[: options.examples], seed=options.seed))
+  records: Sequence[Mapping[str, Any]] = ()
+  # A look is not worth the hours that some of TFDS take to prepare.
+  if "tfds" not in spec.source or are_built(spec, data_home()):
+    records = load_records(spec, data_home())[next(iter(spec.splits))][: options.examples]
+  else:
+    print(f"on the example of {spec.path}; `flan-jax mixtures {spec.name}` prepares real ones\n")
+  print(gallery(spec, templates, records, seed=options.seed))
 
 
 def show_checkpoints(options: argparse.Namespace) -> None:

@@ -151,12 +151,7 @@ def load_records(spec: DatasetSpec, data_dir: Path | str) -> RecordSplits:
       split is empty.
     SourceError: the records cannot be had.
   """
-  data_dir = Path(data_dir)
-  try:
-    source = open_source(spec.source, spec.path.resolve().parent, data_dir / "archives")
-    fingerprint = _fingerprint(spec, source)
-  except (ConfigError, UnknownName) as error:
-    raise ConfigError(f"{spec.path}: {error}") from error
+  source, fingerprint, directory = _place_of(spec, Path(data_dir))
 
   def build(directory: Path) -> None:
     _LOG.info("reading the records of %s", spec.name)
@@ -164,8 +159,22 @@ def load_records(spec: DatasetSpec, data_dir: Path | str) -> RecordSplits:
     about = {"dataset": spec.name, "fingerprint": fingerprint, "counts": asdict(counts)}
     (directory / "records.json").write_text(json.dumps(about, indent=2) + "\n")
 
-  directory = data_dir / "records" / f"{spec.name}-{fingerprint[:16]}"
   return RecordSplits(build_once(directory, build))
+
+
+def are_built(spec: DatasetSpec, data_dir: Path | str) -> bool:
+  """Whether `load_records` finds what it asks for on the disk."""
+  return _place_of(spec, Path(data_dir))[-1].is_dir()
+
+
+def _place_of(spec: DatasetSpec, data_dir: Path) -> tuple[Source, str, Path]:
+  """Where records come from, the fingerprint of what they will be, and where they are kept."""
+  try:
+    source = open_source(spec.source, spec.path.resolve().parent, data_dir / "archives")
+    fingerprint = _fingerprint(spec, source)
+  except (ConfigError, UnknownName) as error:
+    raise ConfigError(f"{spec.path}: {error}") from error
+  return source, fingerprint, data_dir / "records" / f"{spec.name}-{fingerprint[:16]}"
 
 
 def normalise(text: str) -> str:

@@ -35,7 +35,7 @@ def gallery(
     f"{spec.name}: {spec.description}",
     f"cluster {spec.cluster}; {len(spec.templates)} templates, {unseen} unseen, "
     f"{turned} turned around; metrics {', '.join(spec.metrics)}; "
-    f"licence {spec.licence or 'not stated'}",
+    f"licence: {spec.licence or 'not stated'}",
   ]
   if spec.long and long_limit is not None:
     lines.append(f"(field {spec.long!r} cut to {long_limit} characters)")

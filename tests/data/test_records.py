@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flan_jax.data import load_records
-from flan_jax.data.records import _by_fraction, normalise
+from flan_jax.data.records import _by_fraction, are_built, normalise
 from flan_jax.errors import ConfigError, RecordError, StorageError, TemplateError, UnknownName
 from flan_jax.prompting import read_dataset
 
@@ -157,6 +157,13 @@ def test_a_second_call_reads_neither_source_nor_network(load, make_dataset, tmp_
   assert again.directory == before.directory
   assert (again.directory / "train.jsonl").stat().st_mtime_ns == stamp
   assert [path.name for path in (cache / "records").iterdir()] == [before.directory.name]
+
+
+def test_whether_records_are_there_is_told_without_building_them(make_dataset, tmp_path):
+  spec = read_dataset(make_dataset())
+  assert not are_built(spec, tmp_path / "cache")
+  load_records(spec, tmp_path / "cache")
+  assert are_built(spec, tmp_path / "cache")
 
 
 def test_new_templates_keep_the_records_and_new_data_makes_others(load):

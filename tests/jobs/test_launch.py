@@ -142,3 +142,10 @@ def test_fewer_phases_may_be_chosen(phased):
 def test_a_setting_that_no_phase_would_see_is_refused(phased, bindings, complaint):
   with pytest.raises(ConfigError, match=complaint):
     launching.launch("roast", [str(phased[0])], bindings)
+
+
+def test_templates_are_shown_on_real_records_or_where_those_take_hours_on_the_file_s_own(flan_jax):
+  own = flan_jax("templates", "tickets", "--module", "tasks.py").stdout
+  assert "Ticket" in own and "`flan-jax mixtures" not in own
+  far = flan_jax("templates", "rte", "--template", "does_it_follow").stdout
+  assert "rte.yaml; `flan-jax mixtures rte` prepares real ones" in far and "> " in far
