@@ -9,8 +9,11 @@ from flan_jax.data import register_mixture, register_templates
 register_templates("my_templates")  # <cluster>/<dataset>.yaml
 register_mixture("mine", {"mini_short": None, "faq": 2.0})
 ```
+
+Wherever a mixture is named, "mini without topic, stress" is the one that trains on neither cluster.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +23,9 @@ from flan_jax.data.records import load_records
 from flan_jax.data.texts import CLUSTER, registered_texts
 from flan_jax.errors import ConfigError, SourceError, UnknownName
 from flan_jax.prompting import DatasetSpec
+
+WITHOUT = " without "
+"""Between the name of a mixture and the clusters that are left out of it."""
 
 Weight = float | str | None
 """Of a member: None takes its rate as it is, a number multiplies it, "30%" fixes its share."""
@@ -42,6 +48,7 @@ class Mixture:
     rate_cap: examples beyond it do not raise a dataset's rate.
     temperature: above 1 evens the rates out.
     hold_out: clusters that are kept out of training wherever they stand, also in mixtures within this one.
+    together: clusters that give each other away; with one of such a group all of it is held out.
   """
 
   name: str
@@ -50,6 +57,7 @@ class Mixture:
   rate_cap: int = 3_000
   temperature: float = 1.0
   hold_out: tuple[str, ...] = ()
+  together: tuple[tuple[str, ...], ...] = ()
 
   def __post_init__(self):
     if not self.datasets:
@@ -123,6 +131,7 @@ def register_mixture(
   rate_cap: int = 3_000,
   temperature: float = 1.0,
   hold_out: Iterable[str] = (),
+  together: Iterable[Iterable[str]] = (),
 ) -> Mixture:
   """Defines a mixture; see `Mixture` for the arguments. The names are looked up when it is used.
 
@@ -131,12 +140,39 @@ def register_mixture(
   """
   if not isinstance(datasets, Mapping):
     datasets = dict.fromkeys(_names(datasets, "datasets"))
+  if WITHOUT in name:
+    raise ConfigError(
+      f"the mixture name {name!r} has {WITHOUT!r} in it, which leaves clusters out."
+    )
   mixture = Mixture(
-    name, dict(datasets), max_examples, rate_cap, temperature, _names(hold_out, "hold_out")
+    name,
+    dict(datasets),
+    max_examples,
+    rate_cap,
+    temperature,
+    _names(hold_out, "hold_out"),
+    tuple(_names(group, "together") for group in together),
   )
   if _mixtures.setdefault(name, mixture) != mixture:
     raise ConfigError(f"a mixture named {name!r} is registered already, with other settings.")
   return mixture
+
+
+def leave_out(mixture: Mixture | str, *clusters: str) -> Mixture:
+  """A mixture with more of its clusters held out, and with each those that give it away.
+
+  Its name, "flan2021 without entailment", can be asked for like any other.
+
+  Raises:
+    UnknownName: the mixture has no such cluster.
+  """
+  mixture = _mixture(mixture)
+  known = {_cluster(name) for name, _ in _clusters_held_out(mixture)}
+  for cluster in clusters:
+    if cluster not in known:
+      raise UnknownName("cluster", cluster, known, f"It is to be left out of {mixture.name}.")
+  name = f"{mixture.name}{WITHOUT}{', '.join(clusters)}"
+  return replace(mixture, name=name, hold_out=(*mixture.hold_out, *clusters))
 
 
 def get_mixture(name: str) -> Mixture:
@@ -145,14 +181,22 @@ def get_mixture(name: str) -> Mixture:
   Raises:
     UnknownName: there is neither.
   """
+  name, without, clusters = name.partition(WITHOUT)
+  if without:
+    return leave_out(name, *re.split(r"\s*,\s*", clusters.strip()))
   if name not in known_names():
     hint = "A user's own are known once their module is imported."
     raise UnknownName("mixture", name, known_names(), hint)
   return _mixtures[name] if name in _mixtures else Mixture(name, {name: None})
 
 
+def is_known(name: str) -> bool:
+  """Whether `get_mixture` takes it, be its clusters right or wrong."""
+  return name.partition(WITHOUT)[0] in known_names()
+
+
 def known_names() -> list[str]:
-  """Everything that `get_mixture` takes: mixtures, datasets, texts."""
+  """What `get_mixture` takes, before clusters are left out: mixtures, datasets, texts."""
   return sorted({*mixture_names(), *dataset_files(), *registered_texts()})
 
 
@@ -369,9 +413,11 @@ def _clusters_held_out(mixture: Mixture) -> list[tuple[str, bool]]:
   """Every dataset below a mixture, once, and whether its cluster is held out."""
   names: dict[str, None] = {}
   hold_out: dict[str, str] = {}
+  together: list[tuple[str, ...]] = []
   for inner in _below(mixture, ()):
     names.update(dict.fromkeys(name for name in inner.datasets if not _is_mixture(name)))
     hold_out.update(dict.fromkeys(inner.hold_out, inner.name))
+    together += inner.together
   clusters = {name: _cluster(name) for name in names}
   for name in clusters.keys() & registered_texts().keys():
     for dataset in registered_texts()[name].datasets:
@@ -384,7 +430,10 @@ def _clusters_held_out(mixture: Mixture) -> list[tuple[str, bool]]:
     if cluster not in clusters.values():
       hint = f"The mixture {holder} holds it out."
       raise UnknownName("cluster", cluster, clusters.values(), hint)
-  return [(name, cluster in hold_out) for name, cluster in clusters.items()]
+  out = set(hold_out)
+  for group in together:
+    out.update(group if out & set(group) else ())
+  return [(name, cluster in out) for name, cluster in clusters.items()]
 
 
 def _below(mixture: Mixture, above: tuple[str, ...]) -> Iterator[Mixture]:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from flan_jax.data import seqio_stream
 from flan_jax.data.atomic import build_once, one_at_a_time
 from flan_jax.data.encode import places, row_capacities
-from flan_jax.data.mixtures import Mixture, get_mixture, known_names
+from flan_jax.data.mixtures import Mixture, get_mixture, is_known
 from flan_jax.data.packing import pack
 from flan_jax.data.seqio_stream import SeqioStream
 from flan_jax.data.store import (
@@ -120,7 +120,7 @@ def describe(config: StoreConfig, data_dir: Path | str, strict: bool = False) ->
 
 def _own_mixture(config: StoreConfig) -> Mixture | None:
   """The mixture of our own datasets; None where it is to be looked for in SeqIO's registries."""
-  if isinstance(config.mixture, str) and config.mixture not in known_names():
+  if isinstance(config.mixture, str) and not is_known(config.mixture):
     return None
   if config.seqio_cache:
     raise ConfigError(

@@ -5,6 +5,7 @@ nothing else in the library needs either.
 """
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def register_seqio(
       names.append(f"{prefix}{task.name}.{template.name}")
       one = functools.partial(build, template=template)
       _register(seqio.TaskRegistry, names[-1], (*settings, spec.fingerprint), one)
-  name = prefix + mixture.name
+  name = prefix + re.sub(r"\W+", "_", mixture.name)
   if name not in names:
     names.append(name)
     _register(seqio.MixtureRegistry, name, (*settings, *rates), lambda: {"tasks": rates})

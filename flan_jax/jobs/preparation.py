@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from flan_jax.data import seqio_stream
 from flan_jax.data.library import dataset_spec
-from flan_jax.data.mixtures import known_names
+from flan_jax.data.mixtures import is_known
 from flan_jax.data.prepare import prepare
 from flan_jax.data.records import load_records
 from flan_jax.data.store import Store, StoreConfig
@@ -96,7 +96,7 @@ def _call(
     for module in imported:
       user_modules.import_module(module)
     user_modules.WAITING[:] = waiting
-    if mixture not in known_names():
+    if not is_known(mixture):
       user_modules.import_waiting()
     return function(*arguments), None
   except FlanJaxError as error:

@@ -52,11 +52,14 @@ def require_own(mixture: str, kind: str, hint: str) -> None:
     kind: what the name was to be.
     hint: said besides.
   """
-  from flan_jax.data.mixtures import known_names  # NumPy with it, which `--help` does without
+  from flan_jax.data.mixtures import (  # NumPy with it, which `--help` does without
+    is_known,
+    known_names,
+  )
 
-  if mixture not in known_names():
+  if not is_known(mixture):
     import_waiting()
-  if mixture not in known_names():
+  if not is_known(mixture):
     raise UnknownName(kind, mixture, known_names(), hint)
 
 

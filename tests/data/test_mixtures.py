@@ -13,6 +13,7 @@ from flan_jax.data import (
   describe,
   get_mixture,
   held_out_datasets,
+  leave_out,
   library,
   mixture_tasks,
   register_mixture,
@@ -24,6 +25,7 @@ from flan_jax.data import mixtures as registry
 from flan_jax.errors import ConfigError, SourceError, UnknownName
 
 EVERYTHING = {"train": 1.0}
+FLAN = get_mixture("flan2021")
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +71,34 @@ def test_fewer_examples_are_used_where_there_are_too_many(datasets, tmp_path):
   small, large = training_tasks(mixture, tmp_path / "cache")
   assert (small.available, small.examples, small.rate) == (10, 10, 10)
   assert (large.available, large.examples, large.rate) == (60, 20, 20)
+
+
+def test_clusters_are_left_out_by_name_and_with_them_what_gives_them_away(datasets, make_dataset):
+  make_dataset("other", 20, "c", splits=EVERYTHING)
+  register_mixture("all", ["small", "middle", "large", "other"], together=[("c", "b")])
+  for mixture in (leave_out("all", "b"), "all without b"):
+    assert training_datasets(mixture) == ["small", "middle"]
+    assert held_out_datasets(mixture) == ["large", "other"]
+  assert get_mixture("all without b") == leave_out("all", "b")
+  assert training_datasets("all without a") == ["large", "other"]
+  assert training_datasets("all without a , c") == []
+  with pytest.raises(UnknownName, match="unknown cluster 'd'. .*It is to be left out of all."):
+    get_mixture("all without a, d")
+  with pytest.raises(UnknownName, match="unknown mixture 'al'. Did you mean 'all'"):
+    get_mixture("al without a")
+  with pytest.raises(ConfigError, match="'a without b' has ' without ' in it"):
+    register_mixture("a without b", ["small"])
+
+
+@pytest.mark.parametrize("cluster", sorted({dataset_spec(n).cluster for n in FLAN.datasets}))
+def test_each_cluster_of_flan2021_can_be_left_out(cluster):
+  split = leave_out(FLAN, cluster)
+  trained, judged = training_datasets(split), held_out_datasets(split)
+  clusters = [{dataset_spec(name).cluster for name in names} for names in (trained, judged)]
+  assert sorted([*trained, *judged]) == sorted(FLAN.datasets)
+  assert not clusters[0] & clusters[1] and cluster in clusters[1]
+  for group in FLAN.together:
+    assert cluster not in group or set(group) <= clusters[1]
 
 
 @pytest.fixture

@@ -13,13 +13,8 @@ from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh
 RECIPE = ("--module=tasks.py", "--gin_file=check.gin")
 CONVERT = ("--gin_file=models/tuned.gin", "--gin_file=runs/convert.gin")
 LORA = ("--gin.MODEL=@lora()", "--gin.lora.model=@tuned()", "--gin.lora.rank=2")
-SMOLLM2 = (
-  *RECIPE,
-  "--gin_file=models/smollm2_135m.gin",
-  "--gin.BATCH_SIZE=2",
-  "--gin.STEPS=2",
-  "--gin.WARMUP_STEPS=0",
-)
+SMOLLM2 = "--gin_file=models/smollm2_135m.gin"
+FEW_STEPS = ("--gin.STEPS=2", "--gin.WARMUP_STEPS=0")
 
 
 def test_a_run_goes_out_as_a_folder_with_its_card(flan_jax, folder):
@@ -78,11 +73,10 @@ def test_transformers_and_peft_find_our_evaluation_in_what_we_wrote(flan_jax, fo
   torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
   from transformers import AutoModelForCausalLM, AutoTokenizer
 
-  base = (*SMOLLM2, "--gin_file=runs/convert.gin", "--gin.FOLDER=out/base")
-  flan_jax("convert", *base)
+  flan_jax("convert", SMOLLM2, "--gin_file=runs/convert.gin", "--gin.FOLDER=out/base")
   lora = ("--gin.train.model=@lora()", "--gin.lora.model=@pretrained()", "--gin.lora.rank=4")
   judged = "--gin.train.evaluation=@evaluation()"
-  flan_jax("train", *SMOLLM2, *lora, judged, "--gin.LEARNING_RATE=1e-2")
+  flan_jax("train", *RECIPE, SMOLLM2, *FEW_STEPS, *lora, judged, "--gin.LEARNING_RATE=1e-2")
   flan_jax("convert", *CONVERT, "--gin.RUN_DIR=runs/tuned", "--gin.FOLDER=out/merged")
   alone = (
     "--gin.FOLDER=out/adapters",
