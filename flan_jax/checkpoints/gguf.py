@@ -53,8 +53,9 @@ _NAMES = {
 }
 # llama.cpp turns neighbours in models of LLaMA's kind, and its converter orders the rows for that.
 _NEIGHBOURS = {
-  "layers/attention/query/kernel": Neighbours("num_heads"),
-  "layers/attention/key/kernel": Neighbours("num_kv_heads"),
+  f"layers/attention/{part}/{leaf}": Neighbours(heads)
+  for part, heads in {"query": "num_heads", "key": "num_kv_heads"}.items()
+  for leaf in ("kernel", "bias")
 }
 _ONE_MORE = dict.fromkeys([path for path in _NAMES if path.endswith("/scale")], OneMore())
 # Of each architecture that is read, how its tensors hold ours.
@@ -85,7 +86,10 @@ def open_gguf(path: Path | str, dtype: str = "float32") -> Published:
 
   def value(key: str, default: Any = ...) -> Any:
     if key in metadata:
-      return metadata[key].contents()
+      try:
+        return metadata[key].contents()
+      except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is torn: {key!r} is no text ({error}).") from error
     if default is ...:
       raise CheckpointError(f"{path} has no {key!r} in its metadata; it cannot be read as a model.")
     return default
@@ -279,7 +283,11 @@ def _vocabulary(path: Path, value: Callable[..., Any]) -> Vocabulary:
   merges = [tuple(merge.split(" ", 1)) for merge in value("tokenizer.ggml.merges")]
   ids = {token: i for i, token in enumerate(tokens)}
   # Llama 3 takes a piece that is a token as it is, also where no merges lead to it.
-  tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=cut == "llama-bpe"))
+  try:
+    pairs = models.BPE(vocab=ids, merges=merges, ignore_merges=cut == "llama-bpe")
+  except Exception as error:  # tokenizers raises bare Exception
+    raise CheckpointError(f"{path} has a torn tokenizer ({error}).") from error
+  tokenizer = Tokenizer(pairs)
   if cut == "qwen2":
     tokenizer.normalizer = normalizers.NFC()
   before = value("tokenizer.ggml.add_space_prefix", False)

@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from flan_jax.checkpoints.families import family_for, family_of
+from flan_jax.checkpoints.families import Family, family_for, family_of
 from flan_jax.checkpoints.peft import adapted_tensors, base_of, is_adapters
 from flan_jax.checkpoints.published import Published
 from flan_jax.checkpoints.safetensors import SHARD_BYTES, stored_tensors, write_tensors
@@ -25,7 +25,7 @@ from flan_jax.checkpoints.streaming import (
 )
 from flan_jax.data.atomic import build_once
 from flan_jax.errors import CheckpointError, ConfigError, FlanJaxError
-from flan_jax.models import EncoderDecoderConfig, LanguageModel, build_model
+from flan_jax.models import EncoderDecoderConfig, LanguageModel, ModelConfig, build_model
 from flan_jax.vocabularies import (
   BPEVocabulary,
   ByteVocabulary,
@@ -65,26 +65,43 @@ def open_folder(folder: Path, dtype: str = "float32", adapters: Path | None = No
   tensors: dict[str, SourceTensor] = dict(stored_tensors(folder))
   if pictures:
     tensors = _text_model(tensors)
-  if isinstance(config, EncoderDecoderConfig):
-    # Versions of transformers say different things here, and the file says what is there.
-    config = dataclasses.replace(config, tied_embeddings="lm_head.weight" not in tensors)
-  config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
+  tied = _is_tied(config, family, tensors)
+  config = dataclasses.replace(config, tied_embeddings=tied, dtype=dtype, param_dtype=dtype)
   model = build_model(config)
   check_tensors(str(folder), model, family, tensors)
   if adapters is not None:
-    tensors = adapted_tensors(adapters, tensors)
+    tensors = adapted_tensors(adapters, model, family, tensors)
   vocabulary = _vocabulary(folder)
   if vocabulary is not None and vocabulary.size > config.vocab_size:
     raise CheckpointError(
       f"the tokenizer in {folder} has {vocabulary.size:,} ids, and the embedding only {config.vocab_size:,} rows."
     )
+  generation = _generation(folder, settings)
   return Published(
     config,
     vocabulary,
     lambda shardings: load_params(str(folder), model, family, tensors, shardings),
-    _stop_ids(folder, settings, vocabulary),
-    settings.get("decoder_start_token_id") or 0,
+    stop_ids(generation, vocabulary),
+    generation.get("decoder_start_token_id") or 0,
+    generation,
   )
+
+
+def _is_tied(config: ModelConfig, family: Family, tensors: Mapping[str, SourceTensor]) -> bool:
+  """Whether the table of embeddings makes the logits.
+
+  Versions of transformers say different things in config.json; like transformers we go by what the file holds.
+  """
+  names = family.names(config)
+  head, table = names["unembed/kernel"], names["embed/embedding"]
+  if isinstance(config, EncoderDecoderConfig):
+    return head not in tensors
+  if head not in tensors or not config.tied_embeddings:
+    return config.tied_embeddings
+  table = table if table in tensors else table.removeprefix(family.base)
+  if table not in tensors:
+    return True
+  return np.array_equal(tensors[head].read().view(np.uint8), tensors[table].read().view(np.uint8))
 
 
 def _text_model(tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
@@ -99,10 +116,21 @@ def _text_model(tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
   }
 
 
-def _stop_ids(folder: Path, settings: Mapping[str, Any], vocabulary: Vocabulary | None) -> tuple:
-  """The tokens at which generation ends, as the folder says, else its vocabulary."""
+# What transformers 4 and 5 look for in config.json too.
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+def _generation(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+  """How a folder's model is to generate; what its generation_config.json leaves out, config.json may say."""
   path = folder / "generation_config.json"
-  said = (_json(path) if path.is_file() else {}).get("eos_token_id", settings.get("eos_token_id"))
+  said = {name: settings[name] for name in _SPECIAL_IDS if settings.get(name) is not None}
+  said |= _json(path) if path.is_file() else {}
+  return {name: value for name, value in said.items() if not name.startswith(("_", "transformers"))}
+
+
+def stop_ids(generation: Mapping[str, Any], vocabulary: Vocabulary | None) -> tuple[int, ...]:
+  """The tokens at which generation ends, as its settings say, else the vocabulary."""
+  said = generation.get("eos_token_id")
   if said is None:
     return () if vocabulary is None else (vocabulary.eos_id,)
   return tuple(said) if isinstance(said, list) else (said,)
@@ -181,6 +209,7 @@ def write_folder(
   dtype: str | None = None,
   settings: Mapping[str, Any] | None = None,
   stop_ids: tuple[int, ...] = (),
+  generation: Mapping[str, Any] | None = None,
   shard_bytes: int = SHARD_BYTES,
   card: str = "",
 ) -> None:
@@ -191,6 +220,7 @@ def write_folder(
     dtype: of the tensors; None: that of the parameters.
     settings: more for config.json, such as what a published model said that ours does not.
     stop_ids: tokens at which generation ends.
+    generation: more for generation_config.json, in transformers' words.
     card: of README.md.
 
   Raises:
@@ -211,7 +241,12 @@ def write_folder(
     "architectures": [family.architecture],
     "torch_dtype": kept.name,
   }
-  ends = {"eos_token_id": stop_ids[0] if len(stop_ids) == 1 else list(stop_ids)} if stop_ids else {}
+  generates = dict(generation or {})
+  if stop_ids:
+    generates["eos_token_id"] = stop_ids[0] if len(stop_ids) == 1 else list(stop_ids)
+  if model.layout == "encoder_decoder":
+    generates = {"decoder_start_token_id": 0, "pad_token_id": 0} | generates
+  about |= {name: generates[name] for name in _SPECIAL_IDS if name in generates}
 
   broken: list[str] = []
 
@@ -228,8 +263,8 @@ def write_folder(
       raise CheckpointError(
         f"{len(broken)} tensors would hold numbers that are not finite in {kept.name}: {', '.join(broken[:8])}."
       )
-    _write_json(directory / "config.json", {**about, **ends})
-    _write_json(directory / "generation_config.json", ends)
+    _write_json(directory / "config.json", about)
+    _write_json(directory / "generation_config.json", generates)
     if card:
       (directory / "README.md").write_text(card, encoding="utf-8")
     if vocabulary is not None:

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from flan_jax.checkpoints.families import family_for
+from flan_jax.checkpoints.families import Family, family_for
 from flan_jax.checkpoints.safetensors import tensors_of, write_file
 from flan_jax.checkpoints.streaming import Part, SourceTensor, parts_of
-from flan_jax.checkpoints.tensor_forms import SAME
+from flan_jax.checkpoints.tensor_forms import SAME, Thirds
 from flan_jax.data.atomic import build_once
 from flan_jax.errors import CheckpointError, ConfigError, nearest
 from flan_jax.models import LanguageModel, LoraConfig
@@ -29,6 +29,7 @@ PyTree = Any
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_PLAIN_BEGINNINGS = (True, False, None, "gaussian", "orthogonal", "eva", "corda")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,9 @@ def base_of(folder: Path) -> str:
   return str(_settings(folder).get("base_model_name_or_path") or "")
 
 
-def adapted_tensors(folder: Path, tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
+def adapted_tensors(
+  folder: Path, model: LanguageModel, family: Family, tensors: Mapping[str, SourceTensor]
+) -> dict[str, SourceTensor]:
   """The tensors of a model with a folder's adapters merged into them, each when it is read.
 
   Raises:
@@ -87,6 +90,12 @@ def adapted_tensors(folder: Path, tensors: Mapping[str, SourceTensor]) -> dict[s
     raise CheckpointError(f"{folder} holds no {WEIGHTS}.")
   modules: dict[str, dict[str, SourceTensor]] = {}
   wrong, merged = [], dict(tensors)
+  # By what they are: a file's own word on it, fan_in_fan_out, PEFT too corrects where it is wrong.
+  by_rows = {
+    part.name: part.form == SAME or isinstance(part.form, Thirds)
+    for part in parts_of(model, family)
+    if part.path.endswith("/kernel")
+  }
   for name, tensor in tensors_of(folder / WEIGHTS).items():
     found = re.fullmatch(
       r"(?:base_model\.model\.)?(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?",
@@ -97,13 +106,15 @@ def adapted_tensors(folder: Path, tensors: Mapping[str, SourceTensor]) -> dict[s
     else:
       modules.setdefault(found["module"], {})[found["part"]] = tensor
   for module, parts in modules.items():
-    stored = _name_of(f"{module}.weight", tensors)
+    full = (f"{module}.weight", f"{family.base}{module}.weight")
+    name = next((each for each in full if each in by_rows), "")
+    stored = _name_of(name, tensors)
     if stored is None:
-      close = nearest(f"{module}.weight", tensors, count=1)
+      close = nearest(full[0], by_rows, count=1)
       wrong.append(
         f"{module}: the model has no such matrix{f'; nearest: {close[0]}' if close else ''}"
       )
-    elif complaint := _misfit(parts, tensors[stored].shape, settings):
+    elif complaint := _misfit(parts, tensors[stored].shape, by_rows[name], settings):
       wrong.append(f"{module}: {complaint}")
     else:
       merged[stored] = AdaptedTensor(
@@ -112,7 +123,7 @@ def adapted_tensors(folder: Path, tensors: Mapping[str, SourceTensor]) -> dict[s
         parts["lora_B"],
         parts.get("lora_magnitude_vector"),
         _scale(module, parts["lora_A"].shape[0], settings),
-        bool(settings.get("fan_in_fan_out")),
+        by_rows[name],
       )
   if wrong or not modules:
     listed = "".join(f"\n  {line}" for line in wrong[:30]) or " there are none in its file."
@@ -268,7 +279,10 @@ def _name_of(name: str, tensors: Mapping[str, SourceTensor]) -> str | None:
 
 
 def _misfit(
-  parts: Mapping[str, SourceTensor], shape: tuple[int, ...], settings: Mapping[str, Any]
+  parts: Mapping[str, SourceTensor],
+  shape: tuple[int, ...],
+  by_rows: bool,
+  settings: Mapping[str, Any],
 ) -> str:
   """What is wrong with the adapter of a matrix; "" if nothing."""
   missing = [name for name in ("lora_A", "lora_B") if name not in parts]
@@ -276,7 +290,7 @@ def _misfit(
     missing.append("lora_magnitude_vector")
   if missing:
     return f"{' and '.join(missing)} missing"
-  wanted = shape[::-1] if settings.get("fan_in_fan_out") else shape
+  wanted = shape[::-1] if by_rows else shape
   a, b = parts["lora_A"].shape, parts["lora_B"].shape
   if len(a) != 2 or len(b) != 2 or (b[0], a[1]) != wanted or a[0] != b[1]:
     return f"A is {a} and B {b}, and the matrix {shape}"
@@ -310,6 +324,9 @@ def _check_supported(folder: Path, settings: Mapping[str, Any]) -> None:
   }
   if settings.get("bias", "none") != "none":
     unread["bias"] = settings["bias"]
+  # The others take away from the base what the adapters begin with.
+  if settings.get("init_lora_weights", True) not in _PLAIN_BEGINNINGS:
+    unread["init_lora_weights"] = settings["init_lora_weights"]
   if unread:
     said = ", ".join(f"{name}={value!r}" for name, value in unread.items())
     raise CheckpointError(f"{folder / SETTINGS}: {said} is not supported.")

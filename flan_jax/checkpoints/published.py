@@ -1,6 +1,7 @@
 """A model as somebody published it, before it is on a mesh."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from flan_jax.models import ModelConfig
@@ -15,6 +16,7 @@ class Published(NamedTuple):
   load: from the shardings of the parameters to the parameters, read one tensor at a time.
   stop_ids: tokens at which generation ends.
   start_id: an encoder-decoder's first decoder token.
+  generation: how it is to generate, in the words of transformers' generation_config.json.
   """
 
   config: ModelConfig
@@ -22,3 +24,4 @@ class Published(NamedTuple):
   load: Callable[[PyTree], PyTree]
   stop_ids: tuple[int, ...]
   start_id: int = 0
+  generation: Mapping[str, Any] = MappingProxyType({})

@@ -79,11 +79,12 @@ def load_params(
   for path, layers in by_path.items():
     leaf, sharding = shapes[path], places[path]
     if layers[0].layer is None:
-      params[path] = _placed(layers[0], tensors, model.config, sharding, bad).astype(leaf.dtype)
+      placed = _placed(layers[0], tensors, model.config, leaf.dtype, sharding, bad)
+      params[path] = placed.astype(leaf.dtype)
       continue
     array = _zeros(leaf.shape, leaf.dtype, sharding)
     for part in layers:
-      piece = _placed(part, tensors, model.config, _inner(sharding), bad)
+      piece = _placed(part, tensors, model.config, leaf.dtype, _inner(sharding), bad)
       array = _put(array, piece, jnp.int32(part.layer), sharding)
     params[path] = array
   if bad:
@@ -165,19 +166,23 @@ def _placed(
   part: Part,
   tensors: Mapping[str, SourceTensor],
   config: ModelConfig,
+  dtype: Any,
   sharding: NamedSharding,
   bad: dict[str, None],
 ) -> jax.Array:
   """One layer of ours on the mesh, each device with its own part of it; its name is noted if it is bad."""
   raw = tensors[part.name].read()
-  if not _finite(raw):
+  if not _finite(raw, dtype):
     bad[part.name] = None
   # Most forms are views, which the transfer straightens.
   return jax.device_put(part.form.ours(raw, config), sharding)
 
 
-def _finite(array: np.ndarray) -> bool:
-  """Whether no number is infinite or NaN: those have an exponent of nothing but ones."""
+def _finite(array: np.ndarray, dtype: Any) -> bool:
+  """Whether no number is infinite or NaN, nor becomes so in a dtype: those have an exponent of ones alone."""
+  if jnp.dtype(dtype) == jnp.float16 != array.dtype:
+    with np.errstate(over="ignore"):
+      array = array.astype(np.float16)
   if not jnp.issubdtype(array.dtype, jnp.floating):
     return True
   bits = array.reshape(-1).view(f"u{array.dtype.itemsize}")

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from flan_jax.checkpoints.pretrained import open_pretrained
 from flan_jax.data.home import data_home
 from flan_jax.errors import CheckpointError, ConfigError
-from flan_jax.inference.generation import generate
+from flan_jax.inference.generation import check_ids, generate
 from flan_jax.models import LanguageModel, Params, build_model
 from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh, param_shardings
 from flan_jax.vocabularies import Vocabulary
@@ -65,6 +65,9 @@ class LoadedModel:
     if (decoder_input_ids is None) != (self.model.layout == "decoder"):
       verb = "needs" if decoder_input_ids is None else "has no use for"
       raise ConfigError(f"{self.origin}: logits of this model {verb} decoder_input_ids.")
+    check_ids(self.model, input_ids, np.shape(input_ids)[-1], "input_ids")
+    if decoder_input_ids is not None:
+      check_ids(self.model, decoder_input_ids, 0, "decoder_input_ids")
     if decoder_input_ids is None:
       batch = _side("decoder", input_ids, attention_mask)
     else:

@@ -11,8 +11,9 @@ import jax
 
 from flan_jax import __version__
 from flan_jax.checkpoints import Checkpoints
-from flan_jax.checkpoints.hugging_face import write_folder
+from flan_jax.checkpoints.hugging_face import stop_ids, write_folder
 from flan_jax.checkpoints.peft import write_adapters
+from flan_jax.data.batches import START_ID
 from flan_jax.errors import ConfigError
 from flan_jax.jobs.models import ModelSource
 from flan_jax.jobs.processes import is_first
@@ -81,12 +82,22 @@ def convert(
       model.load(layout, key),
       model.vocabulary,
       dtype=dtype,
-      stop_ids=(model.vocabulary.eos_id,),
+      stop_ids=stop_ids(model.generation, model.vocabulary),
+      generation=_generation(model),
       shard_bytes=int(shard_gigabytes * 1e9),
       card=card,
     )
   if is_first():
     print(f"written: {folder}", file=sys.stderr)
+
+
+def _generation(model: ModelSource) -> dict[str, Any]:
+  """As its publisher says, but for the token that a decoder begins with, which is ours once it is tuned."""
+  tuned = (model.reopened_by or ("", {}))[0] == "tuned"
+  told = dict(model.generation)
+  if tuned and model.model.layout == "encoder_decoder":
+    told["decoder_start_token_id"] = START_ID
+  return told
 
 
 def _card(model: ModelSource, name: str, adapters: bool) -> Iterator[str]:

@@ -7,7 +7,7 @@ in `model.json` how their base is opened again.
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +57,7 @@ class ModelSource:
       None: nothing gives it again, some of its parameters may be random.
     lora: adapters to train in place of the parameters, which stay frozen; None: train them all.
     trained: the adapters that `load` merges.
+    generation: how its publisher has it generate, in the words of transformers.
   """
 
   origin: str
@@ -68,6 +69,7 @@ class ModelSource:
   reopened_by: tuple[str, Mapping[str, Any]] | None = None
   lora: Lora | None = None
   trained: "TrainedAdapters | None" = None
+  generation: Mapping[str, Any] = field(default_factory=dict)
 
   def __post_init__(self) -> None:
     rows, words = self.model.config.vocab_size, self.vocabulary.size
@@ -174,6 +176,7 @@ def pretrained(
     load,
     f"{digest} {param_dtype}",
     reopened_by=("pretrained", settings),
+    generation=found.generation,
   )
 
 
@@ -235,6 +238,7 @@ def tuned(
     about.format,
     reopened_by=("tuned", settings),
     trained=TrainedAdapters(lora, base, saved) if lora and base else None,
+    generation=about.generation,
   )
 
 
@@ -319,6 +323,7 @@ def describe_model(source: ModelSource, format: Format, run_dir: Path) -> None:
     "config": dataclasses.asdict(source.model.config),
     "bidirectional_inputs": source.model.bidirectional_inputs,
     "format": format.as_dict(),
+    "generation": dict(source.generation),
   }
   if source.lora and source.reopened_by:
     opener, settings = source.reopened_by
@@ -335,6 +340,7 @@ class _Description(NamedTuple):
   bidirectional_inputs: bool
   lora: LoraConfig | None
   base: dict[str, Any] | None
+  generation: dict[str, Any]
 
   @classmethod
   def read(cls, run_dir: Path) -> "_Description":
@@ -354,6 +360,7 @@ class _Description(NamedTuple):
         about.get("bidirectional_inputs", False),
         lora and LoraConfig(**lora),
         lora and {name: base[name] for name in ("from", "settings", "fingerprint")},
+        about.get("generation", {}),
       )
     except (ValueError, LookupError, TypeError, AttributeError) as error:
       raise CheckpointError(

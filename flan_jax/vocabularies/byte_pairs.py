@@ -41,6 +41,9 @@ class BPEVocabulary(Vocabulary):
     chat_template: str | None = None,
   ):
     self.tokenizer = tokenizer
+    # Some files say to which length texts were once cut or filled.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     self.chat_template = chat_template
     # Not the count: a tokenizer.json may leave holes in its ids.
     self.size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())

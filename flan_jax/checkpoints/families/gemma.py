@@ -80,18 +80,21 @@ _UNSAID = {
 }
 
 
+_PLAIN_LOCAL = {"the rope_type of sliding_attention": "default"}
+
+
 def _read_gemma3(settings: Json) -> DecoderConfig:
   settings = _UNSAID | dict(settings)
   every = settings.get("sliding_window_pattern") or settings.get("_sliding_window_pattern") or 6
   theta, scaling = rope(settings, 1_000_000.0, "full_attention")
-  nested = settings.get("rope_parameters") or {}
-  local = (nested.get("sliding_attention") or {}).get("rope_theta")
+  nested = (settings.get("rope_parameters") or {}).get("sliding_attention") or {}
+  refuse({"the rope_type of sliding_attention": nested.get("rope_type")}, **_PLAIN_LOCAL)
+  local = nested.get("rope_theta")
   return _gemma_like(
     settings,
     post_norms=True,
     qk_norm=True,
     attention_scale=_gemma_scale(settings),
-    attention_softcap=settings.get("attn_logit_softcapping"),
     logit_softcap=settings.get("final_logit_softcapping"),
     rope_theta=theta,
     rope_scaling=scaling,
@@ -106,7 +109,8 @@ def _write_gemma2(config: DecoderConfig) -> dict[str, Any]:
     "query_pre_attn_scalar": _whole((c.attention_scale or 0.0625) ** -2),
     "attn_logit_softcapping": c.attention_softcap,
     "final_logit_softcapping": c.logit_softcap,
-    **written_window(c),
+    # transformers wants a window also where no layer has one.
+    **{**written_window(c), "sliding_window": c.sliding_window or 4096},
   }
   if c.local_rope_theta is not None:
     more["rope_local_base_freq"] = c.local_rope_theta

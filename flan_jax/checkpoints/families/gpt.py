@@ -1,5 +1,6 @@
 """GPT-2, GPT-J and GPT-NeoX."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -204,7 +205,10 @@ def _read_neox(settings: Json) -> DecoderConfig:
 
 def _write_neox(config: DecoderConfig) -> dict[str, Any]:
   c = config
-  share = (c.rotary_dim or c.head_dim) / c.head_dim
+  turned = c.rotary_dim or c.head_dim
+  share = turned / c.head_dim
+  if int(c.head_dim * share) < turned:  # transformers rounds the product down
+    share = math.nextafter(share, 1)
   ropes = written_ropes(c)
   ropes["rope_parameters"]["partial_rotary_factor"] = share
   return {

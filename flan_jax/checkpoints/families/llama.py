@@ -111,7 +111,9 @@ def _write_llama(config: DecoderConfig) -> dict[str, Any]:
 
 
 def _read_mistral(settings: Json) -> DecoderConfig:
-  return llama_like(settings, tied=False, **window(settings, lambda i: True))
+  # Every layer, whatever layer_types may say: so does transformers.
+  every = {"sliding_window": 4096, **settings, "layer_types": None}
+  return llama_like(settings, tied=False, **window(every, lambda i: True))
 
 
 def _write_mistral(config: DecoderConfig) -> dict[str, Any]:
@@ -121,7 +123,7 @@ def _write_mistral(config: DecoderConfig) -> dict[str, Any]:
 def _qwen_window(settings: Json) -> dict[str, Any]:
   first = settings.get("max_window_layers", 28)
   used = settings.get("use_sliding_window", False)
-  return window(settings, lambda i: i >= first) if used else {}
+  return window({"sliding_window": 4096, **settings}, lambda i: i >= first) if used else {}
 
 
 def _read_qwen2(settings: Json) -> DecoderConfig:
