@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import sys
 import zipfile
 from pathlib import Path
 
@@ -133,6 +134,29 @@ def test_parameters_are_transposed_stacked_and_in_half_split_order(file):
     layers["mlp"]["down"]["kernel"][1], named["blk.1.ffn_down.weight"].T
   )
   np.testing.assert_array_equal(params["embed"]["embedding"], named["token_embd.weight"])
+
+
+def test_biases_of_queries_and_keys_are_in_the_order_of_their_kernels(tmp_path):
+  named = weights()
+  for layer in range(LAYERS):
+    for name, size in (
+      ("attn_q", EMB),
+      ("attn_k", KV_HEADS * HEAD_DIM),
+      ("attn_v", KV_HEADS * HEAD_DIM),
+    ):
+      named[f"blk.{layer}.{name}.bias"] = np.arange(size, dtype=np.float32) + layer
+  params = loaded(write_gguf(tmp_path / "biased.gguf", named))[1]
+  for part, name in (("query", "attn_q"), ("key", "attn_k"), ("value", "attn_v")):
+    expected = [named[f"blk.{layer}.{name}.bias"] for layer in range(LAYERS)]
+    np.testing.assert_array_equal(params["layers"]["attention"][part]["bias"], expected)
+
+
+def test_a_merge_into_no_token_is_told_as_torn(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys.modules[__name__], "MERGES", [*MERGES, "q z"])
+  path = write_gguf(tmp_path / "merges.gguf", weights())
+  path.write_bytes(path.read_bytes().replace(b"q z", b"q #"))
+  with pytest.raises(CheckpointError, match=r"merges\.gguf has a torn tokenizer"):
+    open_gguf(path)
 
 
 def test_quantised_tensors_come_back_within_a_step_of_their_blocks(tmp_path):

@@ -1,5 +1,6 @@
 """Folders of Hugging Face's layout without torch: any mesh, half a model, mistakes."""
 
+import dataclasses
 import json
 import shutil
 import struct
@@ -9,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
 import flan_jax
 from flan_jax.checkpoints.hugging_face import open_folder, write_folder
@@ -16,7 +18,7 @@ from flan_jax.checkpoints.safetensors import stored_tensors
 from flan_jax.errors import CheckpointError, ConfigError
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig, build_model
 from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh, param_shardings
-from flan_jax.vocabularies import ByteVocabulary
+from flan_jax.vocabularies import BPEVocabulary, ByteVocabulary
 
 CONFIGS = {
   "decoder": DecoderConfig(272, 32, 3, 4, 2, 8, 48, context_length=77),
@@ -167,6 +169,68 @@ def test_a_tokenizer_that_the_embedding_cannot_hold_is_refused(folder):
   (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
   with pytest.raises(CheckpointError, match="384 ids, and the embedding only 272 rows"):
     flan_jax.load(folder)
+
+
+def test_how_a_model_generates_goes_out_with_it_and_comes_in_again(tmp_path):
+  model, params = fresh(CONFIGS["encoder-decoder"])
+  told = {"decoder_start_token_id": 5, "max_new_tokens": 9}
+  write_folder(tmp_path / "model", model, params, stop_ids=(1, 7), generation=told)
+  found = open_folder(tmp_path / "model")
+  assert (found.stop_ids, found.start_id) == ((1, 7), 5)
+  assert found.generation == {**told, "eos_token_id": [1, 7], "pad_token_id": 0}
+  settings = json.loads((tmp_path / "model/config.json").read_text())
+  assert settings["eos_token_id"] == [1, 7] and settings["decoder_start_token_id"] == 5
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_head_beside_a_tied_table_is_obeyed_unless_it_is_the_table(tmp_path, twice):
+  model, params = fresh(dataclasses.replace(CONFIGS["decoder"], tied_embeddings=False))
+  if twice:
+    params["unembed"]["kernel"] = params["embed"]["embedding"].T
+  write_folder(tmp_path / "model", model, params)
+  path = tmp_path / "model/config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+  found = flan_jax.load(tmp_path / "model")
+  assert found.model.config.tied_embeddings == twice
+  batch = {"decoder_input_tokens": np.array([[3, 4, 5]], np.int32)}
+  np.testing.assert_allclose(found.logits([[3, 4, 5]]), model.logits(params, batch), atol=1e-6)
+
+
+def test_the_length_that_texts_were_once_cut_or_filled_to_is_none_of_the_model_s(tmp_path):
+  tokenizer = Tokenizer(models.BPE({"</s>": 0, "a": 1, "b": 2}, []))
+  tokenizer.enable_truncation(2)
+  tokenizer.enable_padding(length=9)
+  tokenizer.save(str(tmp_path / "tokenizer.json"))
+  vocabulary = BPEVocabulary.from_file(tmp_path / "tokenizer.json", "</s>")
+  assert vocabulary.encode("abab") == vocabulary.encode_batch(["abab", "a"])[0] == [1, 2, 1, 2]
+
+
+def test_numbers_that_a_smaller_dtype_cannot_hold_are_named(tmp_path):
+  model, params = fresh(CONFIGS["decoder"])
+  params["norm"]["scale"] = params["norm"]["scale"].at[0].set(1e5)
+  write_folder(tmp_path / "model", model, params)
+  with pytest.raises(CheckpointError, match=r"1 tensors hold .* not finite: model\.norm\.weight"):
+    flan_jax.load(tmp_path / "model", dtype="float16")
+  assert np.isfinite(flan_jax.load(tmp_path / "model", dtype="bfloat16").logits([[1, 2]])).all()
+
+
+def test_ids_and_places_that_a_model_does_not_have_are_refused(tmp_path):
+  config = DecoderConfig(
+    89, 16, 1, 2, 2, 8, 32, norm="layer", learned_positions=16, context_length=16
+  )
+  config = dataclasses.replace(
+    config, mlp_activations=("gelu",), biases=("query_key_value", "attention_out", "mlp")
+  )
+  model, params = fresh(config)
+  write_folder(tmp_path / "model", model, params)
+  found = flan_jax.load(tmp_path / "model")
+  with pytest.raises(ConfigError, match="input_ids has the id 500, and the model knows 0 to 88"):
+    found.logits([[1, 500]])
+  with pytest.raises(ConfigError, match="input_ids needs 20 places, and the model has learned 16"):
+    found.logits([[1] * 20])
+  with pytest.raises(ConfigError, match="prompt 1 needs 18 places, and the model has learned 16"):
+    found.generate([[1], [1] * 9], 9)
+  assert len(found.generate([[1] * 9], 7)[0]) <= 7
 
 
 def test_numbers_that_are_not_finite_are_not_written(tmp_path):

@@ -111,6 +111,7 @@ def test_what_peft_wrote_is_opened(base, tmp_path, settings):
   [
     ({"peft_type": "IA3"}, "type 'IA3'; LORA is read"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save=.* is not supported"),
+    ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4' is not supported"),
     ({"use_dora": True}, "q_proj: lora_magnitude_vector missing"),
   ],
 )

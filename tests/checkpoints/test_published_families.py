@@ -37,6 +37,7 @@ DECODERS = {
   "linear scaling": ("Llama", SMALL | HEADS | {"rope_parameters": LINEAR}),
   "llama with biases": ("Llama", SMALL | HEADS | {"attention_bias": True, "mlp_bias": True}),
   "mistral": ("Mistral", SMALL | HEADS | {"sliding_window": 5}),
+  "mistral, its window unsaid": ("Mistral", SMALL | HEADS),
   "mistral, no window": ("Mistral", SMALL | HEADS | {"sliding_window": None}),
   "qwen2": ("Qwen2", SMALL | HEADS | {"head_dim": 8, "tie_word_embeddings": True}),
   "qwen2 with a window": (
@@ -49,6 +50,9 @@ DECODERS = {
     "Gemma2",
     SMALL | HEADS | {"sliding_window": 5, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 2.0,
                      "final_logit_softcapping": 3.0},
+  ),
+  "gemma2, no layer local": (
+    "Gemma2", SMALL | HEADS | {"layer_types": ["full_attention"] * SMALL["num_hidden_layers"]}
   ),
   "gemma3": (
     "Gemma3",
@@ -222,7 +226,8 @@ def test_generation_gives_the_same_tokens(both, beams):
 def test_what_came_in_goes_out_again_bit_for_bit(both, tmp_path):
   theirs, folder = both
   ours = flan_jax.load(folder)
-  write_folder(tmp_path / "ours", ours.model, ours.params, shard_bytes=20_000)
+  ends = {"stop_ids": (7, 8), "generation": {"max_new_tokens": 5, "do_sample": False}}
+  write_folder(tmp_path / "ours", ours.model, ours.params, shard_bytes=20_000, **ends)
   before, after = stored_tensors(folder), stored_tensors(tmp_path / "ours")
   assert before.keys() == after.keys()
   for name in before:
@@ -232,4 +237,6 @@ def test_what_came_in_goes_out_again_bit_for_bit(both, tmp_path):
   more = {} if ours.model.layout == "decoder" else {"decoder_input_ids": torch.tensor(ids(2, 9))}
   with torch.no_grad():
     want, got = (model(inputs, **more).logits for model in (theirs, again))
+    asked = again.generate(inputs, attention_mask=torch.ones_like(inputs), pad_token_id=0)
   np.testing.assert_array_equal(want, got)
+  assert asked.shape[-1] - (inputs.shape[-1] if ours.model.layout == "decoder" else 1) in range(6)

@@ -112,8 +112,9 @@ def _write_llama(config: DecoderConfig) -> dict[str, Any]:
 
 def _read_mistral(settings: Json) -> DecoderConfig:
   # Every layer, whatever layer_types may say: so does transformers.
-  every = {"sliding_window": 4096, **settings, "layer_types": None}
-  return llama_like(settings, tied=False, **window(every, lambda i: True))
+  usual = {"sliding_window": 4096, "num_key_value_heads": 8}
+  every = {**usual, **settings, "layer_types": None}
+  return llama_like(every, tied=False, **window(every, lambda i: True))
 
 
 def _write_mistral(config: DecoderConfig) -> dict[str, Any]:
