@@ -161,16 +161,29 @@ def _vocabulary(folder: Path) -> Vocabulary | None:
     if tokens["eos_token"] is None:
       raise CheckpointError(f"{path} does not say which token ends a text (eos_token).")
     file = folder / "tokenizer.json"
-    vocabulary = BPEVocabulary.from_file(file, **tokens, chat_template=template)
+    tokens |= {"chat_template": template, "added": _added_tokens(folder, settings)}
+    vocabulary = BPEVocabulary.from_file(file, **tokens)
     begun = vocabulary.tokenizer.encode("").ids[:1]
     if vocabulary.bos_id is not None and begun != [vocabulary.bos_id]:
       # A tokenizer that names a begin token and does not put it before texts: none was trained with it.
       tokens["bos_token"] = None
-      vocabulary = BPEVocabulary.from_file(file, **tokens, chat_template=template)
+      vocabulary = BPEVocabulary.from_file(file, **tokens)
     return vocabulary
   if (folder / "tokenizer.model").is_file():
     return SentencePieceVocabulary(folder / "tokenizer.model", chat_template=template)
   return None
+
+
+def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+  """Tokens by id that older folders keep beside their tokenizer.json."""
+  path = folder / "added_tokens.json"
+  beside = _json(path) if path.is_file() else {}
+  return {
+    **{number: {"content": content} for content, number in beside.items()},
+    **{
+      int(number): about for number, about in (settings.get("added_tokens_decoder") or {}).items()
+    },
+  }
 
 
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:

@@ -1,7 +1,8 @@
 """Byte-level BPE, and whatever else a `tokenizer.json` describes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from tokenizers import AddedToken, Tokenizer, processors
@@ -10,6 +11,7 @@ from flan_jax.errors import UnknownName, VocabularyError
 from flan_jax.vocabularies.vocabulary import Vocabulary
 
 _TOKENIZER = "tokenizer.json"
+_TOKEN_FLAGS = ("special", "lstrip", "rstrip", "normalized", "single_word")
 
 
 class BPEVocabulary(Vocabulary):
@@ -67,14 +69,33 @@ class BPEVocabulary(Vocabulary):
     pad_token: str | None = None,
     unk_token: str | None = None,
     chat_template: str | None = None,
+    added: Mapping[int, Mapping[str, Any]] = MappingProxyType({}),
   ) -> "BPEVocabulary":
-    """The vocabulary of a `tokenizer.json`."""
+    """The vocabulary of a `tokenizer.json`.
+
+    Args:
+      added: tokens by id that are kept beside the file, each with its "content" and what else an AddedToken has;
+        those that the file has too stay as they are there.
+
+    Raises:
+      VocabularyError: there is no such file, it is torn, or a token cannot get the id that it is to have.
+    """
     try:
       tokenizer = Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
       raise VocabularyError(f"{path}: no such tokenizer file.") from None
     except Exception as error:  # tokenizers raises bare Exception
       raise VocabularyError(f"{path}: not a tokenizer.json ({error}).") from None
+    for token_id, about in sorted(added.items()):
+      content = about["content"]
+      if tokenizer.token_to_id(content) is None:
+        flags = {name: about[name] for name in _TOKEN_FLAGS if name in about}
+        tokenizer.add_tokens([AddedToken(content, **flags)])
+        if (given := tokenizer.token_to_id(content)) != token_id:
+          raise VocabularyError(
+            f"{path}: the added token {content!r} is to have the id {token_id}, and would get {given}: put it into "
+            "the file itself."
+          )
     return cls(tokenizer, eos_token, bos_token, pad_token, unk_token, chat_template)
 
   def encode(self, text: str) -> list[int]:

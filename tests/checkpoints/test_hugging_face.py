@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models
 import flan_jax
 from flan_jax.checkpoints.hugging_face import open_folder, write_folder
 from flan_jax.checkpoints.safetensors import stored_tensors
-from flan_jax.errors import CheckpointError, ConfigError
+from flan_jax.errors import CheckpointError, ConfigError, VocabularyError
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig, build_model
 from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh, param_shardings
 from flan_jax.vocabularies import BPEVocabulary, ByteVocabulary
@@ -203,6 +203,15 @@ def test_the_length_that_texts_were_once_cut_or_filled_to_is_none_of_the_model_s
   tokenizer.save(str(tmp_path / "tokenizer.json"))
   vocabulary = BPEVocabulary.from_file(tmp_path / "tokenizer.json", "</s>")
   assert vocabulary.encode("abab") == vocabulary.encode_batch(["abab", "a"])[0] == [1, 2, 1, 2]
+
+
+def test_tokens_that_are_kept_beside_the_tokenizer_are_added_to_it(tmp_path):
+  Tokenizer(models.BPE({"</s>": 0, "a": 1, "b": 2}, [])).save(str(tmp_path / "tokenizer.json"))
+  added = {3: {"content": "<x>", "special": True}, 1: {"content": "a"}}
+  vocabulary = BPEVocabulary.from_file(tmp_path / "tokenizer.json", "</s>", added=added)
+  assert vocabulary.encode("a<x>b") == [1, 3, 2] and vocabulary.size == 4
+  with pytest.raises(VocabularyError, match="'<y>' is to have the id 9, and would get 3"):
+    BPEVocabulary.from_file(tmp_path / "tokenizer.json", "</s>", added={9: {"content": "<y>"}})
 
 
 def test_numbers_that_a_smaller_dtype_cannot_hold_are_named(tmp_path):
