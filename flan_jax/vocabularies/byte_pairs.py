@@ -125,7 +125,7 @@ class BPEVocabulary(Vocabulary):
 
   def _spelt(self) -> str:
     """The tokenizer.json, which puts the begin token before texts where there is one."""
-    if self.bos_id is None:
+    if self.bos_id is None or self.tokenizer.encode("").ids[:1] == [self.bos_id]:
       return self.tokenizer.to_str()
     begin = self._tokens["bos_token"]
     copy = Tokenizer.from_str(self.tokenizer.to_str())

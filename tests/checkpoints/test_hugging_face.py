@@ -154,6 +154,9 @@ def test_a_torn_folder_is_one_clear_message(folder):
     ({"model_type": "lama"}, "models of type 'lama' are not read; nearest: llama"),
     ({"vocab_size": None}, "vocab_size"),
     ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn' is not supported"),
+    ({"rope_parameters": "linear"}, "rope_parameters='linear' is no mapping"),
+    ({"hidden_act": ["silu"]}, "'silu'.* is not known"),
+    ({"model_type": ["llama"]}, "models of type .*'llama'.* are not read"),
     ({"hidden_act": "gelu_nwe"}, "'gelu_nwe' is not known; known: gelu_new"),
   ],
 )

@@ -25,7 +25,7 @@ def family_of(settings: Json) -> Family:
     CheckpointError: it is of none; the nearest one is named.
   """
   kind = settings.get("model_type")
-  if kind in FAMILIES:
+  if isinstance(kind, str) and kind in FAMILIES:
     return FAMILIES[kind]
   close = nearest(str(kind), FAMILIES, count=2)
   hint = f"nearest: {' or '.join(close)}" if close else f"known: {', '.join(sorted(FAMILIES))}"

@@ -68,8 +68,8 @@ THEIR_ACTIVATIONS = {"gelu_exact": "gelu", "gelu": "gelu_new", "relu": "relu", "
 
 
 def activation(name: str) -> str:
-  if name not in _ACTIVATIONS:
-    close = ", ".join(nearest(name, _ACTIVATIONS) or sorted(_ACTIVATIONS))
+  if not isinstance(name, str) or name not in _ACTIVATIONS:
+    close = ", ".join(nearest(str(name), _ACTIVATIONS) or sorted(_ACTIVATIONS))
     raise CheckpointError(f"the activation {name!r} is not known; known: {close}.")
   return _ACTIVATIONS[name]
 
@@ -88,6 +88,9 @@ def rope(settings: Json, theta: float, layers: str = "") -> tuple[float, RopeSca
     theta: where none is given.
     layers: the kind of layers, where they differ.
   """
+  for name in ("rope_parameters", "rope_scaling"):
+    if not isinstance(settings.get(name) or {}, Mapping):
+      raise CheckpointError(f"config.json: {name}={settings[name]!r} is no mapping.")
   written = settings.get("rope_parameters") or {}
   written = written.get(layers) or written
   scaling = written or settings.get("rope_scaling") or {}
