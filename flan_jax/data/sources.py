@@ -20,6 +20,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
@@ -219,7 +220,11 @@ class TFDSSource(Source):
     if self._builder is None:
       builder = self._named()
       from requests.exceptions import RequestException
+      from tensorflow_datasets.core.download import downloader
 
+      # Ten tries, as TFDS has it, take three minutes for each dataset where there is no network.
+      downloader.MAX_RETRIES = 4
+      logging.getLogger("urllib3").setLevel(logging.ERROR)
       advice = "Prepare the dataset once where that works, and name its folder by `data_dir:` in the source."
       try:
         builder.download_and_prepare()
