@@ -35,7 +35,7 @@ WARM = (
 store = prepare(config, 256, sys.argv[1])
 batch = next(iter(Batches(store, 128, 0, 128)))
 status = open("/proc/self/status").read().split()
-print("rows", len(batch.rows), "peak", int(status[status.index("VmHWM:") + 1]) / 2**20, "GiB")
+print(len(batch["decoder_input_tokens"]), "rows; peak", int(status[status.index("VmHWM:") + 1]) / 2**20, "GiB")
 """
 )
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from flan_jax.data.atomic import build_once
 from flan_jax.data.sources import Source, open_source
-from flan_jax.errors import ConfigError, RecordError, StorageError, UnknownName
+from flan_jax.errors import ConfigError, RecordError, SourceError, StorageError, UnknownName
 from flan_jax.prompting import DatasetSpec
 
 RECORDS_VERSION = 1
@@ -214,7 +214,9 @@ class _Builder:
     empty = [split for split, kept in self._counts.kept.items() if not kept]
     if empty:
       counts = self._counts
-      raise RecordError(
+      # What others publish may change: a mixture goes on without it, as without what is gone.
+      kind = SourceError if "tfds" in self._spec.source else RecordError
+      raise kind(
         f"dataset {self._spec.name!r}: the split {empty[0]!r} is empty. Of {counts.raw} records, "
         f"{counts.dropped} were dropped by the derive function, {counts.blank} have no answer, "
         f"{counts.duplicates} are duplicates, {counts.overlapping} share a group with an "

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from flan_jax.data.records import load_records
 from flan_jax.data.sources import open_source
+from flan_jax.errors import SourceError
 from flan_jax.prompting import read_dataset
 
 FOLDER = Path(__file__).parents[2] / "templates"
@@ -78,3 +80,11 @@ def test_every_class_of_the_builder_has_its_choice(spec):
     )
   made = {name: spec.derive_record({**spec.record, field: name})[answer] for name in wanted}
   assert made == wanted
+
+
+def test_a_dataset_of_others_without_a_usable_record_counts_as_one_that_is_gone(tmp_path):
+  import tensorflow_datasets as tfds
+
+  (spec,) = (spec for spec in ON_TFDS if spec.name == "winogrande")  # mocked sentences have no gap
+  with tfds.testing.mock_data(num_examples=3), pytest.raises(SourceError, match="Of 6 records, 6 "):
+    load_records(spec, tmp_path)
