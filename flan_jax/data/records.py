@@ -204,9 +204,11 @@ class _Builder:
         before = replace(self._counts)
         self._read(part, split_of)
         if self._repeats(split_of(0), before):
-          self._counts = before
+          self._counts, seen, held = before, self._seen, self._held_groups
           self._seen, self._held_groups = set(), set()
           self._read(part, split_of)
+          self._seen |= seen
+          self._held_groups |= held
           self._counts.shared += self._added[split_of(0)]
       self._write_balanced()
     for split, writer in self._writers.items():

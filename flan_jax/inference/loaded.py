@@ -65,7 +65,8 @@ class LoadedModel:
     if (decoder_input_ids is None) != (self.model.layout == "decoder"):
       verb = "needs" if decoder_input_ids is None else "has no use for"
       raise ConfigError(f"{self.origin}: logits of this model {verb} decoder_input_ids.")
-    check_ids(self.model, input_ids, np.shape(input_ids)[-1], "input_ids")
+    told = np.ones(np.shape(input_ids)) if attention_mask is None else np.asarray(attention_mask)
+    check_ids(self.model, input_ids, int(told.sum(-1).max()), "input_ids")
     if decoder_input_ids is not None:
       check_ids(self.model, decoder_input_ids, 0, "decoder_input_ids")
     if decoder_input_ids is None:

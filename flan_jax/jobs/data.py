@@ -147,6 +147,10 @@ class DataPlan:
       raise ConfigError(
         f"the store {place} was made with other settings than this run's: {'; '.join(others)}."
       )
+    if self.strict and store.missing:
+      raise ConfigError(
+        f"the store {place} was made without {', '.join(store.missing)}, and data.strict=True wants the whole mixture."
+      )
     if store.rows < rows:
       raise ConfigError(
         f"the store {place} has {store.rows:,} rows, and this run takes {rows:,}: prepare it for as "

@@ -39,9 +39,8 @@ class Optimizer:
     """
     try:
       tx = self.make(model.logical_axes())
-      with jax.numpy_dtype_promotion(
-        "standard"
-      ):  # optax mixes dtypes that strict promotion refuses
+      # optax mixes dtypes that strict promotion refuses
+      with jax.numpy_dtype_promotion("standard"):
         jax.eval_shape(lambda key: tx.init(model.init(key)), jax.random.key(0))
     except ConfigError as error:
       raise ConfigError(f"{self.name}.{error}") from error

@@ -5,6 +5,7 @@ This module must import neither: the process that it starts reads it first.
 
 import contextlib
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
@@ -26,6 +27,7 @@ from flan_jax.vocabularies import Vocabulary
 
 Result = TypeVar("Result")
 
+_LOG = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -115,9 +117,12 @@ def _prepare(
 ) -> Path:
   directory = prepare(config, rows, data_dir, workers, strict=strict).directory
   for name in datasets:
-    # Evaluation says itself what it could not have.
-    with contextlib.nullcontext() if strict else contextlib.suppress(SourceError):
+    try:
       load_records(dataset_spec(name), data_dir)
+    except SourceError as error:
+      if strict:
+        raise
+      _LOG.warning("%s cannot be judged: %s", name, error)
   return directory
 
 

@@ -94,6 +94,19 @@ def test_splits_that_are_the_same_data_are_left_so_and_said_to_be(load_passages,
   assert "facts: all records of train stand in other splits too" in caplog.text
 
 
+def test_a_split_within_another_keeps_that_one_out_of_training_all_the_same(
+  load_passages, tmp_path
+):
+  (tmp_path / "templates" / "trivia").mkdir(parents=True)
+  for name, some in {"dev": rows(8), "test": rows(2)}.items():
+    write_jsonl(tmp_path / f"templates/trivia/{name}.jsonl", some)
+  parts = {"all": "facts.jsonl", "dev": "dev.jsonl", "test": "test.jsonl"}
+  splits = {"train": "all", "validation": "dev", "test": "test"}
+  found = load_passages(rows(10), source={"files": parts}, splits=splits)
+  assert passages(found["train"]) == {"Passage 8.", "Passage 9."}
+  assert len(found["validation"]) == 24 and len(found["test"]) == found.counts.shared == 6
+
+
 def test_duplicates_are_found_whatever_their_case_and_spacing(load):
   same = [{"question": text, "label": "y"} for text in ("Is 3 odd?", " is  3 ODD? ", "ｉs 3 odd?")]
   splits = load(rows=[*same, {"question": "is 3 - 2 odd?", "label": "y"}], splits={"train": 1.0})

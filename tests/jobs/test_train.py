@@ -93,3 +93,45 @@ def test_a_killed_run_goes_on_to_the_same_bits_and_repeats_no_row(flan_jax, fold
   assert digests(flan_jax, "runs/killed")[40] == digests(flan_jax, "runs/whole")[40]
   rows = [row["rows"] for row in metrics(folder / "runs/killed")]
   assert rows == [[8 * k, 8 * k + 8] for k in range(40)]
+
+
+@pytest.fixture
+def mixture_with_a_gap(folder):
+  """Beside the tickets a dataset whose files are handed out by mail alone."""
+  there = (folder / "support/tickets.yaml").read_text()
+  source = f'source: {{tfds: "story_cloze/2016:1.0.0", data_dir: "{folder}"}}'
+  lines = [source if line.startswith("source:") else line for line in there.splitlines()]
+  lines = [
+    "splits: {train: validation, test: test}" if line.startswith("splits:") else line
+    for line in lines
+  ]
+  (folder / "support/cloze.yaml").write_text("\n".join(lines) + "\n")
+  with (folder / "tasks.py").open("a") as tasks:
+    tasks.write('register_mixture("gap", ["tickets", "cloze"])\n')
+  return (
+    "--gin.MIXTURE=gap",
+    "--gin.train.evaluation=@evaluation()",
+    "--gin.evaluation.mixture=gap",
+  )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_cannot_be_had_is_told_by_the_report_or_stops_a_strict_launch(
+  flan_jax, folder, mixture_with_a_gap
+):
+  flan_jax("train", *RECIPE, *mixture_with_a_gap)
+  notes = json.loads((folder / "runs/tuned/report.json").read_text())["notes"]
+  for what in ("trained on", "judged"):
+    assert any(f"cloze is not {what}: TFDS cannot prepare story_cloze" in note for note in notes)
+  (about,) = (folder.parent / "home").glob("stores/*/store.json")
+  assert list(json.loads(about.read_text())["missing"]) == ["cloze"]
+  for strict in ("data", "evaluation"):
+    bindings = (f"--gin.{strict}.strict=True", f"--gin.RUN_DIR=runs/{strict}")
+    done = flan_jax("train", *RECIPE, *mixture_with_a_gap, *bindings, status=2)
+    assert "flan-jax: TFDS cannot prepare story_cloze" in done.stderr
+  found = ("--gin.data.strict=True", f"--gin.data.prepared={about.parent}")
+  done = flan_jax("train", *RECIPE, *mixture_with_a_gap, *found, status=2)
+  assert "was made without cloze, and data.strict=True wants the whole mixture" in done.stderr
+  listed = flan_jax("mixtures", "gap", "--module", "tasks.py").stdout
+  assert "cloze is missing: TFDS cannot prepare story_cloze" in listed
+  flan_jax("mixtures", "gap", "--module", "tasks.py", "--strict", status=2)

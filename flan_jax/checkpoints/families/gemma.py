@@ -23,6 +23,7 @@ from flan_jax.checkpoints.families.llama import (
   llama_names,
   write_llama_like,
 )
+from flan_jax.errors import CheckpointError
 from flan_jax.models import DecoderConfig
 
 _GEMMA2 = llama_names(
@@ -80,15 +81,15 @@ _UNSAID = {
 }
 
 
-_PLAIN_LOCAL = {"the rope_type of sliding_attention": "default"}
-
-
 def _read_gemma3(settings: Json) -> DecoderConfig:
   settings = _UNSAID | dict(settings)
   every = settings.get("sliding_window_pattern") or settings.get("_sliding_window_pattern") or 6
   theta, scaling = rope(settings, 1_000_000.0, "full_attention")
   nested = (settings.get("rope_parameters") or {}).get("sliding_attention") or {}
-  refuse({"the rope_type of sliding_attention": nested.get("rope_type")}, **_PLAIN_LOCAL)
+  if nested.get("rope_type", "default") != "default":
+    raise CheckpointError(
+      f"config.json: rotary scaling of type {nested['rope_type']!r} in the sliding_attention layers is not supported."
+    )
   local = nested.get("rope_theta")
   return _gemma_like(
     settings,
