@@ -15,20 +15,22 @@ if TYPE_CHECKING:
   from flan_jax.data.library import dataset_names, dataset_spec, register_templates
   from flan_jax.data.mixtures import (
     Mixture,
+    get_mixture,
+    held_out_datasets,
+    leave_out,
+    mixture_names,
+    register_mixture,
+    training_datasets,
+  )
+  from flan_jax.data.packing import pack
+  from flan_jax.data.rates import (
     MixtureTask,
     TaskDescription,
     describe,
-    get_mixture,
-    held_out_datasets,
     held_out_tasks,
-    leave_out,
-    mixture_names,
     mixture_tasks,
-    register_mixture,
-    training_datasets,
     training_tasks,
   )
-  from flan_jax.data.packing import pack
   from flan_jax.data.records import RecordCounts, Records, RecordSplits, load_records
   from flan_jax.data.seqio_tasks import register_seqio
   from flan_jax.data.sources import Source, open_source
@@ -44,21 +46,22 @@ _MODULES = {
   "home": ("data_home",),
   "mixtures": (
     "Mixture",
-    "MixtureTask",
-    "TaskDescription",
-    "TextTask",
-    "describe",
     "get_mixture",
     "held_out_datasets",
-    "held_out_tasks",
     "leave_out",
     "mixture_names",
-    "mixture_tasks",
     "register_mixture",
     "training_datasets",
-    "training_tasks",
   ),
   "packing": ("pack",),
+  "rates": (
+    "MixtureTask",
+    "TaskDescription",
+    "describe",
+    "held_out_tasks",
+    "mixture_tasks",
+    "training_tasks",
+  ),
   "records": ("RecordCounts", "RecordSplits", "Records", "load_records"),
   "seqio_tasks": ("register_seqio",),
   "sources": ("Source", "open_source"),

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from flan_jax.data.encode import Dropped, Encoder
-from flan_jax.data.mixtures import Mixture, dataset_spec, get_mixture, mixture_tasks
+from flan_jax.data.library import dataset_spec
+from flan_jax.data.mixtures import Mixture, get_mixture
+from flan_jax.data.rates import mixture_tasks
 from flan_jax.data.records import Records, load_records
 from flan_jax.data.rendering import DatasetDraws
 from flan_jax.data.seqio_vocabularies import seqio_view

@@ -14,7 +14,8 @@ import numpy as np
 from flan_jax.data.draws import Draws, DrawStream
 from flan_jax.data.encode import Dropped, Encoded
 from flan_jax.data.library import dataset_spec
-from flan_jax.data.mixtures import Mixture, MixtureTask, training_tasks
+from flan_jax.data.mixtures import Mixture
+from flan_jax.data.rates import MixtureTask, training_tasks
 from flan_jax.data.records import load_records
 from flan_jax.data.rendering import DatasetDraws
 from flan_jax.data.store import StoreConfig, TaskCounts
