@@ -6,9 +6,16 @@ from functools import cache
 from pathlib import Path
 
 import flan_jax
+from flan_jax.data import archives
+from flan_jax.data.atomic import build_once
+from flan_jax.data.home import data_home
 from flan_jax.errors import ConfigError, UnknownName
 from flan_jax.prompting import DatasetSpec, read_dataset
 
+PROMPTSOURCE = "promptsource==0.2.3"
+"""Bach et al. 2022, "PromptSource": the templates that T0 was tuned on."""
+
+PROMPTSOURCE_SHA256 = "f106c889778a0fe5590e7183904bf964e1a01691c8a29451e44f3df5ddef05f5"
 _template_folders: list[Path] = []
 
 
@@ -59,6 +66,34 @@ def dataset_files() -> dict[str, Path]:
   return files
 
 
+def promptsource_file(name: str) -> Path:
+  """The `templates.yaml` that promptsource has for a dataset, such as "glue/mrpc".
+
+  Its package is fetched with the first that is asked for; no code of it runs.
+
+  Raises:
+    UnknownName: promptsource has none.
+    NetworkError, ArchiveError: the package cannot be had.
+  """
+  home = data_home()
+
+  def unpack(directory: Path) -> None:
+    archive = archives.fetch(
+      PROMPTSOURCE, PROMPTSOURCE_SHA256, archive="sdist", cache_dir=home / "archives"
+    )
+    for member, stream in archives.members(archive, "promptsource/templates/**/templates.yaml"):
+      path = directory / member.partition("/templates/")[2]
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(stream.read())
+
+  folder = build_once(home / PROMPTSOURCE.replace("==", "-"), unpack)
+  path = folder / name / "templates.yaml"
+  if not path.is_file():
+    known = [str(file.parent.relative_to(folder)) for file in folder.glob("**/templates.yaml")]
+    raise UnknownName("dataset of promptsource", name, known)
+  return path
+
+
 @cache
 def import_library() -> None:
   """Imports the modules of `flan_jax.mixtures`, which register the library's mixtures and texts."""
@@ -71,7 +106,7 @@ def import_library() -> None:
 @cache
 def _read(path: Path, changed_ns: int) -> DatasetSpec:
   del changed_ns
-  return read_dataset(path)
+  return read_dataset(path, promptsource_file)
 
 
 def _dataset_files(directory: Path) -> dict[str, Path]:

@@ -1,13 +1,18 @@
-"""A remote folder, read through copies of its files on the local disk."""
+"""Files at a URL, read through copies on the local disk."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import fsspec
 
-from flan_jax.data.atomic import write_whole
-from flan_jax.errors import ConfigError, NetworkError, StorageError
+from flan_jax.data.atomic import build_once, write_whole
+from flan_jax.errors import ConfigError, NetworkError, SourceError, StorageError
+
+_LOG = logging.getLogger(__name__)
 
 
 def is_remote(place: Path | str) -> bool:
@@ -27,10 +32,7 @@ class RemoteFolder:
 
   def __init__(self, url: str):
     self.url = url.rstrip("/")
-    try:
-      self._files, self._root = fsspec.core.url_to_fs(self.url)
-    except (ImportError, ValueError) as error:
-      raise ConfigError(f"{self.url} cannot be read: {error}.") from error
+    self._files, self._root = _file_system(self.url)
 
   def names(self, folder: str) -> list[str]:
     """The files in one of its folders, each with the folder's name before it."""
@@ -49,6 +51,44 @@ class RemoteFolder:
     if not path.exists():
       write_whole(path, self.read(name))
     return path
+
+
+def copies(url: str, cache_dir: Path | str) -> list[Path]:
+  """The files at a URL, which may have `*` in it, as they were when they were first asked for.
+
+  Args:
+    url: of any protocol that fsspec knows: "https://...", "hf://datasets/OWNER/NAME@REVISION/...".
+    cache_dir: the copies are kept in a folder of their own in it.
+
+  Raises:
+    SourceError: no file is there.
+    NetworkError: it cannot be reached.
+    ConfigError: the protocol is unknown, or its package is not installed.
+  """
+
+  def download(directory: Path) -> None:
+    files, root = _file_system(url)
+    _LOG.info("downloading %s", url)
+    try:
+      names = sorted(files.glob(root)) if "*" in root else [root]
+      for name in names:
+        files.get_file(name, str(directory / name.strip("/").replace("/", "+")))
+    except FileNotFoundError:
+      names = []
+    except Exception as error:  # each file system has exceptions of its own
+      raise NetworkError(f"{url} cannot be read: {type(error).__name__}: {error}") from error
+    if not names:
+      raise SourceError(f"there is no file at {url}.")
+
+  name = f"url-{sha256(url.encode()).hexdigest()[:16]}"
+  return sorted(build_once(Path(cache_dir) / name, download).iterdir())
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+  try:
+    return fsspec.core.url_to_fs(url)
+  except (ImportError, ValueError) as error:
+    raise ConfigError(f"{url} cannot be read: {error}.") from error
 
 
 @contextmanager

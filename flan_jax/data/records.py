@@ -270,7 +270,7 @@ class _Builder:
     if spec.answer is not None and not record[spec.answer.field]:
       counts.blank += 1
       return
-    unique = _key(record, spec.unique)
+    unique = _key(record, spec.unique or sorted(record))
     if unique in self._seen:
       counts.duplicates += 1
       return
@@ -317,7 +317,8 @@ class _SplitWriter:
     self._ends, self._order, self._groups = array("q", [0]), array("Q"), array("q")
 
   def write(self, place: _Place) -> None:
-    line = json.dumps(place.record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    text = json.dumps(place.record, ensure_ascii=False, default=str)  # a date as it is written
+    line = text.encode("utf-8", "replace") + b"\n"
     self._file.write(line)
     self._ends.append(self._ends[-1] + len(line))
     self._order.append(place.order % (1 << 64))
@@ -349,9 +350,19 @@ def _always(split: str) -> Callable[[int], str]:
 
 def _key(record: Mapping[str, Any], names: Sequence[str]) -> bytes:
   """A digest of the fields' normalised text."""
-  values = [record[name] for name in names]
-  texts = [list(map(normalise, v)) if isinstance(v, list) else normalise(v) for v in values]
-  return blake2b(json.dumps(texts).encode(), digest_size=16).digest()
+  texts = [_normalised(record[name]) for name in names]
+  return blake2b(json.dumps(texts, default=str).encode(), digest_size=16).digest()
+
+
+def _normalised(value: Any) -> Any:
+  """The value with every text in it normalised."""
+  if isinstance(value, str):
+    return normalise(value)
+  if isinstance(value, list | tuple):
+    return list(map(_normalised, value))
+  if isinstance(value, Mapping):
+    return {key: _normalised(item) for key, item in value.items()}
+  return value
 
 
 def _number(key: bytes, purpose: bytes) -> int:

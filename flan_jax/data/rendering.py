@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from flan_jax.data.encode import Dropped, Encoded, Encoder, Render
 from flan_jax.errors import ConfigError, RecordError
-from flan_jax.prompting import DatasetSpec, Draw, Rendering, Template, few_shot
+from flan_jax.prompting import AnyTemplate, DatasetSpec, Draw, Rendering, few_shot
 
 _STYLE_ATTEMPTS = 16
 _EXEMPLAR_ATTEMPTS = 32
@@ -85,7 +85,7 @@ class DatasetDraws:
     return render
 
   def _exemplars(
-    self, template: Template, style: str, example: int, draw: Draw
+    self, template: AnyTemplate, style: str, example: int, draw: Draw
   ) -> Iterator[Rendering]:
     for number, index in enumerate(self._others(example, draw.fork("exemplars"))):
       record = self.records[index]

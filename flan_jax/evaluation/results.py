@@ -222,8 +222,12 @@ class TaskResult:
     return replace(self, templates=templates, indices=kept)
 
   def table(self, scoring: str) -> np.ndarray:
-    """What each example earned under each template, `[K, N]`."""
-    return np.stack([template.earned(scoring) for template in self.templates])
+    """What each example earned under each template, `[K, N]`; NaN where a template is not for it."""
+    column = {index: n for n, index in enumerate(self.indices)}
+    table = np.full((len(self.templates), len(self.indices)), np.nan)
+    for row, template in zip(table, self.templates, strict=True):
+      row[[column[example.index] for example in template.examples]] = template.earned(scoring)
+    return table
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Error bars over examples, spread over prompts, and differences that are paired.
 
 One task is a table `[K, N]`: row k holds what template k earned on each of the N examples (1 or 0
-for accuracy, a fraction for F1 or ROUGE). Its headline number is the median over templates of the
-mean over examples. The examples are the random sample, so the bootstrap resamples them, and always
-takes all templates of an example together; before and after are read at the same examples.
+for accuracy, a fraction for F1 or ROUGE; NaN where a template is not for an example). Its headline
+number is the median over templates of the mean over examples. The examples are the random sample, so
+the bootstrap resamples them, and always takes all templates of an example together; before and after
+are read at the same examples.
 Intervals are percentile intervals (Efron and Tibshirani 1993, chapter 13).
 """
 
@@ -53,7 +54,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 def headline(table: Table) -> float:
   """Median over templates of the mean over examples."""
-  return float(np.median(_checked(table).mean(axis=1)))
+  return float(np.median(np.nanmean(_checked(table), axis=1)))
 
 
 def interval(
@@ -125,8 +126,8 @@ def _checked(table: Table) -> Table:
   table = np.asarray(table, np.float64)
   if table.ndim != 2 or not table.size:
     raise ValueError(f"expected a table [templates, examples], got shape {table.shape}")
-  if not np.isfinite(table).all():
-    raise ValueError("a table of results holds a value that is not finite")
+  if np.isinf(table).any() or np.isnan(table).all(axis=1).any():
+    raise ValueError("a table of results holds a value that is not finite, or a row without any")
   return table
 
 
@@ -145,9 +146,10 @@ def _resampled(
   resamples: int,
 ) -> Float[np.ndarray, " R"]:
   """`statistic` of the row means of `resamples` tables whose columns are drawn with replacement."""
+  earned, known = np.nan_to_num(table), ~np.isnan(table)
   return np.concatenate(
     [
-      statistic(counts @ table.T / table.shape[1])
+      statistic(counts @ earned.T / np.maximum(counts @ known.T, 1))
       for counts in _counts(table.shape[1], generator, resamples)
     ]
   )

@@ -13,7 +13,14 @@ from flan_jax.data.library import dataset_spec
 from flan_jax.data.records import Records, RecordSplits, load_records
 from flan_jax.errors import ConfigError, EvaluationError, UnknownName
 from flan_jax.evaluation.metrics import TEXT_METRICS
-from flan_jax.prompting import DatasetSpec, Draw, Rendering, Template, few_shot
+from flan_jax.prompting import (
+  AnyTemplate,
+  DatasetSpec,
+  DoesNotApply,
+  Draw,
+  Rendering,
+  few_shot,
+)
 
 RANKED = "accuracy"
 """The metric of a task whose options are ranked."""
@@ -81,7 +88,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PreparedTemplate:
-  """The prompts of one template, in the order of the task's indices."""
+  """The prompts of one template, in the order of the task's indices, for which it need not be."""
 
   name: str
   metric: str
@@ -153,7 +160,10 @@ def prepare_task(
     renderer = _Renderer(task, spec, template, split, records)
     prompts = []
     for index in drawn:
-      prompt = _encode(renderer, encoder, index)
+      try:
+        prompt = _encode(renderer, encoder, index)
+      except DoesNotApply:
+        continue
       if prompt is not None:
         prompts.append(prompt)
       elif task.unfit == "count":
@@ -165,19 +175,21 @@ def prepare_task(
           "Allow longer inputs, or set unfit='count' to leave such examples out and count them."
         )
     prepared.append((template, prompts))
-  indices = tuple(index for index in drawn if index not in unfit)
-  if not indices:
-    raise EvaluationError(f"{spec.name}: none of the {len(drawn)} drawn examples fits.")
   templates = tuple(
     PreparedTemplate(
       template.name,
-      _metric(spec, template, bool(prompts[0].options)),
+      _metric(spec, template, bool(fitting[0].options)),
       template.unseen,
-      bool(spec.answer and spec.answer.labels is not None and prompts[0].options),
-      tuple(prompt for prompt in prompts if prompt.index not in unfit),
+      bool(spec.answer and spec.answer.labels is not None and fitting[0].options),
+      fitting,
     )
     for template, prompts in prepared
+    if (fitting := tuple(prompt for prompt in prompts if prompt.index not in unfit))
   )
+  if not templates:
+    raise EvaluationError(f"{spec.name}: none of the {len(drawn)} drawn examples fits.")
+  asked = {prompt.index for template in templates for prompt in template.prompts}
+  indices = tuple(index for index in drawn if index in asked)
   _check_metrics(spec, templates)
   return PreparedTask(task, spec.cluster, indices, tuple(sorted(unfit)), templates)
 
@@ -189,7 +201,7 @@ class _Renderer:
     self,
     task: EvaluationTask,
     spec: DatasetSpec,
-    template: Template,
+    template: AnyTemplate,
     split: Records,
     records: RecordSplits,
   ):
@@ -292,7 +304,7 @@ def _text(encoder: Encoder, rendering: Rendering) -> str:
   return "".join(text for text, _ in encoder.format.pieces(rendering.turns, open_end=True))
 
 
-def _templates(task: EvaluationTask, spec: DatasetSpec) -> Sequence[Template]:
+def _templates(task: EvaluationTask, spec: DatasetSpec) -> Sequence[AnyTemplate]:
   if task.templates:
     chosen = [spec.template(name) for name in task.templates]
     for template in chosen:
@@ -309,7 +321,7 @@ def _templates(task: EvaluationTask, spec: DatasetSpec) -> Sequence[Template]:
   return chosen
 
 
-def _metric(spec: DatasetSpec, template: Template, ranked: bool) -> str:
+def _metric(spec: DatasetSpec, template: AnyTemplate, ranked: bool) -> str:
   if ranked:
     return RANKED
   metric = template.metrics[0] if template.metrics else "exact_match"

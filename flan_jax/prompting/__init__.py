@@ -7,12 +7,15 @@ from flan_jax.prompting.draw import Draw
 from flan_jax.prompting.few_shot import few_shot, fewer_shots
 from flan_jax.prompting.gallery import gallery
 from flan_jax.prompting.options import STYLES
+from flan_jax.prompting.promptsource import AnyTemplate, DoesNotApply
 from flan_jax.prompting.template import Rendering, Template, Turn, TurnText
 
 __all__ = [
   "STYLES",
   "Answer",
+  "AnyTemplate",
   "DatasetSpec",
+  "DoesNotApply",
   "Draw",
   "Rendering",
   "Template",

@@ -3,14 +3,16 @@
 One YAML file, `<cluster>/<name>.yaml`, describes one dataset. Every error names the file and line.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flan_jax.errors import FlanJaxError, RecordError, TemplateError
+from flan_jax.errors import FlanJaxError, RecordError, TemplateError, UnknownName
 from flan_jax.prompting.answers import Answer
 from flan_jax.prompting.dataset_spec import DatasetSpec
 from flan_jax.prompting.derive import derive_function
 from flan_jax.prompting.placeholders import NAME, CompiledText, PlaceholderError, names_in, parse
+from flan_jax.prompting.promptsource import DoesNotApply, read_promptsource
 from flan_jax.prompting.sections import Section
 from flan_jax.prompting.template import Template
 from flan_jax.prompting.template_section import (
@@ -25,16 +27,23 @@ SPLITS = ("train", "validation", "test")
 FIELD_KINDS = ("text", "long", "list")
 ORDERS = ("fixed", "shuffled")
 
-_REQUIRED = ("cluster", "description", "source", "splits", "fields", "record")
+_REQUIRED = ("cluster", "description", "source", "splits", "record")
 _ASKED = ("metrics", "templates")
-_OPTIONAL = ("group", "unique", "balance", "derive", "answer", "text", "licence", "citation", "url")
+_OWN = ("fields", "balance", "answer", "text")  # what templates of ours build on
+_OPTIONAL = ("group", "unique", "derive", "licence", "citation", "url")
+
+FindPromptsource = Callable[[str], Path]
+"""From "glue/mrpc" to the `templates.yaml` that promptsource has for it."""
 
 
-def read_dataset(path: str | Path) -> DatasetSpec:
+def read_dataset(
+  path: str | Path, find_promptsource: FindPromptsource | None = None
+) -> DatasetSpec:
   """Reads one dataset file, checks all of it, and tries every template on its record.
 
   Args:
     path: `<cluster>/<name>.yaml`.
+    find_promptsource: where promptsource's own templates are; None: a file may name only a path to some.
 
   Raises:
     TemplateError: anything is wrong, with file, line and the nearest valid name; where several
@@ -42,22 +51,17 @@ def read_dataset(path: str | Path) -> DatasetSpec:
   """
   path = Path(path)
   file = YamlFile(path)
-  root = Section(file, (), file.data, (*_REQUIRED, *_ASKED, *_OPTIONAL), _REQUIRED)
-  if "text" not in root or any(key in root for key in _ASKED):  # else nothing but running text
-    root = root.narrowed(root.data, _ASKED)
+  root = Section(file, (), file.data, (*_REQUIRED, *_ASKED, *_OWN, *_OPTIONAL), _REQUIRED)
   folder = path.resolve().parent.name
   if root.text("cluster") != folder:
     raise root.error(
       f"cluster is {root.text('cluster')!r}, but the file lies in the folder {folder!r}", "cluster"
     )
-  fields = _fields(root.section("fields"))
-  answer = _answer(root, fields)
-  metrics = read_metrics(root) if "metrics" in root else ()
-  if metrics and answer is not None and answer.has_choices and metrics[0] != "accuracy":
-    raise root.error("an answer with choices is ranked, which accuracy measures", "metrics")
-  if "balance" in root and (answer is None or answer.labels is None):
-    raise root.error("balance is for an answer with fixed choices", "balance")
-  templates = _templates(root, TemplateReader(fields, answer, metrics)) if metrics else ()
+  if isinstance(root.data.get("templates"), dict):
+    root = root.narrowed((*_REQUIRED, *_OPTIONAL, "templates"))
+    words = _promptsource_words(root, find_promptsource)
+  else:
+    words = _own_words(root)
   spec = DatasetSpec(
     name=path.stem,
     cluster=folder,
@@ -66,27 +70,73 @@ def read_dataset(path: str | Path) -> DatasetSpec:
     source=root.section("source").data,
     splits=_splits(root.section("splits", SPLITS)),
     group=root.names("group", ()),
-    unique=root.names("unique", tuple(fields)),
-    balance=root.names("balance", ()),
     derive=_derive(root),
-    fields=fields,
-    long=next((name for name, kind in fields.items() if kind == "long"), None),
-    answer=answer,
-    metrics=metrics,
     licence=root.text("licence", "").strip(),
     citation=root.text("citation", "").strip(),
     url=root.text("url", "").strip(),
     record=root.section("record").data,
-    templates=templates,
-    text=_text(root, fields),
-    data=root.data,
+    **{"unique": root.names("unique", tuple(words["fields"])), "data": root.data, **words},
   )
-  if (
-    templates and spec.long and not any(spec.long in template.fields for template in spec.templates)
-  ):
-    raise root.error(f"no template uses the long field {spec.long!r}", "fields", spec.long)
   _try_templates(root, spec)
   return spec
+
+
+def _own_words(root: Section) -> dict[str, Any]:
+  """What a file says about the fields of its records, and its templates over them."""
+  if "text" not in root or any(key in root for key in _ASKED):  # else nothing but running text
+    root = root.narrowed(root.data, ("fields", *_ASKED))
+  fields = _fields(root.section("fields"))
+  answer = _answer(root, fields)
+  metrics = read_metrics(root) if "metrics" in root else ()
+  if metrics and answer is not None and answer.has_choices and metrics[0] != "accuracy":
+    raise root.error("an answer with choices is ranked, which accuracy measures", "metrics")
+  if "balance" in root and (answer is None or answer.labels is None):
+    raise root.error("balance is for an answer with fixed choices", "balance")
+  templates = _templates(root, TemplateReader(fields, answer, metrics)) if metrics else ()
+  long = next((name for name, kind in fields.items() if kind == "long"), None)
+  if templates and long and not any(long in template.fields for template in templates):
+    raise root.error(f"no template uses the long field {long!r}", "fields", long)
+  return {
+    "fields": fields,
+    "answer": answer,
+    "balance": root.names("balance", ()),
+    "long": long,
+    "metrics": metrics,
+    "templates": templates,
+    "text": _text(root, fields),
+  }
+
+
+def _promptsource_words(root: Section, find: FindPromptsource | None) -> dict[str, Any]:
+  """The templates that promptsource has for a dataset. They read the raw record, which is kept whole."""
+  section = root.section("templates", ("promptsource", "without"), ("promptsource",))
+  name = section.text("promptsource")
+  try:
+    if Path(name).suffix == ".yaml":
+      every = read_promptsource(root.folder / name)
+    elif find is None:
+      raise TemplateError(f"{name!r} is no path to a templates.yaml")
+    else:
+      every = read_promptsource(find(name))
+  except (TemplateError, UnknownName) as error:
+    raise section.error(str(error), "promptsource") from error
+  titles = [template.title for template in every]
+  without = section.names("without", ())
+  for title in without:
+    if title not in titles:
+      raise section.unknown("template", title, titles, "without")
+  templates = tuple(template for template in every if template.title not in without)
+  judged = [template.metrics for template in templates if not template.turned_around]
+  return {
+    "fields": {},
+    "answer": None,
+    "balance": (),
+    "long": None,
+    "metrics": ("accuracy",) if ("accuracy",) in judged else next(iter(judged), ()),
+    "templates": templates,
+    "text": None,
+    "data": {**root.data, "templates": [template.source for template in templates]},
+  }
 
 
 def _fields(section: Section) -> dict[str, str]:
@@ -218,13 +268,18 @@ def _try_templates(root: Section, spec: DatasetSpec) -> None:
     raise root.error(f"the record cannot be used: {error}", "record") from error
   if record is None:
     raise root.error(f"{spec.derive} drops the record that should show how it works", "record")
-  mistakes = []
+  mistakes, others = [], []
   for index, template in enumerate(spec.templates):
     try:
       for _ in template.renderings(record):
         pass
+    except DoesNotApply as error:
+      others.append(str(error))
     except RecordError as error:
-      mistakes.append(str(root.error(f"the record does not render: {error}", "templates", index)))
+      place = () if spec.keeps_raw_records else (index,)
+      mistakes.append(str(root.error(f"the record does not render: {error}", "templates", *place)))
+  if others and len(others) == len(spec.templates):
+    mistakes.append(str(root.error(f"no template is for the record: {others[0]}", "record")))
   if mistakes:
     raise TemplateError("\n".join(mistakes))
 

@@ -13,7 +13,7 @@ from flan_jax.prompting.answers import Answer
 from flan_jax.prompting.derive import derive_function, source_of
 from flan_jax.prompting.field_values import text_of, texts_of
 from flan_jax.prompting.placeholders import CompiledText
-from flan_jax.prompting.template import Template
+from flan_jax.prompting.promptsource import AnyTemplate
 
 RENDERING_VERSION = 1
 """Part of every fingerprint; raised whenever the same template and draw come to give another text."""
@@ -34,7 +34,7 @@ class DatasetSpec:
     balance: among records with equal values of these fields every label is kept equally often, so
       that the fields alone tell nothing about the answer; () where all records are kept.
     derive: "module:function", record -> record or None; None where records are used as they come.
-    fields: field -> "text", "long" or "list".
+    fields: field -> "text", "long" or "list"; {} where promptsource's templates read the raw record.
     long: the one field that may be shortened.
     record: a realistic raw record, on which every template was tried when the file was read.
     templates: () where the dataset is nothing but running text.
@@ -59,11 +59,11 @@ class DatasetSpec:
   citation: str
   url: str
   record: Mapping[str, Any]
-  templates: tuple[Template, ...]
+  templates: tuple[AnyTemplate, ...]
   text: CompiledText | None
   data: Mapping[str, Any] = field(repr=False)
 
-  def template(self, name: str) -> Template:
+  def template(self, name: str) -> AnyTemplate:
     """The template of this name.
 
     Raises:
@@ -75,11 +75,11 @@ class DatasetSpec:
     names = [template.name for template in self.templates]
     raise UnknownName("template", name, names, f"`flan-jax templates {self.name}` shows them.")
 
-  def training_templates(self) -> tuple[Template, ...]:
+  def training_templates(self) -> tuple[AnyTemplate, ...]:
     """The templates that training may draw: those that are not `unseen`."""
     return tuple(template for template in self.templates if not template.unseen)
 
-  def evaluation_templates(self) -> tuple[Template, ...]:
+  def evaluation_templates(self) -> tuple[AnyTemplate, ...]:
     """The templates that evaluation scores: those that are not turned around."""
     return tuple(template for template in self.templates if not template.turned_around)
 
@@ -88,8 +88,15 @@ class DatasetSpec:
     """The split that is judged unless another is asked for: many a test split is published without answers."""
     return "test" if "test" in self.splits else "validation"
 
+  @property
+  def keeps_raw_records(self) -> bool:
+    """Whether a record is kept as its source gives it, for promptsource's templates to read."""
+    return not self.fields
+
   def derive_record(self, raw: Mapping[str, Any]) -> dict[str, Any] | None:
     """A raw record's fields as text and lists of text: those declared, grouped by, unique or balanced.
+
+    Where promptsource's templates read the raw record, it is that.
 
     Returns:
       None if the derive function dropped the record.
@@ -134,7 +141,7 @@ class DatasetSpec:
     return source_of(derive_function(self.derive)) if self.derive is not None else ""
 
   def _checked(self, record: Mapping[str, Any]) -> dict[str, Any]:
-    checked: dict[str, Any] = {}
+    checked: dict[str, Any] = dict(record) if self.keeps_raw_records else {}
     for name, kind in self.fields.items():
       checked[name] = texts_of(record, name) if kind == "list" else text_of(record, name)
     for name in (*self.group, *self.unique, *self.balance):

@@ -5,12 +5,13 @@ from typing import Any
 
 from flan_jax.prompting.dataset_spec import DatasetSpec
 from flan_jax.prompting.draw import Draw
-from flan_jax.prompting.template import Rendering, Template
+from flan_jax.prompting.promptsource import AnyTemplate, DoesNotApply
+from flan_jax.prompting.template import Rendering
 
 
 def gallery(
   spec: DatasetSpec,
-  templates: Sequence[Template] = (),
+  templates: Sequence[AnyTemplate] = (),
   records: Sequence[Mapping[str, Any]] = (),
   *,
   seed: int = 0,
@@ -43,11 +44,14 @@ def gallery(
     lines += ["", _heading(template, spec)]
     for number, record in enumerate(records):
       draw = Draw("gallery", seed, spec.name, template.name, number)
-      lines += ["", *_shown(template.render(record, draw, long_limit))]
+      try:
+        lines += ["", *_shown(template.render(record, draw, long_limit))]
+      except DoesNotApply:
+        lines += ["", "  (not for this record)"]
   return "\n".join(lines) + "\n"
 
 
-def _heading(template: Template, spec: DatasetSpec) -> str:
+def _heading(template: AnyTemplate, spec: DatasetSpec) -> str:
   notes = [f"options: {' or '.join(template.styles)}"] if template.styles != ("none",) else []
   notes += ["unseen"] if template.unseen else []
   notes += ["turned around"] if template.turned_around else []

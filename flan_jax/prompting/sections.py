@@ -1,6 +1,7 @@
 """A mapping of a YAML file, read with checks that know where it stands."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from flan_jax.errors import TemplateError, nearest
@@ -39,6 +40,11 @@ class Section:
       if key not in value:
         raise self.error(f"{what} has no {key!r}")
     self.data: dict[str, Any] = value
+
+  @property
+  def folder(self) -> Path:
+    """Where the file lies."""
+    return self._file.path.parent
 
   def __contains__(self, key: str) -> bool:
     return key in self.data
