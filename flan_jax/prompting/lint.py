@@ -34,7 +34,11 @@ def lint(spec: DatasetSpec) -> list[str]:
       found.append(
         str(file.error_in_text(f"template {template.name}: {mistake}", (*at, *keys), offset))
       )
-    for mistake in (*_blind_spots(template, spec), *_likenesses(template, spec.templates[:index])):
+    for mistake in (
+      *_blind_spots(template, spec),
+      *_sentences_in_a_row(template, spec, spec.data["templates"][index]),
+      *_likenesses(template, spec.templates[:index]),
+    ):
       found.append(str(file.error(f"template {template.name}: {mistake}", *at)))
   return found
 
@@ -77,6 +81,18 @@ def _blind_spots(template: Template, spec: DatasetSpec) -> Iterator[str]:
     yield "the input is the same for every record"
   elif not template.fields - {spec.answer.field if spec.answer else ""}:
     yield "nothing of the record but its answer is used"
+
+
+def _sentences_in_a_row(
+  template: Template, spec: DatasetSpec, section: Mapping[str, Any]
+) -> Iterator[str]:
+  if "inline" not in template.styles or spec.answer is None:
+    return
+  own, record = section.get("choices"), spec.derive_record(spec.record) or {}
+  words = own.values() if own else spec.answer.options(record)[0]
+  sentences = [word for word in map(str, words) if word.endswith((".", "!", "?"))]
+  if sentences:
+    yield f"options that are sentences should be a list or have letters: {sentences[0]!r}"
 
 
 def _likenesses(template: Template, others: Sequence[Template]) -> Iterator[str]:

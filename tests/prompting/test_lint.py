@@ -133,6 +133,14 @@ def test_the_words_for_choices_and_every_turn_are_read(findings):
   ] == ["t: two blanks: 'And  then?'", "t: an belongs before 'odd': 'a odd place'"]
 
 
+def test_options_that_are_sentences_do_not_stand_in_one(findings):
+  asked = {**template("{review}\n{options}"), "choices": {"neg": "Not good.", "pos": "Good."}}
+  assert findings(asked) == [
+    "13: template one: options that are sentences should be a list or have letters: 'Not good.'"
+  ]
+  assert findings({**asked, "options": "list"}) == []
+
+
 def test_near_copies_are_named(findings):
   text = "Here is what a guest wrote about the hotel where she stayed: {review} Was it good?"
   found = findings(template(text), template(text.replace("a guest", "the guest"), name="two"))
