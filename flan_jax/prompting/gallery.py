@@ -29,7 +29,7 @@ def gallery(
     A text that ends in a line break. Inputs stand behind `|`, targets behind `>`.
   """
   records = records or [spec.derive_record(spec.record) or {}]
-  lines = [f"{spec.name}: {spec.description}", summary(spec)]
+  lines = [f"{spec.name}: {spec.description}", _summary(spec)]
   if spec.long and long_limit is not None:
     lines.append(f"(field {spec.long!r} cut to {long_limit} characters)")
   for template in templates or spec.templates:
@@ -37,17 +37,6 @@ def gallery(
     for number, record in enumerate(records):
       lines += ["", *_lines(shown(spec, template, record, number, seed, long_limit))]
   return "\n".join(lines) + "\n"
-
-
-def summary(spec: DatasetSpec) -> str:
-  """A dataset in one line, without its description."""
-  unseen = sum(template.unseen for template in spec.templates)
-  turned = sum(template.turned_around for template in spec.templates)
-  return (
-    f"cluster {spec.cluster}; {len(spec.templates)} templates, {unseen} unseen, "
-    f"{turned} turned around; metrics {', '.join(spec.metrics)}; "
-    f"licence: {spec.licence or 'not stated'}"
-  )
 
 
 def shown(
@@ -79,6 +68,17 @@ def answers(rendering: Rendering) -> str:
   if rendering.options:
     return "scored: " + " / ".join(rendering.options)
   return "accepted: " + " / ".join(rendering.golds) if len(rendering.golds) > 1 else ""
+
+
+def _summary(spec: DatasetSpec) -> str:
+  """A dataset in one line, without its description."""
+  unseen = sum(template.unseen for template in spec.templates)
+  turned = sum(template.turned_around for template in spec.templates)
+  return (
+    f"cluster {spec.cluster}; {len(spec.templates)} templates, {unseen} unseen, "
+    f"{turned} turned around; metrics {', '.join(spec.metrics)}; "
+    f"licence: {spec.licence or 'not stated'}"
+  )
 
 
 def _heading(template: Template, spec: DatasetSpec) -> str:
