@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from flan_jax.data import (
 )
 from flan_jax.data.home import data_home
 from flan_jax.data.records import are_built
+from flan_jax.errors import SourceError, TemplateError
 
 
 def show_mixtures(options: argparse.Namespace) -> None:
@@ -60,9 +62,16 @@ def _place(task: MixtureTask) -> str:
 
 
 def show_templates(options: argparse.Namespace) -> None:
-  """Each template of a dataset on real examples, or every dataset's name."""
+  """Each template of a dataset on real examples, or every dataset's name; or their lint or web page."""
   from flan_jax.prompting.gallery import gallery
 
+  names = dataset_names() if options.dataset is None else [options.dataset]
+  if options.lint:
+    _lint(names)
+    return
+  if options.html is not None:
+    _write_page(names, Path(options.html), options.seed)
+    return
   if options.dataset is None:
     print("\n".join(dataset_names()))
     return
@@ -75,6 +84,36 @@ def show_templates(options: argparse.Namespace) -> None:
   else:
     print(f"on the example of {spec.path}; `flan-jax mixtures {spec.name}` prepares real ones\n")
   print(gallery(spec, templates, records, seed=options.seed))
+
+
+def _lint(names: Sequence[str]) -> None:
+  from flan_jax.prompting.lint import lint
+
+  found: list[str] = []
+  for name in names:
+    try:
+      found += lint(dataset_spec(name))
+    except TemplateError as error:
+      found += str(error).split("\n")
+  if found:
+    print("\n".join(found))
+    raise TemplateError(f"findings in the templates: {len(found)}")
+
+
+def _write_page(names: Sequence[str], path: Path, seed: int) -> None:
+  from flan_jax.data.atomic import write_whole
+  from flan_jax.prompting.gallery_page import gallery_page
+
+  if path.is_dir() or path.suffix not in (".html", ".htm"):
+    path = path / "index.html"
+  specs = []
+  for name in names:
+    try:
+      specs.append(dataset_spec(name))
+    except SourceError as error:  # promptsource's templates have to be fetched
+      print(f"{name} is left out: {error}", file=sys.stderr)
+  write_whole(path, [gallery_page(specs, seed)])
+  print(path)
 
 
 def show_checkpoints(options: argparse.Namespace) -> None:

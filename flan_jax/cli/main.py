@@ -130,7 +130,14 @@ def _parser() -> argparse.ArgumentParser:
   )
   templates = _command(commands, "templates", "show each template of a dataset on real examples")
   templates.add_argument("dataset", nargs="?")
-  templates.add_argument("--template", help="only this one")
+  instead = templates.add_mutually_exclusive_group()
+  instead.add_argument("--template", help="only this one")
+  instead.add_argument(
+    "--lint", action="store_true", help="say what is wrong with the texts, of all datasets or one"
+  )
+  instead.add_argument(
+    "--html", metavar="PATH", help="write a web page of all datasets, or one: a file or its folder"
+  )
   templates.add_argument("--examples", type=_count, default=1, help="examples per template")
   templates.add_argument("--seed", type=int, default=0)
   checkpoints = _command(
