@@ -11,6 +11,7 @@ Mocked data have labels at random, and the example in a dataset file was written
 """
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -18,8 +19,7 @@ import pytest
 import yaml
 
 from flan_jax.data.sources import open_source
-from flan_jax.prompting import DatasetSpec, Rendering, read_dataset
-from flan_jax.prompting.options import letters
+from flan_jax.prompting import DatasetSpec, Rendering, Template, read_dataset
 
 FOLDER = Path(__file__).parents[2] / "templates"
 GOLD = {
@@ -82,16 +82,23 @@ def test_there_is_an_example_of_every_class(name: str):
 
 @each_dataset
 def test_every_template_asks_for_the_words_that_people_would_say(name: str):
-  spec, gold = SPECS[name], GOLD[name]
-  for template in spec.templates:
-    if template.turned_around:
-      continue
-    wanted = gold.get("templates", {}).get(template.name, gold["answers"])
+  for template, wanted in _straight(name):
     for record, words in zip(_records(name), wanted, strict=True):
       for rendering in template.renderings(record):
-        assert _said(rendering) == words, (
-          f"{template.name}, {rendering.style}:\n{rendering.turns[-1]}"
-        )
+        (said,) = (_words(rendering)[gold] for gold in rendering.golds)
+        assert rendering.turns[-1].target in rendering.golds
+        assert said == words, f"{template.name}, {rendering.style}:\n{rendering.turns[-1]}"
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_options_are_shown_in_the_order_of_the_choices(name: str):
+  answer = SPECS[name].answer
+  classes = [record[answer.field] for record in _records(name)]
+  for template, wanted in _straight(name):
+    for rendering in template.renderings(_records(name)[0]):
+      of_class = dict(zip(classes, wanted, strict=True))
+      shown = list(_words(rendering).values())
+      assert shown == [of_class[label] for label in answer.labels], template.name
 
 
 @each_dataset
@@ -109,6 +116,12 @@ def test_every_turned_around_template_says_the_right_words(name: str):
         assert said.strip() in rendering.turns[-1].input, f"{template.name}:\n{rendering.turns[-1]}"
 
 
+def test_every_options_dataset_on_tfds_has_its_places():
+  # ReCoRD gives the right name itself.
+  numbered = {name for name in WITH_CHOICES if "tfds" in SPECS[name].source} - {*FIXED, "record"}
+  assert numbered == set(PLACES)
+
+
 @pytest.mark.parametrize("name", PLACES)
 def test_each_stored_label_means_the_option_in_its_place(name: str):
   field, labels = PLACES[name]
@@ -117,14 +130,21 @@ def test_each_stored_label_means_the_option_in_its_place(name: str):
   assert [record["answer"] for record in records] == records[0]["options"]
 
 
-def _said(rendering: Rendering) -> str:
-  """What the target says; of a letter, the words that stand beside it in the input."""
-  turn = rendering.turns[-1]
+def _straight(name: str) -> Iterator[tuple[Template, list[str]]]:
+  """The templates that ask for an answer, with what each example's answer should be."""
+  spec, gold = SPECS[name], GOLD[name]
+  for template in spec.templates:
+    if not template.turned_around:
+      yield template, gold.get("templates", {}).get(template.name, gold["answers"])
+
+
+def _words(rendering: Rendering) -> dict[str, str]:
+  """Each candidate target and the words for it: its own, or those beside the letter in the input."""
   if rendering.style != "letters":
-    return turn.target
-  assert rendering.options == letters(len(rendering.options))
-  (words,) = re.findall(rf"^\({turn.target}\) (.*)$", turn.input, re.MULTILINE)
-  return words
+    return {target: target for target in rendering.options}
+  lines = re.findall(r"^\(([A-Z]+)\) (.*)$", rendering.turns[-1].input, re.MULTILINE)
+  assert tuple(letter for letter, _ in lines) == rendering.options
+  return dict(lines)
 
 
 @cache
