@@ -13,6 +13,7 @@ from flan_jax.data import (
   describe,
   get_mixture,
   held_out_datasets,
+  keep_only,
   leave_out,
   library,
   mixture_tasks,
@@ -152,6 +153,21 @@ def test_the_share_of_what_is_held_out_goes_to_the_others_in_proportion(shares):
   members = {"small": "20%", "middle": None, "large": "50%"}
   assert shares(Mixture("m", members, hold_out=("b",))) == {"small": 0.4, "middle": 0.6}
   assert shares(Mixture("m", {"small": "20%", "large": None}, hold_out=("b",))) == {"small": 1}
+
+
+def test_some_clusters_alone_are_kept_by_name(datasets, make_dataset):
+  make_dataset("other", 20, "c", splits=EVERYTHING)
+  register_mixture("each", ["small", "large", "other"], together=[("a", "b")])
+  for mixture in (keep_only("each", "a"), "each only a"):
+    assert (training_datasets(mixture), held_out_datasets(mixture)) == (
+      ["small"],
+      ["large", "other"],
+    )
+  assert get_mixture("each only a, b") == keep_only("each", "a", "b")
+  assert training_datasets("each only a, c without c") == ["small"]
+  assert training_datasets("each without c only a, c") == ["small"]
+  with pytest.raises(UnknownName, match="cluster 'd'.*It is to be kept of each"):
+    get_mixture("each only a, d")
 
 
 def test_a_mixture_within_a_mixture_keeps_its_own_caps(rates, shares):
