@@ -182,6 +182,13 @@ def normalise(text: str) -> str:
   return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def content_key(record: Mapping[str, Any], names: Sequence[str]) -> bytes:
+  """A digest of the normalised text of some fields, by which records count as equal in them."""
+  values = [record[name] for name in names]
+  texts = [list(map(normalise, v)) if isinstance(v, list) else normalise(v) for v in values]
+  return blake2b(json.dumps(texts).encode(), digest_size=16).digest()
+
+
 class _Builder:
   """Reads a source once and writes its splits."""
 
@@ -270,11 +277,11 @@ class _Builder:
     if spec.answer is not None and not record[spec.answer.field]:
       counts.blank += 1
       return
-    unique = _key(record, spec.unique)
+    unique = content_key(record, spec.unique)
     if unique in self._seen:
       counts.duplicates += 1
       return
-    group = _number(_key(record, spec.group) if spec.group else unique, b"group")
+    group = _number(content_key(record, spec.group) if spec.group else unique, b"group")
     split = split_of(group)
     if split == "train" and group in self._held_groups:
       counts.overlapping += 1
@@ -285,7 +292,7 @@ class _Builder:
       self._held_groups.add(group)
     place = _Place(record, _number(unique, b"order"), group)
     if spec.balance and spec.answer is not None:
-      alike = self._waiting.setdefault((split, _key(record, spec.balance)), {})
+      alike = self._waiting.setdefault((split, content_key(record, spec.balance)), {})
       alike.setdefault(record[spec.answer.field], []).append(place)
     else:
       self._writers[split].write(place)
@@ -345,13 +352,6 @@ def _by_fraction(fractions: Mapping[str, float]) -> Callable[[int], str]:
 
 def _always(split: str) -> Callable[[int], str]:
   return lambda group: split
-
-
-def _key(record: Mapping[str, Any], names: Sequence[str]) -> bytes:
-  """A digest of the fields' normalised text."""
-  values = [record[name] for name in names]
-  texts = [list(map(normalise, v)) if isinstance(v, list) else normalise(v) for v in values]
-  return blake2b(json.dumps(texts).encode(), digest_size=16).digest()
 
 
 def _number(key: bytes, purpose: bytes) -> int:
