@@ -83,8 +83,8 @@ def _print_pair(pair: Pair) -> None:
     words = example.words.split()
     shown = " ".join(words[:_SHOWN_WORDS]) + (" ..." if len(words) > _SHOWN_WORDS else "")
     print(
-      f"  {example.kind}, {what}: {example.train.split} {example.train.index} and "
-      f"{example.evaluated.split} {example.evaluated.index}: {shown}"
+      f"  {example.kind}, {what}: {train.split} {example.train[-1]} and "
+      f"{evaluated.split} {example.evaluated[-1]}: {shown}"
     )
 
 

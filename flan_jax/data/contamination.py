@@ -10,8 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -21,14 +21,17 @@ from flan_jax.data.mixtures import Mixture, as_mixture, clusters_held_out
 from flan_jax.data.overlaps import EvaluatedRecords, Kind, Match
 from flan_jax.data.rates import training_tasks
 from flan_jax.data.records import load_records
-from flan_jax.data.texts import registered_texts
+from flan_jax.data.texts import datasets_of
 from flan_jax.data.workers import can_fork, in_child, results_of
 from flan_jax.errors import ConfigError, SourceError
+
+RecordId = tuple[str, str, int]
+"""Dataset, split and index there."""
 
 SAME_RECORDS = 0.5
 """Datasets of which one has at least this share of its records, or whole fields of them, in the other."""
 
-_CHUNK = 4096
+_CHUNK = 2048
 _FIELD = "field "
 
 
@@ -39,34 +42,25 @@ class Overlap:
   Attributes:
     examples: records of the split that were compared.
     record: those whose whole stands on the other side.
-    fields: field of the evaluated side -> those that share the whole of it.
-    exact: those of `record` and `fields` together.
+    exact: those, and those that share a whole field.
     ngram: those that share an n-gram.
     overlapping: all of these together.
+    fields: field of the evaluated side -> records that share the whole of it.
   """
 
   dataset: str
   split: str
   examples: int
   record: int
-  fields: Mapping[str, int]
   exact: int
   ngram: int
   overlapping: int
+  fields: Mapping[str, int]
 
   @property
   def share(self) -> float:
     """The part of the split that overlaps."""
     return self.overlapping / self.examples if self.examples else 0.0
-
-
-@dataclass(frozen=True)
-class Place:
-  """Where a record stands."""
-
-  dataset: str
-  split: str
-  index: int
 
 
 @dataclass(frozen=True)
@@ -79,8 +73,8 @@ class Example:
   """
 
   kind: Kind
-  train: Place
-  evaluated: Place
+  train: RecordId
+  evaluated: RecordId
   field: str
   words: str
 
@@ -160,7 +154,7 @@ def _available(
   """How many training records of which dataset are used, which are evaluated, and what cannot be had."""
   held = dict(clusters_held_out(as_mixture(train if evaluated is None else evaluated)))
   judged = [name for name in held if evaluated is not None or held[name]]
-  judged = list(dict.fromkeys(name for each in judged for name in _datasets(each)))
+  judged = list(dict.fromkeys(name for each in judged for name in datasets_of(each)))
   if not judged:
     raise ConfigError(
       f"the mixture {as_mixture(train).name!r} holds nothing out: say what it is judged on, as --eval MIXTURE."
@@ -171,13 +165,9 @@ def _available(
     if task.missing:
       missing[task.name] = task.missing
       continue
-    for name in _datasets(task.name):
-      size = (
-        task.examples
-        if name == task.name
-        else load_records(dataset_spec(name), data_dir).counts.kept["train"]
-      )
-      trained[name] = max(size, trained.get(name, 0))
+    for name in datasets_of(task.name):
+      kept = load_records(dataset_spec(name), data_dir).counts.kept["train"]
+      trained[name] = max(min(kept, task.examples), trained.get(name, 0))
   for name in judged:
     spec = dataset_spec(name)
     try:
@@ -191,12 +181,6 @@ def _available(
   return trained, judged, missing
 
 
-def _datasets(name: str) -> Sequence[str]:
-  """What a text is made of; a dataset by itself."""
-  text = registered_texts().get(name)
-  return text.datasets if text else (name,)
-
-
 def _split(name: str, split: str, data_dir: Path | str, size: int | None = None) -> Split:
   spec = dataset_spec(name)
   records = load_records(spec, data_dir)[split]
@@ -207,14 +191,6 @@ def _bar(title: str, total: int, progress: bool) -> tqdm:
   return tqdm(
     total=total, desc=title, unit="example", unit_scale=True, disable=not progress, file=sys.stderr
   )
-
-
-class _Chunk(NamedTuple):
-  """A stretch of one of the training splits."""
-
-  split: int
-  start: int
-  stop: int
 
 
 class _Comparison:
@@ -230,13 +206,13 @@ class _Comparison:
     """Compares every training record."""
     with results_of(self._scan, workers) as results:
       for number, split in enumerate(self._splits):
-        starts = range(0, split.size, _CHUNK)
         counts: Counter[str] = Counter()
         sharing = defaultdict[int, _Sharing](_Sharing)
-        chunks = [_Chunk(number, start, min(start + _CHUNK, split.size)) for start in starts]
-        for chunk, matches in results(chunks):
+        whole = range(split.size)
+        chunks = ((number, whole[start : start + _CHUNK]) for start in whole[::_CHUNK])
+        for (_, places), matches in results(chunks):
           counts += self._add(matches, sharing)
-          told(chunk.stop - chunk.start)
+          told(len(places))
         self._train.append(_overlap(split, counts))
         self._pairs += [self._pair(split, other, found) for other, found in sharing.items()]
 
@@ -244,15 +220,17 @@ class _Comparison:
     """What was found in all of it."""
     judged = zip(self._index.splits, self._evaluated, strict=True)
     evaluated = [_overlap(split, tally.counts()) for split, tally in judged]
+    by_share = attrgetter("share")
     return Contamination(
-      tuple(sorted(self._train, key=lambda overlap: -overlap.share)),
-      tuple(sorted(evaluated, key=lambda overlap: -overlap.share)),
-      tuple(sorted(self._pairs, key=lambda p: (-p.evaluated.share, -p.train.share))),
+      tuple(sorted(self._train, key=by_share, reverse=True)),
+      tuple(sorted(evaluated, key=by_share, reverse=True)),
+      tuple(sorted(self._pairs, key=attrgetter("evaluated.share", "train.share"), reverse=True)),
       missing,
     )
 
-  def _scan(self, chunk: _Chunk) -> list[Match]:
-    return list(self._index.matches(self._splits[chunk.split], chunk.start, chunk.stop))
+  def _scan(self, chunk: tuple[int, range]) -> list[Match]:
+    number, places = chunk
+    return list(self._index.matches(self._splits[number], places.start, places.stop))
 
   def _add(self, matches: Sequence[Match], sharing: Mapping[int, "_Sharing"]) -> Counter[str]:
     """Adds a chunk to what its dataset shares with each of the splits; counts its records."""
@@ -283,8 +261,8 @@ class _Comparison:
     other = self._index.splits[number]
     return Example(
       match.kind,
-      Place(split.spec.name, split.name, match.train),
-      Place(other.spec.name, other.name, index),
+      (split.spec.name, split.name, match.train),
+      (other.spec.name, other.name, index),
       match.field,
       common_words(split.compared(match.train), other.compared(index), match.field),
     )
@@ -316,13 +294,5 @@ class _Sharing:
 
 def _overlap(split: Split, counts: Counter[str]) -> Overlap:
   fields = {w.removeprefix(_FIELD): n for w, n in sorted(counts.items()) if w.startswith(_FIELD)}
-  return Overlap(
-    split.spec.name,
-    split.name,
-    split.size,
-    counts["record"],
-    fields,
-    counts["exact"],
-    counts["ngram"],
-    counts["overlapping"],
-  )
+  ways = (counts[way] for way in ("record", "exact", "ngram", "overlapping"))
+  return Overlap(split.spec.name, split.name, split.size, *ways, fields)

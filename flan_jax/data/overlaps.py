@@ -46,8 +46,8 @@ class Match(NamedTuple):
 class EvaluatedRecords:
   """The records of some splits, indexed by all that training records could share with them.
 
-  Memory does not depend on what is looked up: at most 24 bytes for each n-gram of the evaluated records, and
-  60 while the index is made.
+  Memory does not depend on how much is looked up: about 30 bytes for each n-gram of the evaluated records, and
+  twice that while the index is made.
 
   Args:
     splits: what is evaluated.
