@@ -294,5 +294,5 @@ class _Sharing:
 
 def _overlap(split: Split, counts: Counter[str]) -> Overlap:
   fields = {w.removeprefix(_FIELD): n for w, n in sorted(counts.items()) if w.startswith(_FIELD)}
-  ways = (counts[way] for way in ("record", "exact", "ngram", "overlapping"))
-  return Overlap(split.spec.name, split.name, split.size, *ways, fields)
+  ways = {way: counts[way] for way in ("record", "exact", "ngram", "overlapping")}
+  return Overlap(split.spec.name, split.name, split.size, **ways, fields=fields)
