@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flan_jax.data import register_templates
+from flan_jax.data import dataset_spec, load_records, register_mixture, register_templates
 from flan_jax.data.contamination import contamination
 
 DATASET = """
@@ -76,8 +76,6 @@ def main() -> None:
     write(folder, "trained", "train", args.training, 2, passages)
     del passages
     register_templates(folder)
-    from flan_jax.data import dataset_spec, load_records, register_mixture
-
     mixture = register_mixture("everything", ["trained"], max_examples=args.training)
     for name in ("trained", "judged"):
       load_records(dataset_spec(name), home)
@@ -87,9 +85,11 @@ def main() -> None:
   processor = sum(now[:4]) - sum(used[:4])
   [overlap] = found.train
   print(
-    f"{overlap.examples / seconds:,.0f} training examples/s with {args.workers} workers, indexing of {args.evaluated:,} "
-    f"included; {overlap.examples / processor:,.0f} a second of processor time; {overlap.share:.1%} overlap; peak "
-    f"{peak_mib(resource.RUSAGE_SELF):,.0f} MiB ({before:,.0f} before), {peak_mib(resource.RUSAGE_CHILDREN):,.0f} MiB a worker"
+    f"{overlap.examples / seconds:,.0f} training examples/s with {args.workers} workers, "
+    f"{overlap.examples / processor:,.0f} a second of processor time, indexing of "
+    f"{args.evaluated:,} included; {overlap.share:.1%} overlap; peak "
+    f"{peak_mib(resource.RUSAGE_SELF):,.0f} MiB ({before:,.0f} before), "
+    f"{peak_mib(resource.RUSAGE_CHILDREN):,.0f} MiB a worker"
   )
 
 
