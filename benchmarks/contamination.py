@@ -1,6 +1,6 @@
 """Comparing what is trained on with what is evaluated: examples a second, and memory at the peak.
 
-    python benchmarks/contamination.py [--training 200000] [--evaluated 30000] [--workers 2]
+    python benchmarks/contamination.py [--training 100000] [--evaluated 10000] [--workers 2]
 
 Records are a passage of 85 words and a question of 12, drawn as English words are (Zipf); every tenth training record
 holds a stretch of an evaluated passage.
@@ -66,8 +66,8 @@ def peak_mib(who: int) -> float:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--training", type=int, default=200_000)
-  parser.add_argument("--evaluated", type=int, default=30_000)
+  parser.add_argument("--training", type=int, default=100_000)
+  parser.add_argument("--evaluated", type=int, default=10_000)
   parser.add_argument("--workers", type=int, default=2)
   args = parser.parse_args()
   with tempfile.TemporaryDirectory() as home:
