@@ -33,7 +33,7 @@ def show_mixtures(options: argparse.Namespace) -> None:
     f"{mixture.rate_cap:,}, temperature {mixture.temperature:g}, "
     f"held out: {', '.join(mixture.hold_out) or 'nothing'}; passes at {options.draws:,} draws\n"
   )
-  _print_table(
+  print_table(
     ("dataset", "cluster", "examples", "cap", "rate", "share", "passes", "templates", "licence"),
     [
       (
@@ -126,10 +126,11 @@ def show_checkpoints(options: argparse.Namespace) -> None:
     print(json.dumps(rows, indent=2))
     return
   columns = list(rows[0]) if rows else []
-  _print_table(columns, [tuple(str(row[c]) for c in columns) for row in rows])
+  print_table(columns, [tuple(str(row[c]) for c in columns) for row in rows])
 
 
-def _print_table(header, rows) -> None:
+def print_table(header, rows) -> None:
+  """Prints rows of texts in columns."""
   widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
   for row in [header, *rows]:
     print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

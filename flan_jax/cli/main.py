@@ -54,9 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
       join()
       launch(options.command, options.gin_file, gin_bindings)
     else:
-      from flan_jax.cli import inspect
-
-      getattr(inspect, f"show_{options.command}")(options)
+      room = "contamination" if options.command == "contamination" else "inspect"
+      commands = importlib.import_module(f"flan_jax.cli.{room}")
+      getattr(commands, f"show_{options.command}")(options)
   except FlanJaxError as error:
     # Gin adds to every message through which of its configurables it came.
     message = str(error).partition("\n  In call to configurable")[0]
@@ -140,6 +140,17 @@ def _parser() -> argparse.ArgumentParser:
   )
   templates.add_argument("--examples", type=_count, default=1, help="examples per template")
   templates.add_argument("--seed", type=int, default=0)
+  overlaps = _command(
+    commands, "contamination", "find what a mixture trains on in what is evaluated"
+  )
+  overlaps.add_argument("--train", required=True, metavar="MIXTURE")
+  overlaps.add_argument("--eval", metavar="MIXTURE", help="without, what the first one holds out")
+  overlaps.add_argument("--examples", type=_count, default=3, help="shown of each pair of datasets")
+  overlaps.add_argument(
+    "--few_shot", type=_count, default=0, metavar="N", help="look at prompts of N exemplars as well"
+  )
+  overlaps.add_argument("--json", action="store_true")
+  overlaps.add_argument("--out", metavar="FILE", help="write everything into this file, as JSON")
   checkpoints = _command(
     commands, "checkpoints", "list the checkpoints of a run with a digest of their arrays"
   )

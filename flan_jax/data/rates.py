@@ -15,7 +15,7 @@ from flan_jax.data.mixtures import (
   multiplier_and_share,
 )
 from flan_jax.data.records import load_records
-from flan_jax.data.texts import registered_texts
+from flan_jax.data.texts import datasets_of, registered_texts
 from flan_jax.errors import ConfigError, SourceError, UnknownName
 from flan_jax.prompting import DatasetSpec
 
@@ -264,5 +264,4 @@ def _splits(name: str) -> list[str]:
 
 def _specs(name: str) -> list[DatasetSpec]:
   """What a dataset or a text is made of."""
-  text = registered_texts().get(name)
-  return [dataset_spec(dataset) for dataset in (text.datasets if text else (name,))]
+  return [dataset_spec(dataset) for dataset in datasets_of(name)]

@@ -186,6 +186,23 @@ def normalise(text: str) -> str:
   return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def content_key(record: Mapping[str, Any], names: Sequence[str]) -> bytes:
+  """A digest of the normalised text of some fields, of all for (), by which records count as equal in them."""
+  texts = [_normalised(record[name]) for name in names or sorted(record)]
+  return blake2b(json.dumps(texts, default=str).encode(), digest_size=16).digest()
+
+
+def _normalised(value: Any) -> Any:
+  """The value with every text in it normalised."""
+  if isinstance(value, str):
+    return normalise(value)
+  if isinstance(value, list | tuple):
+    return list(map(_normalised, value))
+  if isinstance(value, Mapping):
+    return {key: _normalised(item) for key, item in value.items()}
+  return value
+
+
 class _Builder:
   """Reads a source once and writes its splits."""
 
@@ -275,11 +292,11 @@ class _Builder:
     if spec.answer is not None and not record[spec.answer.field]:
       counts.blank += 1
       return
-    unique = _key(record, spec.unique or sorted(record))
+    unique = content_key(record, spec.unique)
     if unique in self._seen:
       counts.duplicates += 1
       return
-    group = _number(_key(record, spec.group) if spec.group else unique, b"group")
+    group = _number(content_key(record, spec.group) if spec.group else unique, b"group")
     split = split_of(group)
     if split == "train" and group in self._held_groups:
       counts.overlapping += 1
@@ -288,10 +305,10 @@ class _Builder:
     self._added[split] += 1
     if split != "train":
       self._held_groups.add(group)
-    kind = _number(_key(record, list(spec.at_most)), b"kind")
+    kind = _number(content_key(record, list(spec.at_most)), b"kind") if spec.at_most else 0
     place = _Place(record, _number(unique, b"order"), group, kind)
     if spec.balance and spec.answer is not None:
-      alike = self._waiting.setdefault((split, _key(record, spec.balance)), {})
+      alike = self._waiting.setdefault((split, content_key(record, spec.balance)), {})
       alike.setdefault(record[spec.answer.field], []).append(place)
     else:
       self._writers[split].write(place)
@@ -375,23 +392,6 @@ def _by_fraction(fractions: Mapping[str, float]) -> Callable[[int], str]:
 
 def _always(split: str) -> Callable[[int], str]:
   return lambda group: split
-
-
-def _key(record: Mapping[str, Any], names: Sequence[str]) -> bytes:
-  """A digest of the fields' normalised text."""
-  texts = [_normalised(record[name]) for name in names]
-  return blake2b(json.dumps(texts, default=str).encode(), digest_size=16).digest()
-
-
-def _normalised(value: Any) -> Any:
-  """The value with every text in it normalised."""
-  if isinstance(value, str):
-    return normalise(value)
-  if isinstance(value, list | tuple):
-    return list(map(_normalised, value))
-  if isinstance(value, Mapping):
-    return {key: _normalised(item) for key, item in value.items()}
-  return value
 
 
 def _number(key: bytes, purpose: bytes) -> int:

@@ -15,7 +15,7 @@ from flan_jax.prompting.field_values import text_of, texts_of
 from flan_jax.prompting.placeholders import CompiledText
 from flan_jax.prompting.promptsource import AnyTemplate
 
-RENDERING_VERSION = 1
+RENDERING_VERSION = 2
 """Part of every fingerprint; raised whenever the same template and draw come to give another text."""
 
 
@@ -95,6 +95,17 @@ class DatasetSpec:
   def keeps_raw_records(self) -> bool:
     """Whether a record is kept as its source gives it, for promptsource's templates to read."""
     return not self.fields
+
+  @cached_property
+  def asked_fields(self) -> tuple[str, ...]:
+    """The fields that do not hold the answer; all of them, or () for a raw record's, where there is no other."""
+    answers = {self.answer.field, self.answer.golds_field} if self.answer else set()
+    return tuple(name for name in self.fields if name not in answers) or tuple(self.fields)
+
+  @cached_property
+  def label_field(self) -> str | None:
+    """The field that holds the answer where that is one of some choices."""
+    return self.answer.field if self.answer and self.answer.has_choices else None
 
   def derive_record(self, raw: Mapping[str, Any]) -> dict[str, Any] | None:
     """A raw record's fields as text and lists of text: those declared, grouped by, counted or balanced.
