@@ -6,13 +6,15 @@ and an n, and the options of a question stand below it. Records that lack one of
 
 import re
 
-from flan_jax.mixtures.fields.mending import lines, one_line, repair_encoding
+from flan_jax.mixtures.fields.mending import capitalised, lines, one_line, repair_encoding
 from flan_jax.mixtures.fields.questions import asked, distinct
 
 _OPTIONS = re.compile(r"\noptions:\n", re.I)
 _LETTER = re.compile(r"(?:- )?\(([A-Z])\) *")
 _QUOTED = re.compile(r'"([^"\n]+)"')
 _STRAY = re.compile(r"\\(?:inline|fn_jvn|therefore\b)? *|^.*\brefer\b.*\bdiagram\b.*$", re.M)
+_BLANKS = re.compile(r"(?<=[\w)%]) +(?=[?,;!](?:\s|$)|\.(?:$|\s+[A-Z]))", re.M)
+_TWICE = re.compile(r"(\?)\?+|(?<!\.)(\.)\.(?!\.)")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
@@ -55,7 +57,7 @@ def claim(record: dict) -> dict | None:
 def two_sentences(record: dict) -> dict | None:
   """Two sentences, the letter of the one that makes no sense, and both by what they are."""
   _, options, answer, rationale = _columns(record)
-  sentences = [one_line(quoted[1]) for quoted in map(_QUOTED.search, options) if quoted]
+  sentences = [_sentence(quoted[1]) for quoted in map(_QUOTED.search, options) if quoted]
   letter = answer[-1:]
   if len(sentences) != 2 or letter not in ("A", "B"):
     return None
@@ -127,10 +129,20 @@ def passage_question(record: dict) -> dict | None:
 def _columns(record: dict) -> tuple[str, list[str], str, str]:
   """The question, the lines of its options, the answer and the rationale."""
   question, answer, rationale = (
-    lines(record[column].replace("\\n", "\n")) for column in ("question", "answer", "rationale")
+    _tidied(record[column]) for column in ("question", "answer", "rationale")
   )
   question, *options = _OPTIONS.split(question, maxsplit=1)
   return question, options[0].splitlines() if options else [], answer, rationale
+
+
+def _tidied(text: str) -> str:
+  """The lines of a text, without blanks before punctuation or a mark that is there twice."""
+  return _TWICE.sub(r"\1\2", _BLANKS.sub("", lines(text.replace("\\n", "\n"))))
+
+
+def _sentence(text: str) -> str:
+  text = capitalised(one_line(text))
+  return text + "." if text[-1:].isalnum() else text
 
 
 def _choice(question: str, options: list[str], answer: str, rationale: str) -> dict | None:
