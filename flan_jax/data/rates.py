@@ -195,7 +195,10 @@ class _Leaf:
 
 
 def _rates(mixture: Mixture, sizes: Mapping[str, int], trained: set[str]) -> dict[str, _Leaf]:
-  """The rates of the datasets below a mixture; one that is reached twice has the sum."""
+  """The rates of the datasets below a mixture; one that is reached twice has the sum.
+
+  The fixed share of a member of which nothing is trained on goes to the others, in proportion.
+  """
   free: dict[str, dict[str, _Leaf]] = {}
   fixed: dict[str, tuple[float, dict[str, _Leaf]]] = {}
   for member, weight in mixture.datasets.items():
@@ -208,17 +211,12 @@ def _rates(mixture: Mixture, sizes: Mapping[str, int], trained: set[str]) -> dic
       leaves = {member: _Leaf(rate, mixture.max_examples, mixture.rate_cap)}
     if share is None:
       free[member] = _scaled(leaves, multiplier)
-    elif leaves:
-      fixed[member] = (share, leaves)
     else:
-      raise ConfigError(
-        f"the mixture {mixture.name!r} gives {member!r} the share {weight}, but it is held out or cannot be "
-        "had."
-      )
+      fixed[member] = (share, leaves)
   total = _total(free)
   rest = 1.0 - sum(share for share, _ in fixed.values())
-  if fixed and (rest <= 0 if total else abs(rest) > 1e-9):
-    others = f"leave nothing for {', '.join(free)}" if total else "do not make a whole"
+  if fixed and (rest <= 0 if free else abs(rest) > 1e-9):
+    others = f"leave nothing for {', '.join(free)}" if free else "do not make a whole"
     raise ConfigError(
       f"the mixture {mixture.name!r}: the fixed shares add up to {1 - rest:.0%} and {others}."
     )
@@ -228,6 +226,7 @@ def _rates(mixture: Mixture, sizes: Mapping[str, int], trained: set[str]) -> dic
   groups += [
     _scaled(leaves, share * unit / _total({member: leaves}))
     for member, (share, leaves) in fixed.items()
+    if leaves
   ]
   return _merged(groups)
 

@@ -31,6 +31,8 @@ class DatasetSpec:
     splits: split -> part of the source, or split -> fraction of all records.
     group: the fields whose equal values never cross splits; () where each record stands alone.
     unique: the fields whose normalised text makes a record a duplicate.
+    at_most: {field: n} where of the records with the same value of the field n are kept in a split at
+      most, chosen by hash; {} where all are.
     balance: among records with equal values of these fields every label is kept equally often, so
       that the fields alone tell nothing about the answer; () where all records are kept.
     derive: "module:function", record -> record or None; None where records are used as they come.
@@ -49,6 +51,7 @@ class DatasetSpec:
   splits: Mapping[str, str | float]
   group: tuple[str, ...]
   unique: tuple[str, ...]
+  at_most: Mapping[str, int]
   balance: tuple[str, ...]
   derive: str | None
   fields: Mapping[str, str]
@@ -94,7 +97,7 @@ class DatasetSpec:
     return not self.fields
 
   def derive_record(self, raw: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A raw record's fields as text and lists of text: those declared, grouped by, unique or balanced.
+    """A raw record's fields as text and lists of text: those declared, grouped by, counted or balanced.
 
     Where promptsource's templates read the raw record, it is that.
 
@@ -133,7 +136,17 @@ class DatasetSpec:
   @cached_property
   def records_fingerprint(self) -> str:
     """SHA-256 of what decides the derived records and their splits; templates have no part in it."""
-    keys = ("source", "splits", "group", "unique", "balance", "derive", "fields", "answer")
+    keys = (
+      "source",
+      "splits",
+      "group",
+      "unique",
+      "at_most",
+      "balance",
+      "derive",
+      "fields",
+      "answer",
+    )
     return _sha256(self.name, {key: self.data.get(key) for key in keys}, self._derive_source)
 
   @property
@@ -144,7 +157,7 @@ class DatasetSpec:
     checked: dict[str, Any] = dict(record) if self.keeps_raw_records else {}
     for name, kind in self.fields.items():
       checked[name] = texts_of(record, name) if kind == "list" else text_of(record, name)
-    for name in (*self.group, *self.unique, *self.balance):
+    for name in (*self.group, *self.unique, *self.at_most, *self.balance):
       if name not in checked:
         checked[name] = text_of(record, name)
     if self.answer is not None and self.answer.has_choices:

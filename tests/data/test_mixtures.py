@@ -13,6 +13,7 @@ from flan_jax.data import (
   describe,
   get_mixture,
   held_out_datasets,
+  keep_only,
   leave_out,
   library,
   mixture_tasks,
@@ -148,6 +149,27 @@ def test_a_number_multiplies_a_rate_and_a_percentage_fixes_a_share(rates, shares
   assert shares(Mixture("m", {"small": "75%", "large": "25%"})) == {"small": 0.75, "large": 0.25}
 
 
+def test_the_share_of_what_is_held_out_goes_to_the_others_in_proportion(shares):
+  members = {"small": "20%", "middle": None, "large": "50%"}
+  assert shares(Mixture("m", members, hold_out=("b",))) == {"small": 0.4, "middle": 0.6}
+  assert shares(Mixture("m", {"small": "20%", "large": None}, hold_out=("b",))) == {"small": 1}
+
+
+def test_some_clusters_alone_are_kept_by_name(datasets, make_dataset):
+  make_dataset("other", 20, "c", splits=EVERYTHING)
+  register_mixture("each", ["small", "large", "other"], together=[("a", "b")])
+  for mixture in (keep_only("each", "a"), "each only a"):
+    assert (training_datasets(mixture), held_out_datasets(mixture)) == (
+      ["small"],
+      ["large", "other"],
+    )
+  assert get_mixture("each only a, b") == keep_only("each", "a", "b")
+  assert training_datasets("each only a, c without c") == ["small"]
+  assert training_datasets("each without c only a, c") == ["small"]
+  with pytest.raises(UnknownName, match="cluster 'd'.*It is to be kept of each"):
+    get_mixture("each only a, d")
+
+
 def test_a_mixture_within_a_mixture_keeps_its_own_caps(rates, shares):
   register_mixture("inner", ["small", "middle"], rate_cap=5)
   assert rates(Mixture("m", {"inner": 2.0, "large": None})) == {
@@ -185,11 +207,6 @@ def test_held_out_clusters_are_kept_out_wherever_they_stand(datasets, tmp_path):
     ({"datasets": {"large": None}, "hold_out": ("b",)}, ConfigError, "nothing to train on"),
     ({"datasets": {"small": "60%", "large": "60%"}}, ConfigError, "120% and do not make a whole"),
     ({"datasets": {"small": "100%", "large": None}}, ConfigError, "leave nothing for large"),
-    (
-      {"datasets": {"small": None, "large": "10%"}, "hold_out": ("b",)},
-      ConfigError,
-      "'large' the share 10%, but it is held out",
-    ),
   ],
 )
 def test_a_mixture_that_cannot_be_mixed_is_refused(datasets, settings, error, message, tmp_path):
