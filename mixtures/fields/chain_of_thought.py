@@ -36,7 +36,10 @@ def yes_or_no(record: dict) -> dict | None:
   """A question whose answer is yes or no; `reply` is the answer with a capital."""
   question, _, answer, rationale = _columns(record)
   return _complete(
-    question=asked(question), answer=answer, reply=answer.capitalize(), rationale=one_line(rationale)
+    question=asked(question),
+    answer=answer,
+    reply=answer.capitalize(),
+    rationale=one_line(rationale),
   )
 
 
