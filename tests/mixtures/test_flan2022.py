@@ -3,6 +3,8 @@
 The rows are made up, and read through copies of a file at a URL, as those of the dataset files are.
 """
 
+import gzip
+import json
 import re
 from pathlib import Path
 
@@ -158,6 +160,25 @@ def test_a_conversation_begins_after_the_greeting_and_the_question_has_something
   assert fields["question"] not in fields["dialogue"]
   assert SAID[SAID.index(fields["question"]) + 1] == fields["answer"]
   assert SAID[SAID.index(fields["question"]) - 1] == fields["last_answer"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_conversations_are_those_that_tfds_reads_from_the_same_files(tmp_path):
+  import tensorflow_datasets as tfds
+
+  spec = read_dataset(FOLDER / "dialogue" / "wiki_dialog.yaml")
+  builder = tfds.builder("wiki_dialog/OQ:1.0.0", data_dir=tmp_path)
+  assert spec.record.keys() == builder.info.features.keys()
+  builder.info.features.encode_example(spec.record)
+  for url in spec.source["files"]["train"]:
+    assert url.startswith(builder.builder_config.base_download_url)
+  shards = {url.rpartition("/")[2]: url for url in spec.source["files"]["train"]}
+  lines = gzip.compress(json.dumps(dict(spec.record)).encode())
+  for name in shards:
+    (tmp_path / name).write_bytes(lines)
+  settings = {"files": [(tmp_path / name).as_uri() for name in shards]}
+  read = list(open_source(settings, cache_dir=tmp_path / "cache").records("all"))
+  assert read == [spec.record, spec.record]
 
 
 def test_a_conversation_of_one_exchange_is_dropped():
