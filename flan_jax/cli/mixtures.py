@@ -16,10 +16,12 @@ from flan_jax.data import (
   mixture_names,
 )
 from flan_jax.data.home import data_home
+from flan_jax.data.mixtures import is_known
 from flan_jax.data.token_lengths import SAMPLE, TokenLengths, token_lengths
 from flan_jax.errors import ConfigError
 
 if TYPE_CHECKING:
+  from flan_jax.data.encode import Layout
   from flan_jax.data.store import StoreConfig
 
 _DRAWS = 10_000
@@ -81,7 +83,8 @@ def _show(options: argparse.Namespace) -> None:
   draws = _DRAWS if options.draws is None else options.draws
   config = _config(options, mixture)
   rows = describe(mixture, data_home(), draws, bool(options.strict))
-  lengths = config and token_lengths([row.task for row in rows], config, data_home())
+  tasks = [row.task for row in rows]
+  lengths = token_lengths(tasks, config, data_home()) if config is not None else None
   if options.json:
     settings = {
       **{name: getattr(mixture, name) for name in _SETTINGS},
@@ -120,7 +123,7 @@ def _config(options: argparse.Namespace, mixture: Mixture) -> "StoreConfig | Non
   from flan_jax.vocabularies import PlainFormat
 
   vocabulary = open_vocabulary(options.vocabulary, data_home())
-  layout = options.layout or "encoder_decoder"
+  layout: Layout = options.layout or "encoder_decoder"
   bos = layout == "decoder" and vocabulary.bos_id is not None
   lengths = options.lengths or _LENGTHS
   return StoreConfig(mixture, vocabulary, PlainFormat(bos=bos), layout, lengths)
@@ -192,6 +195,6 @@ def _lock(place: str, strict: bool) -> dict[str, Any]:
   from flan_jax.data.locks import lock_mixture, read_lock
 
   path = Path(place)
-  if path.is_file() or path.suffix or path.parent != Path("."):
+  if path.is_file() or (path.suffix and not is_known(place)):
     return read_lock(path)
   return lock_mixture(place, data_home(), strict)
