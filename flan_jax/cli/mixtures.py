@@ -176,25 +176,29 @@ def _write_lock(options: argparse.Namespace) -> None:
 
 def _show_changes(options: argparse.Namespace) -> None:
   from flan_jax.data.lock_changes import changes
+  from flan_jax.data.locks import lock_mixture
 
-  locks = [_lock(place, bool(options.strict)) for place in options.words[1:]]
-  found = changes(*locks)
+  sides = [_lock_or_mixture(place) for place in options.words[1:]]
+  before, after = (
+    lock_mixture(side, data_home(), bool(options.strict)) if isinstance(side, Mixture) else side
+    for side in sides
+  )
+  found = changes(before, after)
   if options.json:
     print(json.dumps(found, indent=1, ensure_ascii=False))
     return
-  names = [f"{lock['mixture']} {lock['hash'][:12]}" for lock in locks]
-  print(" -> ".join(names))
+  print(" -> ".join(f"{lock['mixture']} {lock['hash'][:12]}" for lock in (before, after)))
   if not found:
     print("nothing is different")
   for dataset, lines in found.items():
     print("\n" + "\n  ".join([dataset or "the mixture", *lines]))
 
 
-def _lock(place: str, strict: bool) -> dict[str, Any]:
-  """The lock in a file, or of the mixture of this name as it is now."""
-  from flan_jax.data.locks import lock_mixture, read_lock
+def _lock_or_mixture(place: str) -> dict[str, Any] | Mixture:
+  """The lock in a file, or the mixture of this name."""
+  from flan_jax.data.locks import read_lock
 
   path = Path(place)
   if path.is_file() or (path.suffix and not is_known(place)):
     return read_lock(path)
-  return lock_mixture(place, data_home(), strict)
+  return get_mixture(place)

@@ -55,7 +55,7 @@ def seqio_tasks():
       seqio.Task(
         name,
         source=seqio.FunctionDataSource(
-          lambda split, shuffle_files, seed: None, ["train"], {"train": size}
+          lambda split, shuffle_files: None, ["train"], {"train": size}
         ),
         output_features={"targets": seqio.Feature(seqio.PassThroughVocabulary(size=1))},
       )
@@ -121,7 +121,7 @@ def test_a_mixture_within_a_mixture_is_drawn_as_seqio_draws_it(
   own = rate(caps[0], temperature)
   theirs = seqio.Mixture("inner", [(b, lambda task: multiplier * own(task)), (c, own)])
   outside = rate(caps[1], 1.0)
-  members = [(theirs, lambda mixture: multiplier * mixture.total_rate)]
+  members = [(theirs, multiplier * theirs.total_rate)]
   mixed = seqio.Mixture("outer", [*members, *((task, outside) for task in (a, b, d))])
   assert {name: task.share for name, task in tasks.items()} == {
     task.name: pytest.approx(mixed.get_rate(task) / mixed.total_rate) for task in mixed.tasks
