@@ -24,6 +24,8 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, li
       found[name] = [f"removed, {_place(old[name])}"]
     else:
       found[name] = list(_dataset(old[name], new[name]))
+  if not any(found.values()) and before["hash"] != after["hash"]:
+    found[""] = ["the same, written otherwise"]
   return {name: lines for name, lines in found.items() if lines}
 
 
@@ -33,9 +35,6 @@ def _settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[s
     {key: value for key, value in lock.items() if key not in apart} for lock in (before, after)
   )
   yield from _differing(old, new)
-  kept = [name for name in before["datasets"] if name in after["datasets"]]
-  if kept != [name for name in after["datasets"] if name in before["datasets"]]:
-    yield "the datasets stand in another order"
 
 
 def _dataset(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
@@ -66,18 +65,24 @@ def _templates(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[
   }.items():
     if names:
       yield f"templates {what}: {', '.join(names)}"
+  yield from _reordered(before, after, "templates")
 
 
 def _differing(before: Any, after: Any, path: str = "") -> Iterator[str]:
   """Every value that is not the same, under the names that lead to it."""
-  if before == after:
-    return
-  if isinstance(before, Mapping) and isinstance(after, Mapping):
-    for key in {**before, **after}:
-      inner = f"{path}.{key}" if path else str(key)
-      yield from _differing(before.get(key), after.get(key), inner)
-    return
-  yield f"{path}: {_shown(before)} -> {_shown(after)}"
+  if all(value is None or isinstance(value, Mapping) for value in (before, after)):
+    old, new = before or {}, after or {}
+    for key in {**old, **new}:
+      yield from _differing(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    yield from _reordered(old, new, path)
+  elif before != after:
+    yield f"{path}: {_shown(before)} -> {_shown(after)}"
+
+
+def _reordered(before: Mapping[str, Any], after: Mapping[str, Any], path: str) -> Iterator[str]:
+  """Whether the names that both have stand in another order, which decides draws or how options are shown."""
+  if [key for key in before if key in after] != [key for key in after if key in before]:
+    yield f"{path}: in another order"
 
 
 def _shown(value: Any) -> str:

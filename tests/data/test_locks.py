@@ -148,12 +148,18 @@ def test_other_records_are_told_by_source_and_counts(folder, mine):
   )
 
 
-def test_another_order_of_the_datasets_is_a_change(folder):
-  """The order decides which dataset stands at a place of the stream."""
+def test_another_order_is_a_change(folder):
+  """It decides which dataset stands at a place of the stream, and how options are shown."""
   one = locked(Mixture("m", {"small": None, "large": None}), folder)
   other = locked(Mixture("m", {"large": None, "small": None}), folder)
   assert one["hash"] != other["hash"]
-  assert changes(one, other) == {"": ["the datasets stand in another order"]}
+  assert changes(one, other) == {"": ["settings.datasets: in another order"]}
+  edited(folder, "small", answer={"field": "label", "choices": {"n": "no", "y": "yes"}})
+  assert changes(one, locked(Mixture("m", {"small": None, "large": None}), folder)) == {
+    "small": ["answer.choices: in another order"]
+  }
+  weighted = [locked(Mixture("m", {"small": weight}), folder) for weight in (2, 2.0)]
+  assert changes(*weighted) == {"": ["the same, written otherwise"]}
 
 
 def test_mixtures_within_and_raw_texts_are_locked_with_what_they_are_made_of(folder, monkeypatch):
@@ -187,6 +193,11 @@ def test_what_is_missing_is_told_without_the_places_of_this_machine(folder, make
   assert str(folder) not in json.dumps(lock)
   assert (cloze["counts"], cloze["records"]) == (None, {})
   assert cloze["source"] == {"tfds": "story_cloze/2016:1.0.0"}
+  make_dataset("cloze", rows=12)
+  lines = changes(lock, locked(mixture, folder))["cloze"]
+  assert "source: TFDS story_cloze/2016:1.0.0 -> files cloze.jsonl" in lines
+  assert "counts.raw: nothing -> 12" in lines and "share: 0.00% -> 50.00%" in lines
+  make_dataset("cloze", source=source, splits={"train": "validation", "test": "test"})
   with pytest.raises(SourceError, match="TFDS cannot prepare"):
     lock_mixture(mixture, folder / "home", strict=True)
 
