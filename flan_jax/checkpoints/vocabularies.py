@@ -12,14 +12,16 @@ from flan_jax.vocabularies import (
   load_vocabulary,
 )
 
+_SENTINELS = 100
+
 
 def open_vocabulary(place: str, cache_dir: Path | str) -> Vocabulary:
   """The vocabulary at a place.
 
   Args:
-    place: "bytes"; a SentencePiece model (NAME.model); a tokenizer.json, which is read with the settings
-      beside it; the folder of a vocabulary, a run or a store of ours, or of a published model; a package or
-      GGUF file, see `open_pretrained`.
+    place: "bytes", or a SentencePiece model (NAME.model), both with T5's sentinels, which span corruption
+      wants; a tokenizer.json, which is read with the settings beside it; the folder of a vocabulary, a run or
+      a store of ours, or of a published model; a package or GGUF file, see `open_pretrained`.
     cache_dir: where packages are kept.
 
   Raises:
@@ -27,14 +29,14 @@ def open_vocabulary(place: str, cache_dir: Path | str) -> Vocabulary:
     CheckpointError: what is there is torn, or not understood.
   """
   if place == "bytes":
-    return ByteVocabulary()
+    return ByteVocabulary(_SENTINELS)
   path = Path(place)
   if not path.exists() and not place.startswith("package:"):
     raise VocabularyError(
       f"there is no {place}: name a SentencePiece model, a tokenizer.json, a folder with one, or 'bytes'."
     )
   if path.suffix == ".model":
-    return SentencePieceVocabulary(path)
+    return SentencePieceVocabulary(path, _SENTINELS)
   folder = path.parent if path.name == "tokenizer.json" else path
   for ours in (folder, folder / "vocabulary"):
     if (ours / "vocabulary.json").is_file():

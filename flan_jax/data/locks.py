@@ -1,7 +1,12 @@
 """The lock of a mixture: everything that decides what is drawn from it, in one file to be cited.
 
-    lock = lock_mixture("mini", data_home())
-    write_lock(Path("mixture.lock"), lock)
+```python
+from pathlib import Path
+
+from flan_jax.data import data_home, lock_mixture, write_lock
+
+write_lock(Path("mixture.lock"), lock_mixture("mini", data_home()))
+```
 
 A lock holds no time and no place of this machine: the same data give the same bytes. Its `hash` is over all
 the rest. `flan_jax.data.lock_changes` tells two apart.

@@ -9,9 +9,12 @@ from flan_jax.data import (
   load_records,
   mixture_tasks,
   register_templates,
+  register_text,
+  texts,
   training_tasks,
 )
 from flan_jax.data.draws import DrawStream
+from flan_jax.data.objectives import LM
 from flan_jax.data.prepare import prepare
 from flan_jax.data.store import StoreConfig
 from flan_jax.data.token_lengths import TokenLengths, token_lengths
@@ -99,3 +102,14 @@ def test_a_sample_is_the_first_draws_of_the_run(mixture, tmp_path):
   drawn = [records[int(i)] for i in draws.example[draws.task == names.index("passages")][:5]]
   lengths = [len(f"{record['passage']}\n{record['question']}") for record in drawn]
   assert found.inputs == pytest.approx(np.mean(lengths))
+
+
+def test_a_raw_text_is_measured_in_its_stretches(make_dataset, monkeypatch, tmp_path):
+  monkeypatch.setattr(texts, "_texts", dict(texts._texts))
+  make_dataset(rows=40, text="{question}", splits=EVERYTHING)
+  register_templates(tmp_path / "templates")
+  register_text("running", ["facts"], LM(), passes=2)
+  config = config_of(Mixture("m", {"running": None, "facts": None}), "decoder", inputs=40)
+  found = measured(config, tmp_path / "home")["running"]
+  assert (found.inputs, found.shortened, found.dropped) == (0, 0, 0)
+  assert 40 <= found.targets <= 49
