@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flan_jax.cli.inspect import print_table
+from flan_jax.cli.table import print_table
 from flan_jax.data.contamination import SAME_RECORDS, Contamination, Overlap, Pair, contamination
 from flan_jax.data.exemplars import ExemplarOverlap, exemplar_overlaps
 from flan_jax.data.home import data_home

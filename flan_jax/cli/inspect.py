@@ -1,4 +1,4 @@
-"""The commands that only look: mixtures, templates, checkpoints."""
+"""The commands that only look: templates, checkpoints."""
 
 import argparse
 import json
@@ -7,58 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flan_jax.data import (
-  MixtureTask,
-  dataset_names,
-  dataset_spec,
-  describe,
-  get_mixture,
-  load_records,
-  mixture_names,
-)
+from flan_jax.cli.table import print_table
+from flan_jax.data import dataset_names, dataset_spec, load_records
 from flan_jax.data.home import data_home
 from flan_jax.data.records import are_built
 from flan_jax.errors import SourceError, TemplateError
-
-
-def show_mixtures(options: argparse.Namespace) -> None:
-  """Every dataset of a mixture: how much there is, how often it is drawn, in which words."""
-  if options.name is None:
-    print("\n".join(mixture_names()))
-    return
-  mixture = get_mixture(options.name)
-  rows = describe(mixture, data_home(), options.draws, options.strict)
-  print(
-    f"{mixture.name}: at most {mixture.max_examples:,} examples a dataset, rate cap "
-    f"{mixture.rate_cap:,}, temperature {mixture.temperature:g}, "
-    f"held out: {', '.join(mixture.hold_out) or 'nothing'}; passes at {options.draws:,} draws\n"
-  )
-  print_table(
-    ("dataset", "cluster", "examples", "cap", "rate", "share", "passes", "templates", "licence"),
-    [
-      (
-        row.task.name,
-        row.task.cluster,
-        f"{row.task.examples:,}",
-        f"{row.task.cap:,}",
-        f"{row.task.rate:,.0f}",
-        _place(row.task),
-        f"{row.passes:.2f}",
-        f"{len(row.templates)} + {len(row.unseen)} unseen",
-        row.licence if len(row.licence) <= 60 else row.licence[:57] + "...",
-      )
-      for row in rows
-    ],
-  )
-  for row in rows:
-    if row.task.missing:
-      print(f"\n{row.task.name} is missing: {row.task.missing}")
-
-
-def _place(task: MixtureTask) -> str:
-  if task.missing:
-    return "missing"
-  return "held out" if task.held_out else f"{task.share:.1%}"
 
 
 def show_templates(options: argparse.Namespace) -> None:
@@ -127,10 +80,3 @@ def show_checkpoints(options: argparse.Namespace) -> None:
     return
   columns = list(rows[0]) if rows else []
   print_table(columns, [tuple(str(row[c]) for c in columns) for row in rows])
-
-
-def print_table(header, rows) -> None:
-  """Prints rows of texts in columns."""
-  widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-  for row in [header, *rows]:
-    print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
   from flan_jax.data.encode import Dropped, Encoded, Encoder, OptionsEncoding, PromptEncoding
   from flan_jax.data.home import data_home
   from flan_jax.data.library import dataset_names, dataset_spec, register_templates
+  from flan_jax.data.locks import lock_mixture, read_lock, write_lock
   from flan_jax.data.mixtures import (
     Mixture,
     get_mixture,
@@ -45,6 +46,7 @@ _MODULES = {
   "library": ("dataset_names", "dataset_spec", "register_templates"),
   "encode": ("Dropped", "Encoded", "Encoder", "OptionsEncoding", "PromptEncoding"),
   "home": ("data_home",),
+  "locks": ("lock_mixture", "read_lock", "write_lock"),
   "mixtures": (
     "Mixture",
     "get_mixture",
@@ -102,18 +104,21 @@ __all__ = [
   "keep_only",
   "leave_out",
   "load_records",
+  "lock_mixture",
   "make_features",
   "members",
   "mixture_names",
   "mixture_tasks",
   "open_source",
   "pack",
+  "read_lock",
   "register_mixture",
   "register_seqio",
   "register_templates",
   "register_text",
   "training_datasets",
   "training_tasks",
+  "write_lock",
 ]
 
 

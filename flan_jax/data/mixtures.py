@@ -191,7 +191,7 @@ def clusters_held_out(mixture: Mixture) -> list[tuple[str, bool]]:
   names: dict[str, None] = {}
   hold_out: dict[str, str] = {}
   together: list[tuple[str, ...]] = []
-  for inner in _below(mixture, ()):
+  for inner in mixtures_within(mixture):
     names.update(dict.fromkeys(name for name in inner.datasets if not is_mixture(name)))
     hold_out.update(dict.fromkeys(inner.hold_out, inner.name))
     together += inner.together
@@ -207,9 +207,7 @@ def clusters_held_out(mixture: Mixture) -> list[tuple[str, bool]]:
     if cluster not in clusters.values():
       hint = f"The mixture {holder} holds it out."
       raise UnknownName("cluster", cluster, clusters.values(), hint)
-  out = set(hold_out)
-  for group in together:
-    out.update(group if out & set(group) else ())
+  out = {*hold_out}.union(*(group for group in together if {*hold_out} & {*group}))
   if mixture.only:
     out = {*clusters.values()} - {*mixture.only} | {*hold_out}
   return [(name, cluster in out) for name, cluster in clusters.items()]
@@ -222,14 +220,14 @@ def _check_clusters(mixture: Mixture, clusters: Iterable[str], purpose: str) -> 
       raise UnknownName("cluster", cluster, known, f"It is to be {purpose} {mixture.name}.")
 
 
-def _below(mixture: Mixture, above: tuple[str, ...]) -> Iterator[Mixture]:
-  """The mixture and those within it."""
+def mixtures_within(mixture: Mixture, above: tuple[str, ...] = ()) -> Iterator[Mixture]:
+  """The mixture and those within it, the outer ones first; one may come twice."""
   if mixture.name in above:
     raise ConfigError(f"mixtures contain each other: {' > '.join([*above, mixture.name])}.")
   yield mixture
   for member in mixture.datasets:
     if is_mixture(member):
-      yield from _below(get_mixture(member), (*above, mixture.name))
+      yield from mixtures_within(get_mixture(member), (*above, mixture.name))
 
 
 def is_mixture(name: str) -> bool:

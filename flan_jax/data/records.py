@@ -93,6 +93,10 @@ class Records(Sequence[dict[str, Any]]):
     """A number that records of one group share, and with any likelihood no others."""
     return int(self._groups[index])
 
+  def digest(self) -> str:
+    """SHA-256 of all the records, in the order in which they were read."""
+    return sha256(self._text).hexdigest()
+
   def __reduce__(self) -> tuple[Any, ...]:
     return Records, (self._directory, self._split)
 

@@ -1,11 +1,9 @@
-"""Mixtures: rates as SeqIO computes them, shares, nesting, held-out clusters, lazy lookup."""
+"""Mixtures: rates, shares, nesting, held-out clusters, lazy lookup."""
 
 import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from flan_jax.data import (
   Mixture,
@@ -15,26 +13,16 @@ from flan_jax.data import (
   held_out_datasets,
   keep_only,
   leave_out,
-  library,
   mixture_tasks,
   register_mixture,
   register_templates,
   training_datasets,
   training_tasks,
 )
-from flan_jax.data import mixtures as registry
 from flan_jax.errors import ConfigError, SourceError, UnknownName
 
+pytestmark = pytest.mark.usefixtures("own_registry")
 EVERYTHING = {"train": 1.0}
-FLAN = get_mixture("flan2021")
-
-
-@pytest.fixture(autouse=True)
-def own_registry(monkeypatch):
-  """What a test registers is forgotten after it."""
-  library.import_library()
-  monkeypatch.setattr(registry, "_mixtures", dict(registry._mixtures))
-  monkeypatch.setattr(library, "_template_folders", [])
 
 
 @pytest.fixture
@@ -91,17 +79,6 @@ def test_clusters_are_left_out_by_name_and_with_them_what_gives_them_away(datase
     register_mixture("a without b", ["small"])
 
 
-@pytest.mark.parametrize("cluster", sorted({dataset_spec(n).cluster for n in FLAN.datasets}))
-def test_each_cluster_of_flan2021_can_be_left_out(cluster):
-  split = leave_out(FLAN, cluster)
-  trained, judged = training_datasets(split), held_out_datasets(split)
-  clusters = [{dataset_spec(name).cluster for name in names} for names in (trained, judged)]
-  assert sorted([*trained, *judged]) == sorted(FLAN.datasets)
-  assert not clusters[0] & clusters[1] and cluster in clusters[1]
-  for group in FLAN.together:
-    assert cluster not in group or set(group) <= clusters[1]
-
-
 @pytest.fixture
 def without_cloze(datasets, make_dataset, tmp_path):
   """A mixture of which one dataset has to be asked for by mail; the folder where it would be is empty."""
@@ -119,27 +96,11 @@ def test_a_dataset_that_cannot_be_had_stops_nothing_that_does_not_need_it(withou
     "large": pytest.approx(6 / 7),
   }
   assert "TFDS cannot prepare story_cloze/2016:1.0.0: Manual" in tasks["cloze"].missing
+  assert [tasks[name].status for name in ("small", "cloze")] == ["prepared", "missing"]
   with pytest.raises(SourceError, match="TFDS cannot prepare story_cloze"):
     training_tasks("three", tmp_path / "cache", strict=True)
   with pytest.raises(SourceError, match="nothing of the mixture 'cloze' can be had. TFDS cannot"):
     training_tasks("cloze", tmp_path / "cache")
-
-
-@pytest.mark.filterwarnings("ignore")
-@settings(deadline=None)
-@given(st.integers(1, 10**6), st.integers(1, 10**5), st.sampled_from([1.0, 2.0, 3.5]))
-def test_rates_are_those_of_seqio(examples, cap, temperature):
-  import seqio
-
-  class Task:
-    name, cache_dir = "task", None
-
-    def num_input_examples(self, split):
-      return examples
-
-  expected = seqio.mixing_rate_num_examples(Task(), maximum=cap, temperature=temperature)
-  ours = Mixture("m", {"task": None}, max_examples=10**7, rate_cap=cap, temperature=temperature)
-  assert ours.rate(examples) == pytest.approx(expected)
 
 
 def test_a_number_multiplies_a_rate_and_a_percentage_fixes_a_share(rates, shares):
@@ -270,6 +231,7 @@ def test_a_description_tells_what_a_run_will_see(datasets, tmp_path):
   assert rows["small"].templates == ("ask", "answer_with")
   assert rows["small"].unseen == ("kept_back",)
   assert rows["small"].licence == "CC0-1.0"
+  assert rows["small"].source == "files small.jsonl"
 
 
 def test_importing_the_library_registers_nothing_and_loads_no_tensorflow():
