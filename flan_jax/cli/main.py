@@ -133,6 +133,15 @@ def _parser() -> argparse.ArgumentParser:
   templates.add_argument("--template", help="only this one")
   templates.add_argument("--examples", type=_count, default=1, help="examples per template")
   templates.add_argument("--seed", type=int, default=0)
+  rows = _command(
+    commands, "rows", "show rows of a prepared store: where each example comes from, and its text"
+  )
+  rows.add_argument("store", help="a folder, or a URL")
+  rows.add_argument("--row", type=_count, action="append", help="this row; may be repeated")
+  rows.add_argument("--dataset", help="examples of this dataset only")
+  rows.add_argument("--index", type=_count, help="examples of this record only")
+  rows.add_argument("--limit", type=_count, default=3, help="so many rows at most")
+  rows.add_argument("--json", action="store_true", help="an object a line")
   checkpoints = _command(
     commands, "checkpoints", "list the checkpoints of a run with a digest of their arrays"
   )

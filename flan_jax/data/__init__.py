@@ -36,7 +36,7 @@ if TYPE_CHECKING:
   from flan_jax.data.sources import Source, open_source
   from flan_jax.data.store import Store, StoreConfig
   from flan_jax.data.texts import TextTask, register_text
-  from flan_jax.data.windows import StoredExample
+  from flan_jax.data.windows import Provenance, StoredExample
 
 _MODULES = {
   "archives": ("fetch", "members"),
@@ -67,7 +67,7 @@ _MODULES = {
   "sources": ("Source", "open_source"),
   "store": ("Store", "StoreConfig"),
   "texts": ("TextTask", "register_text"),
-  "windows": ("StoredExample",),
+  "windows": ("Provenance", "StoredExample"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -80,6 +80,7 @@ __all__ = [
   "MixtureTask",
   "OptionsEncoding",
   "PromptEncoding",
+  "Provenance",
   "RecordCounts",
   "RecordSplits",
   "Records",

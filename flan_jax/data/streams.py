@@ -80,7 +80,9 @@ class MixtureStream:
         encoded = self._draws[number].encode(self._encoder, example, epoch)
       counts.setdefault(task["name"], TaskCounts()).count(encoded, self._layout)
       if isinstance(encoded, Encoded):
-        examples.append(Drawn(encoded, number, example, epoch))
+        templates = task["templates"]
+        template = templates.index(encoded.template) if encoded.template else 0
+        examples.append(Drawn(encoded, number, example, epoch, template))
     return Stretch(examples, counts)
 
   def _check_passes(self, draws: Draws) -> None:

@@ -120,14 +120,27 @@ class DatasetSpec:
 
   @cached_property
   def fingerprint(self) -> str:
-    """SHA-256 of everything the file says, the derive function's code, and the way of rendering."""
-    return _sha256(self.name, RENDERING_VERSION, self.data, self._derive_source)
+    """SHA-256 of what decides the texts that a record is trained on: the templates that are not `unseen`,
+    the answer's choices, the way of rendering.
+
+    What is only told (description, licence), tried (the record) or evaluated (metrics, other templates)
+    has no part in it.
+    """
+    answer = self.answer
+    choices = list(answer.labels.items()) if answer and answer.labels else None
+    said = (choices, answer.field, answer.options_field, answer.shuffled) if answer else None
+    templates = [template.words for template in self.training_templates()]
+    return _sha256(self.name, RENDERING_VERSION, said, templates)
 
   @cached_property
   def records_fingerprint(self) -> str:
-    """SHA-256 of what decides the derived records and their splits; templates have no part in it."""
-    keys = ("source", "splits", "group", "unique", "balance", "derive", "fields", "answer")
-    return _sha256(self.name, {key: self.data.get(key) for key in keys}, self._derive_source)
+    """SHA-256 of what decides the derived records and their splits, the source apart; templates have no
+    part in it, nor have the words of the choices."""
+    answer = self.answer
+    said = (answer.field, sorted(answer.labels or ()), answer.options_field) if answer else None
+    names = (self.group, self.unique, self.balance, self.derive)
+    pairs = (list(self.splits.items()), list(self.fields.items()))
+    return _sha256(self.name, *pairs, *names, said, self._derive_source)
 
   @property
   def _derive_source(self) -> str:
