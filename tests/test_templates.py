@@ -32,6 +32,11 @@ def test_the_file_loads_and_its_record_renders_in_every_template(spec: DatasetSp
 
 
 @each_dataset
+def test_the_cluster_is_the_folder(spec: DatasetSpec, path: Path):
+  assert spec.cluster == path.parent.name
+
+
+@each_dataset
 def test_there_are_eight_templates_and_two_of_them_stay_unseen(spec: DatasetSpec):
   assert len(spec.templates) >= 8
   unseen = [template for template in spec.templates if template.unseen]

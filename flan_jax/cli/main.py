@@ -36,6 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
   for library in ("absl", "asyncio"):
     logging.getLogger(library).setLevel(logging.CRITICAL)
   try:
+    if options.templates:
+      from flan_jax.data.library import register_templates
+
+      for place in options.templates:
+        register_templates(place)
     for module in options.module:
       if options.command in JOBS:
         user_modules.register(module)
@@ -164,6 +169,13 @@ def _command(commands, name: str, text: str) -> argparse.ArgumentParser:
     default=[],
     metavar="NAME",
     help="a module of yours that registers datasets, mixtures or SeqIO tasks",
+  )
+  parser.add_argument(
+    "--templates",
+    action="append",
+    default=[],
+    metavar="PATH",
+    help="a dataset file of yours, or a folder of them; may be repeated",
   )
   return parser
 

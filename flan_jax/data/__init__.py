@@ -12,7 +12,12 @@ if TYPE_CHECKING:
   from flan_jax.data.batches import Batches, make_features
   from flan_jax.data.encode import Dropped, Encoded, Encoder, OptionsEncoding, PromptEncoding
   from flan_jax.data.home import data_home
-  from flan_jax.data.library import dataset_names, dataset_spec, register_templates
+  from flan_jax.data.library import (
+    dataset_names,
+    dataset_spec,
+    register_dataset,
+    register_templates,
+  )
   from flan_jax.data.mixtures import (
     Mixture,
     get_mixture,
@@ -41,7 +46,7 @@ if TYPE_CHECKING:
 _MODULES = {
   "archives": ("fetch", "members"),
   "batches": ("Batches", "make_features"),
-  "library": ("dataset_names", "dataset_spec", "register_templates"),
+  "library": ("dataset_names", "dataset_spec", "register_dataset", "register_templates"),
   "encode": ("Dropped", "Encoded", "Encoder", "OptionsEncoding", "PromptEncoding"),
   "home": ("data_home",),
   "mixtures": (
@@ -106,6 +111,7 @@ __all__ = [
   "mixture_tasks",
   "open_source",
   "pack",
+  "register_dataset",
   "register_mixture",
   "register_seqio",
   "register_templates",

@@ -2,37 +2,90 @@
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import flan_jax
 from flan_jax.errors import ConfigError, UnknownName
-from flan_jax.prompting import DatasetSpec, read_dataset
+from flan_jax.prompting import DatasetSpec, given_dataset, read_dataset
 
 _template_folders: list[Path] = []
+_given: dict[str, DatasetSpec] = {}
 
 
-def register_templates(directory: Path | str) -> None:
-  """Makes known the dataset files `directory/<cluster>/<dataset>.yaml`. None is read yet.
+def register_templates(place: Path | str) -> None:
+  """Makes known the dataset files of a folder, or one file. None is read yet.
+
+  Args:
+    place: a folder with `<cluster>/<dataset>.yaml` in it, or with `<dataset>.yaml`; or one such file.
 
   Raises:
-    ConfigError: there is no such folder, no file in it, or a dataset of that name elsewhere.
+    ConfigError: there is no such place, no file in it, or a dataset of that name elsewhere.
   """
-  directory = Path(directory).expanduser().resolve()
-  if directory in _template_folders:
+  place = Path(place).expanduser().resolve()
+  if place in _template_folders:
     return
-  files = _dataset_files(directory)
+  files = _dataset_files(place)
   if not files:
-    raise ConfigError(f"{directory} holds no dataset file; expected <cluster>/<dataset>.yaml.")
+    raise ConfigError(
+      f"{place} holds no dataset file; expected <cluster>/<dataset>.yaml or <dataset>.yaml."
+    )
   known = dataset_files()
   for name, path in files.items():
-    if name in known:
+    if known.get(name, path) != path:
       raise ConfigError(f"the dataset {name!r} is described twice: {known[name]} and {path}.")
-  _template_folders.append(directory)
+  _template_folders.append(place)
+
+
+def register_dataset(
+  name: str, content: Mapping[str, Any], folder: Path | str = "."
+) -> DatasetSpec:
+  """Makes a dataset known without a file of its own.
+
+  Args:
+    name: how mixtures call it.
+    content: what a dataset file says, `source`, `fields`, `templates` and all.
+    folder: what the file patterns of its source are relative to.
+
+  Raises:
+    TemplateError: the content is wrong; the message names the keys where it is.
+    ConfigError: another dataset has this name.
+  """
+  spec = given_dataset(name, content, folder)
+  known = _given.get(name)
+  if known and (known.data, known.folder) == (spec.data, spec.folder):
+    return known
+  if name in dataset_files():
+    raise ConfigError(
+      f"the dataset {name!r} is described twice: {dataset_files()[name]} and by register_dataset."
+    )
+  _given[name] = spec
+  return spec
+
+
+class Registered(NamedTuple):
+  """What was registered in a process, for another one to be given."""
+
+  places: tuple[Path, ...]
+  given: Mapping[str, DatasetSpec]
+
+
+def registered() -> Registered:
+  """What `register_templates` and `register_dataset` have made known in this process."""
+  return Registered(tuple(_template_folders), dict(_given))
+
+
+def register_again(there: Registered) -> None:
+  """Makes known here what another process knew."""
+  for place in there.places:
+    register_templates(place)
+  _given.update(there.given)
 
 
 def dataset_names() -> list[str]:
-  """Every dataset that has a file."""
+  """Every dataset that is known."""
   return sorted(dataset_files())
 
 
@@ -40,23 +93,25 @@ def dataset_spec(name: str) -> DatasetSpec:
   """The dataset of this name, its file read and checked.
 
   Raises:
-    UnknownName: no file has this name.
+    UnknownName: there is none.
     TemplateError: the file is wrong.
   """
   files = dataset_files()
   if name not in files:
     raise UnknownName("dataset", name, files, "`flan-jax templates` lists them.")
+  if name in _given:
+    return _given[name]
   path = files[name]
   return _read(path, path.stat().st_mtime_ns)
 
 
 def dataset_files() -> dict[str, Path]:
-  """Every dataset's file, by name."""
+  """Every dataset's file, by name; of a dataset given from Python, which has none, the name itself."""
   library = Path(flan_jax.__file__).parent / "templates"
   files: dict[str, Path] = {}
   for folder in (library, *_template_folders):
     files.update(_dataset_files(folder))
-  return files
+  return files | {name: spec.path for name, spec in _given.items()}
 
 
 @cache
@@ -74,7 +129,10 @@ def _read(path: Path, changed_ns: int) -> DatasetSpec:
   return read_dataset(path)
 
 
-def _dataset_files(directory: Path) -> dict[str, Path]:
-  if not directory.is_dir():
-    raise ConfigError(f"{directory} is no folder of dataset files.")
-  return {path.stem: path for path in sorted(directory.glob("*/*.yaml"))}
+def _dataset_files(place: Path) -> dict[str, Path]:
+  if place.is_file():
+    return {place.stem: place}
+  if not place.is_dir():
+    raise ConfigError(f"{place} is neither a dataset file nor a folder of them.")
+  found = sorted(place.glob("*/*.yaml")) or sorted(place.glob("*.yaml"))
+  return {path.stem: path for path in found}

@@ -1,8 +1,9 @@
 """Reading a dataset file, and finding every mistake in it before any record is rendered.
 
-One YAML file, `<cluster>/<name>.yaml`, describes one dataset. Every error names the file and line.
+One YAML file, `<name>.yaml`, describes one dataset. Every error names the file and line.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from flan_jax.prompting.template_section import (
   read_choices,
   read_metrics,
 )
-from flan_jax.prompting.yaml_lines import YamlFile
+from flan_jax.prompting.yaml_lines import GivenData, YamlFile
 
 SPLITS = ("train", "validation", "test")
 FIELD_KINDS = ("text", "long", "list")
@@ -34,22 +35,34 @@ def read_dataset(path: str | Path) -> DatasetSpec:
   """Reads one dataset file, checks all of it, and tries every template on its record.
 
   Args:
-    path: `<cluster>/<name>.yaml`.
+    path: `<name>.yaml`.
 
   Raises:
     TemplateError: anything is wrong, with file, line and the nearest valid name; where several
       templates are wrong, one line for each.
   """
   path = Path(path)
-  file = YamlFile(path)
+  return _read(YamlFile(path), path.stem, path.resolve().parent)
+
+
+def given_dataset(name: str, content: Mapping[str, Any], folder: str | Path) -> DatasetSpec:
+  """The same of what such a file would say, given as a mapping.
+
+  Args:
+    name: of the dataset.
+    content: the keys of a dataset file.
+    folder: what the file patterns of its source are relative to.
+
+  Raises:
+    TemplateError: as `read_dataset`, with the keys in place of the line.
+  """
+  return _read(GivenData(name, content), name, Path(folder).resolve())
+
+
+def _read(file: YamlFile | GivenData, name: str, folder: Path) -> DatasetSpec:
   root = Section(file, (), file.data, (*_REQUIRED, *_ASKED, *_OPTIONAL), _REQUIRED)
   if "text" not in root or any(key in root for key in _ASKED):  # else nothing but running text
     root = root.narrowed(root.data, _ASKED)
-  folder = path.resolve().parent.name
-  if root.text("cluster") != folder:
-    raise root.error(
-      f"cluster is {root.text('cluster')!r}, but the file lies in the folder {folder!r}", "cluster"
-    )
   fields = _fields(root.section("fields"))
   answer = _answer(root, fields)
   metrics = read_metrics(root) if "metrics" in root else ()
@@ -59,9 +72,10 @@ def read_dataset(path: str | Path) -> DatasetSpec:
     raise root.error("balance is for an answer with fixed choices", "balance")
   templates = _templates(root, TemplateReader(fields, answer, metrics)) if metrics else ()
   spec = DatasetSpec(
-    name=path.stem,
-    cluster=folder,
-    path=path,
+    name=name,
+    cluster=root.text("cluster"),
+    path=file.path,
+    folder=folder,
     description=root.text("description").strip(),
     source=root.section("source").data,
     splits=_splits(root.section("splits", SPLITS)),

@@ -25,8 +25,9 @@ class DatasetSpec:
 
   Attributes:
     name: the file's stem.
-    cluster: the task cluster, which is the file's folder.
-    path: the file.
+    cluster: the task cluster.
+    path: the file; of a dataset given from Python its name.
+    folder: what the file patterns of the source are relative to.
     source: where the records come from; read by `flan_jax.data`.
     splits: split -> part of the source, or split -> fraction of all records.
     group: the fields whose equal values never cross splits; () where each record stands alone.
@@ -44,6 +45,7 @@ class DatasetSpec:
   name: str
   cluster: str
   path: Path
+  folder: Path
   description: str
   source: Mapping[str, Any]
   splits: Mapping[str, str | float]

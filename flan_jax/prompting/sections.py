@@ -1,10 +1,10 @@
-"""A mapping of a YAML file, read with checks that know where it stands."""
+"""A mapping of a dataset file, read with checks that know where it stands."""
 
 from collections.abc import Iterable
 from typing import Any
 
 from flan_jax.errors import TemplateError, nearest
-from flan_jax.prompting.yaml_lines import Keys, YamlFile
+from flan_jax.prompting.yaml_lines import GivenData, Keys, YamlFile
 
 
 class Section:
@@ -20,7 +20,7 @@ class Section:
 
   def __init__(
     self,
-    file: YamlFile,
+    file: YamlFile | GivenData,
     keys: Keys,
     value: Any,
     known: Iterable[str] | None = None,
