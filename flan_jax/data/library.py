@@ -107,10 +107,9 @@ def dataset_spec(name: str) -> DatasetSpec:
 
 def dataset_files() -> dict[str, Path]:
   """Every dataset's file, by name; of a dataset given from Python, which has none, the name itself."""
-  library = Path(flan_jax.__file__).parent / "templates"
-  files: dict[str, Path] = {}
-  for folder in (library, *_template_folders):
-    files.update(_dataset_files(folder))
+  files = dict(_library_files())
+  for place in _template_folders:
+    files |= _dataset_files(place)
   return files | {name: spec.path for name, spec in _given.items()}
 
 
@@ -127,6 +126,12 @@ def import_library() -> None:
 def _read(path: Path, changed_ns: int) -> DatasetSpec:
   del changed_ns
   return read_dataset(path)
+
+
+@cache
+def _library_files() -> Mapping[str, Path]:
+  """Those of the library, which do not change; a user's may while a notebook is open."""
+  return _dataset_files(Path(flan_jax.__file__).parent / "templates")
 
 
 def _dataset_files(place: Path) -> dict[str, Path]:
