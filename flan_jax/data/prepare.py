@@ -35,7 +35,7 @@ from flan_jax.data.store import (
 from flan_jax.data.streams import MixtureStream, Stream, StreamEnds, describe_mixture
 from flan_jax.data.windows import Window, write_window
 from flan_jax.data.workers import ForkedWorkers, can_fork, in_child
-from flan_jax.errors import ConfigError, StorageError
+from flan_jax.errors import ConfigError, FlanJaxError, StorageError
 from flan_jax.prompting import Draw
 
 _LOG = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def prepare(
   directory = build_once(directory_of(description, data_dir), partial(_begin, config, description))
   about = read_description(directory)
   if _is_enough(directory, about, rows):
-    if about["tasks"] != description["tasks"]:
+    if about["tasks"] != _as_json(description["tasks"]):
       _put_right(directory, description)
     return Store.open(directory)  # without a lock: the disk may be one to read from only
   with one_at_a_time(_lock(directory)):
@@ -104,11 +104,11 @@ def describe(
 ) -> dict[str, Any]:
   """What `store.json` says about a store before it has windows. Builds the records that are not there.
 
-  Args:
-    missing: see `flan_jax.data.rates.training_tasks`.
-
   Its fingerprint is a sha256 of everything that decides the rows: of our own mixtures the sources,
   templates and rates; of a SeqIO task what `seqio_stream.describe` can see of it; the settings.
+
+  Args:
+    missing: see `flan_jax.data.rates.training_tasks`.
   """
   if mixture := _own_mixture(config):
     tasks, without = describe_mixture(mixture, config, data_dir, strict, missing)
@@ -129,30 +129,34 @@ def describe(
 def _description(config: StoreConfig, rows: int, data_dir: Path, strict: bool) -> dict[str, Any]:
   """What `describe` says. Where a store that was made without some datasets will do, it is that one: the
   datasets are not asked for again, which takes seconds each, and a run that goes on has the store it had."""
-  gaps = {} if strict else _known_gaps(config, rows, data_dir)
-  if gaps:
-    description = describe(config, data_dir, missing=gaps)
-    directory = directory_of(description, data_dir)
-    if directory.is_dir() and _is_enough(directory, read_description(directory), rows):
-      _LOG.warning(
-        "%s: the store that is there is taken as it is. What is left out is asked for again by `flan-jax "
-        "mixtures` and where strict is set.",
-        config.mixture_name,
-      )
-      return description
+  for path, missing in [] if strict else _with_gaps(config, rows, data_dir):
+    with suppress(FlanJaxError):  # the mixture is another by now
+      description = describe(config, data_dir, missing=missing)
+      if directory_of(description, data_dir) == path:
+        _LOG.warning(
+          "%s: the store that is there is taken as it is. What is left out is asked for again by `flan-jax "
+          "mixtures` and where strict is set.",
+          config.mixture_name,
+        )
+        return description
   return describe(config, data_dir, strict)
 
 
-def _known_gaps(config: StoreConfig, rows: int, data_dir: Path) -> dict[str, str]:
-  """What the stores of these settings that have enough rows were made without, and why."""
-  gaps: dict[str, str] = {}
-  settings = json.loads(json.dumps(config.settings()))
-  for path in (data_dir / "stores").glob(f"{glob.escape(config.mixture_name)}-*"):
+def _with_gaps(
+  config: StoreConfig, rows: int, data_dir: Path
+) -> Iterator[tuple[Path, dict[str, str]]]:
+  """The stores of these settings that have enough rows and lack datasets; and those, with the reasons."""
+  for path in sorted((data_dir / "stores").glob(f"{glob.escape(config.mixture_name)}-*")):
     with suppress(StorageError):
       about = read_description(path)
-      if about["settings"] == settings and _is_enough(path, about, rows):
-        gaps |= about.get("missing", {})
-  return gaps
+      same = about["settings"] == _as_json(config.settings())
+      if same and about.get("missing") and _is_enough(path, about, rows):
+        yield path, about["missing"]
+
+
+def _as_json(value: Any) -> Any:
+  """What comes back after it is written."""
+  return json.loads(json.dumps(value))
 
 
 def _is_enough(directory: Path, about: Mapping[str, Any], rows: int) -> bool:
