@@ -1,7 +1,7 @@
 """One draw in words and ids: which template, which options style, which exemplars."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from flan_jax.data.encode import Dropped, Encoded, Encoder, Render
@@ -61,39 +61,44 @@ class DatasetDraws:
     Raises:
       RecordError: the record gives an empty text.
     """
-    return self._renderer(example, epoch)(long_limit)
+    return self._renderer(example, epoch)[0](long_limit)
 
   def encode(self, encoder: Encoder, example: int, epoch: int) -> Encoded | Dropped:
     """The ids of a draw; a record that gives an empty text is dropped as "unrenderable"."""
+    render, others = self._renderer(example, epoch)
     try:
-      return encoder.encode(self._renderer(example, epoch))
+      encoded = encoder.encode(render)
     except RecordError:
       return Dropped("unrenderable")
+    if isinstance(encoded, Dropped) or not others:
+      return encoded
+    return replace(encoded, exemplars=tuple(others[encoded.shots_dropped :]))
 
   def exemplars(self, example: int, epoch: int) -> list[int]:
     """The records that stand before the query of a draw."""
     return self._others(example, self._draw(example, epoch))
 
-  def _renderer(self, example: int, epoch: int) -> Render:
-    """Renders one draw at any limit; its exemplars are rendered once."""
+  def _renderer(self, example: int, epoch: int) -> tuple[Render, Sequence[int]]:
+    """What renders one draw at any limit, its exemplars once; and which examples those are."""
     draw = self._draw(example, epoch)
     templates = self.spec.training_templates()
     template = templates[draw.fork("template").below(len(templates))]
     record = self.records[example]
+    others = self._others(example, draw) if self.shots else []
     exemplars: list[Rendering] = []
 
     def render(long_limit: int | None) -> Rendering:
       query = template.render(record, draw, long_limit)
-      if self.shots and not exemplars:
-        exemplars.extend(self._exemplars(template, query.style, example, draw))
+      if others and not exemplars:
+        exemplars.extend(self._exemplars(template, query.style, others, draw))
       return few_shot(query, exemplars) if exemplars else query
 
-    return render
+    return render, others
 
   def _exemplars(
-    self, template: AnyTemplate, style: str, example: int, draw: Draw
+    self, template: AnyTemplate, style: str, others: Sequence[int], draw: Draw
   ) -> Iterator[Rendering]:
-    for number, index in enumerate(self._others(example, draw)):
+    for number, index in enumerate(others):
       record = self.records[index]
       # The options are shown as the query shows them, in an order of their own.
       for attempt in range(_STYLE_ATTEMPTS):

@@ -314,11 +314,6 @@ WRONG = {
     "target: {answer}",
     "target should be text, not {'answer': None}; quote it",
   ),
-  "another folder": Mistake(
-    "cluster: sentiment",
-    "cluster: topic",
-    "cluster is 'topic', but the file lies in the folder 'sentiment'",
-  ),
   "an unknown split": Mistake(
     "validation:", "valid:", "unknown key 'valid'; did you mean 'validation'?"
   ),
