@@ -13,6 +13,7 @@ from flan_jax.cli.table import print_table
 from flan_jax.data import Provenance, Store, dataset_names, dataset_spec, load_records
 from flan_jax.data.home import data_home
 from flan_jax.data.records import are_built
+from flan_jax.data.sources import is_large
 from flan_jax.errors import ConfigError, SourceError, TemplateError
 
 
@@ -33,8 +34,8 @@ def show_templates(options: argparse.Namespace) -> None:
   spec = dataset_spec(options.dataset)
   templates = [spec.template(options.template)] if options.template else spec.templates
   records: Sequence[Mapping[str, Any]] = ()
-  # A look is not worth the hours that some of TFDS take to prepare.
-  if "tfds" not in spec.source or are_built(spec, data_home()):
+  # A look is not worth the hours that some sets take to prepare.
+  if not is_large(spec.source) or are_built(spec, data_home()):
     records = load_records(spec, data_home())[next(iter(spec.splits))][: options.examples]
   else:
     print(f"on the example of {spec.path}; `flan-jax mixtures {spec.name}` prepares real ones\n")

@@ -20,6 +20,7 @@ import gzip
 import hashlib
 import importlib
 import inspect
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -319,6 +320,12 @@ class CallableSource(Source):
 
   def content(self) -> str:
     return source_of(self._function)
+
+
+def is_large(settings: Mapping[str, Any]) -> bool:
+  """Whether asking for the records may take a while: those of TFDS, and of files at URLs."""
+  patterns = _patterns(settings["files"]).values() if "files" in settings else ()
+  return "tfds" in settings or any(map(is_remote, itertools.chain(*patterns)))
 
 
 def named_function(name: str) -> Callable[..., Any]:

@@ -30,6 +30,7 @@ ORDERS = ("fixed", "shuffled")
 _REQUIRED = ("cluster", "description", "source", "splits", "record")
 _ASKED = ("metrics", "templates")
 _OWN = ("fields", "balance", "answer", "text")  # what templates of ours build on
+_WORDS = ("fields", "answer", "balance", "long", "metrics", "templates", "text")
 _OPTIONAL = ("group", "unique", "at_most", "derive", "licence", "citation", "url")
 
 FindPromptsource = Callable[[str], Path]
@@ -79,7 +80,7 @@ def _read(
   root = Section(file, (), file.data, (*_REQUIRED, *_ASKED, *_OWN, *_OPTIONAL), _REQUIRED)
   if isinstance(root.data.get("templates"), Mapping):
     root = root.narrowed((*_REQUIRED, *_OPTIONAL, "templates"))
-    words = _promptsource_words(root, folder, find)
+    words = _borrowed_words(root, folder, find)
   else:
     words = _own_words(root)
   spec = DatasetSpec(
@@ -131,11 +132,28 @@ def _own_words(root: Section) -> dict[str, Any]:
   }
 
 
+def _borrowed_words(root: Section, folder: Path, find: FindPromptsource | None) -> dict[str, Any]:
+  """The templates of another file, with all that they build on."""
+  section = root.section("templates", ("like", "promptsource", "without"))
+  kinds = [key for key in ("like", "promptsource") if key in section]
+  if len(kinds) != 1:
+    raise root.error(
+      "templates is a list, or borrowed by one of like and promptsource", "templates"
+    )
+  if kinds == ["promptsource"]:
+    return _promptsource_words(section, folder, find)
+  section = section.narrowed(("like",))
+  try:
+    lender = read_dataset(folder / section.text("like"), find)
+  except TemplateError as error:
+    raise section.error(str(error), "like") from error
+  return {key: getattr(lender, key) for key in _WORDS}
+
+
 def _promptsource_words(
-  root: Section, folder: Path, find: FindPromptsource | None
+  section: Section, folder: Path, find: FindPromptsource | None
 ) -> dict[str, Any]:
   """The templates that promptsource has for a dataset. They read the raw record, which is kept whole."""
-  section = root.section("templates", ("promptsource", "without"), ("promptsource",))
   name = section.text("promptsource")
   try:
     if Path(name).suffix == ".yaml":
@@ -153,15 +171,9 @@ def _promptsource_words(
       raise section.unknown("template", title, titles, "without")
   templates = tuple(template for template in every if template.title not in without)
   judged = [template.metrics for template in templates if not template.turned_around]
-  return {
-    "fields": {},
-    "answer": None,
-    "balance": (),
-    "long": None,
-    "metrics": ("accuracy",) if ("accuracy",) in judged else next(iter(judged), ()),
-    "templates": templates,
-    "text": None,
-  }
+  metrics = ("accuracy",) if ("accuracy",) in judged else next(iter(judged), ())
+  none: dict[str, Any] = {"fields": {}, "answer": None, "balance": (), "long": None, "text": None}
+  return {**none, "metrics": metrics, "templates": templates}
 
 
 def _fields(section: Section) -> dict[str, str]:
