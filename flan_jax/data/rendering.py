@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from flan_jax.data.encode import Dropped, Encoded, Encoder, Render
 from flan_jax.data.records import content_key
@@ -23,6 +23,9 @@ class TrainingRecords(Protocol):
   def group(self, index: int) -> int: ...
 
 
+TemplateChoice = Literal["seeded", "round_robin"]
+
+
 @dataclass(frozen=True)
 class DatasetDraws:
   """Renders the draws of one dataset.
@@ -37,6 +40,9 @@ class DatasetDraws:
     renderings: later epochs repeat the texts of the first so many.
     shots: few-shot exemplars, of other groups than the query's, asking something else, and answered by the
       same template.
+    shot_share: of the draws so many have exemplars, the others none.
+    template_choice: "seeded" hashes a draw to a template; "round_robin" goes through them, example by example
+      and one further each epoch, so that all are drawn equally often (Wei et al. 2022 mix theirs so).
 
   Raises:
     ConfigError: the dataset has no template for training.
@@ -48,6 +54,8 @@ class DatasetDraws:
   seed: int
   renderings: int
   shots: int
+  shot_share: float = 1.0
+  template_choice: TemplateChoice = "seeded"
 
   def __post_init__(self) -> None:
     if not self.spec.training_templates():
@@ -76,15 +84,15 @@ class DatasetDraws:
 
   def exemplars(self, example: int, epoch: int) -> list[int]:
     """The records that stand before the query of a draw."""
-    return self._others(example, self._draw(example, epoch))
+    draw = self._draw(example, epoch)
+    return self._others(example, draw) if self._has_exemplars(draw) else []
 
   def _renderer(self, example: int, epoch: int) -> tuple[Render, Sequence[int]]:
     """What renders one draw at any limit, its exemplars once; and which examples those are."""
     draw = self._draw(example, epoch)
-    templates = self.spec.training_templates()
-    template = templates[draw.fork("template").below(len(templates))]
+    template = self._template(example, epoch, draw)
     record = self.records[example]
-    others = self._others(example, draw) if self.shots else []
+    others = self._others(example, draw) if self._has_exemplars(draw) else []
     exemplars: list[Rendering] = []
 
     def render(long_limit: int | None) -> Rendering:
@@ -125,6 +133,15 @@ class DatasetDraws:
 
   def _asked(self, index: int) -> bytes:
     return content_key(self.records[index], self.spec.asked_fields)
+
+  def _template(self, example: int, epoch: int, draw: Draw) -> AnyTemplate:
+    templates = self.spec.training_templates()
+    if self.template_choice == "round_robin":
+      return templates[(example + epoch % self.renderings) % len(templates)]
+    return templates[draw.fork("template").below(len(templates))]
+
+  def _has_exemplars(self, draw: Draw) -> bool:
+    return self.shots > 0 and draw.fork("has exemplars").bits() < self.shot_share * 2**64
 
   def _draw(self, example: int, epoch: int) -> Draw:
     return Draw(self.seed, self.spec.name, example, epoch % self.renderings)

@@ -56,7 +56,9 @@ class StoreConfig:
     lengths: {"inputs": I, "targets": T}, the tokens of a row; a decoder's rows hold I + T.
     seed: of the order, the templates, the options and the exemplars.
     renderings: R: an example is put into words in R ways, which later epochs go through again.
-    few_shot: exemplars before each query.
+    few_shot: exemplars before a query.
+    few_shot_share: of the queries so many have them, the others none.
+    template_choice: "seeded", or "round_robin" where all templates are to be drawn equally often.
     window: draws that are packed together; rows never mix windows.
     loss_on: "targets", or "everything" for a decoder that is to learn the prompts too.
     split: whose examples are trained on; datasets of a mixture that lack it are left out.
@@ -72,6 +74,8 @@ class StoreConfig:
   seed: int = 0
   renderings: int = 4
   few_shot: int = 0
+  few_shot_share: float = 1.0
+  template_choice: Literal["seeded", "round_robin"] = "seeded"
   window: int = 1024
   loss_on: Literal["targets", "everything"] = "targets"
   split: str = "train"
@@ -82,6 +86,16 @@ class StoreConfig:
     for name, least in (("renderings", 1), ("few_shot", 0), ("window", 1)):
       if getattr(self, name) < least:
         raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+    if not 0 < self.few_shot_share <= 1:
+      raise ConfigError(
+        f"few_shot_share is {self.few_shot_share}; it must be above 0 and at most 1."
+      )
+    if self.few_shot_share < 1 and not self.few_shot:
+      raise ConfigError(
+        "few_shot_share says which queries have exemplars, and few_shot=0 that none has."
+      )
+    if self.template_choice not in ("seeded", "round_robin"):
+      raise UnknownName("template_choice", self.template_choice, ("seeded", "round_robin"))
     self.encoder()
 
   @property
@@ -103,6 +117,8 @@ class StoreConfig:
       "seed": self.seed,
       "renderings": self.renderings,
       "few_shot": self.few_shot,
+      "few_shot_share": self.few_shot_share,
+      "template_choice": self.template_choice,
       "window": self.window,
       "loss_on": self.loss_on,
       "split": self.split,

@@ -131,7 +131,14 @@ def _draws(
   spec = dataset_spec(task["name"])
   records = load_records(spec, data_dir)[config.split]
   return DatasetDraws(
-    spec, records, task["examples"], config.seed, config.renderings, config.few_shot
+    spec,
+    records,
+    task["examples"],
+    config.seed,
+    config.renderings,
+    config.few_shot,
+    config.few_shot_share,
+    config.template_choice,
   )
 
 

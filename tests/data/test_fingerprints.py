@@ -194,6 +194,8 @@ MATTERS = {
   "seed": lambda p: p.change(seed=1),
   "renderings": lambda p: p.change(renderings=2),
   "few_shot": lambda p: p.change(few_shot=1),
+  "few_shot_share": lambda p: p.change(few_shot=1, few_shot_share=0.5),
+  "template_choice": lambda p: p.change(template_choice="round_robin"),
   "window": lambda p: p.change(window=33),
   "split": lambda p: p.change(split="validation"),
   "shuffle": lambda p: p.change(shuffle=False),

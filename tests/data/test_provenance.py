@@ -69,6 +69,21 @@ def test_the_named_record_in_the_named_words_gives_the_stored_tokens(make, tmp_p
   assert seen == {(name, *words) for name in ("small", "large") for words in shown}
 
 
+def test_a_share_of_the_queries_has_exemplars_and_the_same_ones_in_every_epoch_s_texts(make):
+  store = make(rows=60, few_shot=1, few_shot_share=0.4)
+  shown = [(bool(p.exemplars), p.index, p.epoch % 4, p.dataset) for p, _ in every_example(store)]
+  assert 0.3 < sum(has for has, *_ in shown) / len(shown) < 0.5
+  assert len({tuple(draw) for _, *draw in shown}) == len(set(shown))
+
+
+def test_round_robin_goes_through_the_templates_example_by_example(make):
+  store = make(rows=60, template_choice="round_robin", datasets=("large",))
+  names = [template.name for template in dataset_spec("large").training_templates()]
+  for provenance, _ in every_example(store):
+    turn = provenance.index + provenance.epoch % 4
+    assert provenance.template == names[turn % len(names)]
+
+
 def test_exemplars_are_named_by_their_records_those_that_did_not_fit_left_out(make, tmp_path):
   store = make(few_shot=3)
   counts = set()

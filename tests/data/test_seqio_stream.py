@@ -441,6 +441,8 @@ def test_what_cannot_be_trained_on_is_told_in_one_sentence(seqio, add_task, make
     make(split="trian")
   with pytest.raises(ConfigError, match="few_shot=2 is for our own datasets"):
     make(few_shot=2)
+  with pytest.raises(ConfigError, match="template_choice='round_robin' is for our own datasets"):
+    make(template_choice="round_robin")
   with pytest.raises(ConfigError, match="renderings=2 is for our own datasets"):
     make(renderings=2)
   add_task("unshuffled", shuffle_buffer_size=None)
