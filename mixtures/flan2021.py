@@ -56,13 +56,12 @@ CLUSTERS = {
   "read_comp_and_common_sense": ("cosmos_qa", "record"),
 }
 
-register_mixture(
-  "flan2021",
-  [name for names in CLUSTERS.values() for name in names],
-  # The paper's two rules: of paraphrase and entailment, and of the cluster that is both of two others.
-  together=[
-    ("entailment", "paraphrase"),
-    ("reading_comprehension", "read_comp_and_common_sense"),
-    ("commonsense", "read_comp_and_common_sense"),
-  ],
-)
+DATASETS = [name for names in CLUSTERS.values() for name in names]
+# The paper's two rules: of paraphrase and entailment, and of the cluster that is both of two others.
+TOGETHER = [
+  ("entailment", "paraphrase"),
+  ("reading_comprehension", "read_comp_and_common_sense"),
+  ("commonsense", "read_comp_and_common_sense"),
+]
+
+register_mixture("flan2021", DATASETS, together=TOGETHER)

@@ -1,11 +1,17 @@
-"""The parts of Flan 2022 that Flan 2021 does not have (Longpre et al. 2023, "The Flan Collection").
+"""`flan2022`: the Flan Collection (Longpre et al. 2023), what the released Flan-T5 models were tuned on (Chung et al. 2022).
 
-As there, a chain-of-thought set gives 100,000 training examples at most, a set of dialogues 200,000, and a task of
-Natural Instructions 5,000, which its dataset file sees to. A set is drawn in proportion to its number of examples.
-Templates that are turned around are among the others, in place of the collection's sets of inverted inputs.
+Its parts are mixtures of their own: `flan2021_30k`, `t0_sf`, `niv2`, `cot`, `dialogue`. A dataset is drawn in proportion to
+its training examples up to a cap: 30,000 of FLAN 2021's, 20,000 for each template of T0's, 100,000 with chains of thought,
+200,000 dialogues; of a task of Natural Instructions 5,000, which its dataset file sees to. The parts have three published
+proportions, of which `flan2022` has those of the released models.
+
+Half of the collection is zero-shot and half few-shot: `data.few_shot=5` and `data.few_shot_share=0.5` make it so. Options are
+shown by some templates of a dataset and not by others; templates that are turned around stand for its inverted inputs.
+The collection's program synthesis was never released.
 """
 
 from flan_jax.data.mixtures import register_mixture
+from flan_jax.mixtures.flan2021 import DATASETS, TOGETHER
 
 CHAIN_OF_THOUGHT = (
   "cot_aqua",
@@ -19,8 +25,32 @@ CHAIN_OF_THOUGHT = (
   "cot_strategyqa",
 )
 DIALOGUE = ("qrecc", "wiki_dialog")
+# T0's datasets that FLAN 2021 does not have: 193 templates.
+NOT_IN_FLAN = (
+  *("adversarial_qa_dbert", "adversarial_qa_dbidaf", "adversarial_qa_droberta", "amazon_polarity"),
+  *("app_reviews", "cos_e_v1.11", "dbpedia_14", "dream", "duorc_ParaphraseRC", "duorc_SelfRC"),
+  *("kilt_tasks_hotpotqa", "qasc", "quail", "quarel", "quartz", "quoref", "race_high", "race_middle"),
+  *("ropes", "sciq", "social_i_qa", "web_questions", "wiki_bio", "wiki_hop_original", "wiki_qa", "wiqa"),
+)
 UNCAPPED = 1_000_000_000
 
 register_mixture("cot", CHAIN_OF_THOUGHT, max_examples=100_000, rate_cap=UNCAPPED)
 register_mixture("dialogue", DIALOGUE, max_examples=200_000, rate_cap=UNCAPPED)
 register_mixture("niv2", ["natural_instructions"], max_examples=UNCAPPED, rate_cap=UNCAPPED)
+register_mixture("flan2021_30k", DATASETS, rate_cap=30_000, together=TOGETHER)
+register_mixture(
+  "t0_sf",
+  [f"p3_{name}" for name in NOT_IN_FLAN],
+  max_examples=20_000,
+  rate_cap=UNCAPPED,
+  per_template=True,
+)
+
+# Chung et al. 2022, table 23: of the released models, whose figures add up to 99.9 %; then of its sections 3 and 4.
+register_mixture("flan2022", {"flan2021_30k": None, "t0_sf": "27.9%", "niv2": "24.2%", "cot": "1.8%"})
+register_mixture("flan2022_scaling", {"flan2021_30k": "52%", "t0_sf": "15%", "niv2": "30%", "cot": "3%"})
+# Those that the collection was published with.
+register_mixture(
+  "flan2022_collection",
+  {"flan2021_30k": "40%", "t0_sf": "32%", "niv2": "20%", "cot": "5%", "dialogue": "3%"},
+)
