@@ -10,7 +10,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from flan_jax.prompting import DatasetSpec, Template, read_dataset
 
 FOLDER = Path(__file__).parents[1] / "templates"
-FILES = sorted(FOLDER.glob("*/*.yaml"))
+# Those that begin with p3_ have promptsource's templates; mixtures/test_t0.py is about them.
+FILES = sorted(path for path in FOLDER.glob("*/*.yaml") if not path.stem.startswith("p3_"))
 MOST_ALIKE = 0.8
 
 each_dataset = pytest.mark.parametrize(

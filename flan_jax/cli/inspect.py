@@ -29,6 +29,7 @@ def show_mixtures(options: argparse.Namespace) -> None:
   print(
     f"{mixture.name}: at most {mixture.max_examples:,} examples a dataset, rate cap "
     f"{mixture.rate_cap:,}, temperature {mixture.temperature:g}, "
+    f"{'each template counted, ' if mixture.per_template else ''}"
     f"held out: {', '.join(mixture.hold_out) or 'nothing'}; passes at {options.draws:,} draws\n"
   )
   _print_table(

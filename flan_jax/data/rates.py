@@ -204,7 +204,7 @@ def _rates(mixture: Mixture, sizes: Mapping[str, int], trained: set[str]) -> dic
     if is_mixture(member):
       leaves = _rates(get_mixture(member), sizes, trained)
     elif member in trained:
-      rate = mixture.rate(sizes[member])
+      rate = mixture.rate(sizes[member], _templates(member))
       leaves = {member: _Leaf(rate, mixture.max_examples, mixture.rate_cap)}
     if share is None:
       free[member] = _scaled(leaves, multiplier)
@@ -257,6 +257,11 @@ def _merged(groups: Iterable[Mapping[str, _Leaf]]) -> dict[str, _Leaf]:
 
 def _size(name: str, split: str, data_dir: Path | str) -> int:
   return sum(load_records(spec, data_dir).counts.kept.get(split, 0) for spec in _specs(name))
+
+
+def _templates(name: str) -> int:
+  """How many templates training draws from; 1 for a raw text."""
+  return sum(len(spec.training_templates()) for spec in _specs(name)) or 1
 
 
 def _splits(name: str) -> list[str]:
