@@ -122,6 +122,8 @@ class Reader:
       elif not inner.kinds & {"text"}:
         inner.kinds.add("number")
     if isinstance(index, nodes.Slice):
+      if base is not None:
+        base.kinds.add("text")  # unless something else says that it is a list
       return base
     return base.items() if base is not None else None
 
