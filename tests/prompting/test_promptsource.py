@@ -1,22 +1,17 @@
 """promptsource's templates, read by us: small ones of every kind, and all 2,085 against promptsource itself."""
 
 import copy
-import importlib.util
 import json
-import sys
-import types
-from pathlib import Path
 
 import pytest
 import yaml
 
-from flan_jax.data import archives
-from flan_jax.data.library import PROMPTSOURCE, PROMPTSOURCE_SHA256
 from flan_jax.errors import RecordError, TemplateError
 from flan_jax.prompting import DoesNotApply, Draw, promptsource, read_dataset
 from flan_jax.prompting.promptsource import VALUE_LIMIT, PromptsourceTemplate, read_promptsource
 
-from .promptsource_examples import examples
+from . import promptsource_itself
+from .promptsource_examples import examples, lengthened, raw_records
 
 
 def template(jinja, answer_choices=None, **more):
@@ -205,25 +200,7 @@ def by_content(items):
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory):
   """promptsource itself, and its folder of templates."""
-  folder = tmp_path_factory.mktemp("promptsource")
-  archive = archives.fetch(PROMPTSOURCE, PROMPTSOURCE_SHA256, archive="sdist", cache_dir=folder)
-  for member, stream in archives.members(archive, "promptsource/**"):
-    path = folder / member.partition("/")[2]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(stream.read())
-  # Its module imports two packages that rendering has no use for.
-  resources = types.ModuleType("pkg_resources")
-  resources.resource_filename = lambda module, name: str(folder / "promptsource" / name)
-  known = {name: sys.modules.get(name) for name in ("pandas", "pkg_resources")}
-  sys.modules.update({"pandas": types.ModuleType("pandas"), "pkg_resources": resources})
-  spec = importlib.util.spec_from_file_location(
-    "promptsource_itself", folder / "promptsource" / "templates.py"
-  )
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  for name, before in known.items():
-    sys.modules.pop(name) if before is None else sys.modules.update({name: before})
-  return module, folder / "promptsource" / "templates"
+  return promptsource_itself.load(tmp_path_factory.mktemp("promptsource"))
 
 
 @pytest.mark.network
@@ -240,6 +217,7 @@ def test_every_template_gives_promptsource_s_text(collection, monkeypatch):
     assert [t.name for t in theirs] == [t.title for t in ours]
     jinjas = [jinja for t in theirs for jinja in (t.jinja, t.answer_choices) if jinja]
     records = [*examples(jinjas, 4), *more.get(str(path.parent.relative_to(folder)), ())]
+    records.append(lengthened(records[-1], 1.3 * VALUE_LIMIT))
     for their, our in zip(theirs, ours, strict=True):
       texts = [(parts_of(their, record), our_parts_of(our, record)) for record in records]
       for one, other in texts:
@@ -248,17 +226,6 @@ def test_every_template_gives_promptsource_s_text(collection, monkeypatch):
       if not any(len(one[0]) == 2 and all(one[0]) for one, _ in texts):
         never.append(f"{path.parent.relative_to(folder)}: {our.title}")
   assert compared == 2085 and not never, never
-
-
-def raw_records():
-  """Records by promptsource's name of the dataset: written for this test, and those of T0's dataset files."""
-  here = Path(__file__).parent
-  records = yaml.safe_load((here / "promptsource_records.yaml").read_text())
-  for path in here.parents[1].glob("templates/*/p3_*.yaml"):
-    data = yaml.safe_load(path.read_text())
-    if "derive" not in data:
-      records.setdefault(data["templates"]["promptsource"], []).append(data["record"])
-  return records
 
 
 def parts_of(template, record):
