@@ -16,6 +16,7 @@ from flan_jax.data import (
   mixture_names,
 )
 from flan_jax.data.home import data_home
+from flan_jax.data.mirror import is_remote
 from flan_jax.data.records import are_built
 
 
@@ -70,8 +71,9 @@ def show_templates(options: argparse.Namespace) -> None:
   spec = dataset_spec(options.dataset)
   templates = [spec.template(options.template)] if options.template else spec.templates
   records: Sequence[Mapping[str, Any]] = ()
-  # A look is not worth the hours that some of TFDS take to prepare.
-  if "tfds" not in spec.source or are_built(spec, data_home()):
+  # A look is not worth the hours that some of TFDS and of the hub take to prepare.
+  far = "tfds" in spec.source or is_remote(str(spec.source.get("files", "")))
+  if not far or are_built(spec, data_home()):
     records = load_records(spec, data_home())[next(iter(spec.splits))][: options.examples]
   else:
     print(f"on the example of {spec.path}; `flan-jax mixtures {spec.name}` prepares real ones\n")

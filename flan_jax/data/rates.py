@@ -260,8 +260,8 @@ def _size(name: str, split: str, data_dir: Path | str) -> int:
 
 
 def _templates(name: str) -> int:
-  """How many templates training draws from; 1 for a raw text."""
-  return sum(len(spec.training_templates()) for spec in _specs(name)) or 1
+  """How many templates training draws from; 1 where there is none, as for a raw text."""
+  return 1 if name in registered_texts() else len(dataset_spec(name).training_templates()) or 1
 
 
 def _splits(name: str) -> list[str]:

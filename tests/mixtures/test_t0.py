@@ -1,10 +1,15 @@
 """T0's datasets and mixtures against what its authors published: lists, sizes, rates, prompts."""
 
+import argparse
+import io
 from pathlib import Path
 
+import pyarrow
 import pytest
 import yaml
+from pyarrow import parquet
 
+from flan_jax.cli.inspect import show_templates
 from flan_jax.data import (
   Mixture,
   dataset_spec,
@@ -15,6 +20,7 @@ from flan_jax.data import (
   training_datasets,
   training_tasks,
 )
+from flan_jax.data.formats import Format
 from flan_jax.data.library import dataset_files
 from flan_jax.errors import ConfigError
 from flan_jax.mixtures.fields import alternatives, question_classification
@@ -104,6 +110,7 @@ def test_the_file_s_name_is_the_one_of_p3_and_its_folder_the_cluster(name):
 
 def test_story_cloze_gives_each_sentence_of_the_story():
   record = yaml.safe_load(FILES["p3_story_cloze_2016"].read_text())["record"]
+  assert record.keys() == dataset_spec("story_cloze").record.keys()
   read = alternatives.story_cloze_by_sentence(record)
   sentences = [read.pop(f"input_sentence_{n}") for n in (1, 2, 3, 4)]
   assert " ".join(sentences) == " ".join(record["context"].split())
@@ -122,6 +129,15 @@ def test_trec_s_fine_classes_are_numbered_as_in_2021():
   assert sorted({each["label_fine"] for each in classes}) == list(range(47))
   keys = numbered({"text": "How many keys ?", "coarse_label": 5, "fine_label": 38})
   assert keys == {"text": "How many keys ?", "label_coarse": 4, "label_fine": 13}
+
+
+@each_dataset
+def test_a_record_is_the_same_again_from_a_parquet_file(name):
+  record = yaml.safe_load(FILES[name].read_text())["record"]
+  stream = io.BytesIO()
+  parquet.write_table(pyarrow.Table.from_pylist([record]), stream)
+  (read,) = Format("parquet").read(io.BytesIO(stream.getvalue()), f"{name}.parquet")
+  assert read == record
 
 
 def records_of(spec):
@@ -208,3 +224,11 @@ def test_what_is_judged_cannot_be_trained_on(monkeypatch, tmp_path):
   assert training_datasets("t0_evaluation") == []
   with pytest.raises(ConfigError, match="'t0_evaluation' has nothing to train on"):
     mixture_tasks("t0_evaluation", tmp_path)
+
+
+@from_package
+def test_their_prompts_are_shown_without_the_hub(capsys):
+  show_templates(argparse.Namespace(dataset="p3_super_glue_copa", template="", examples=1, seed=0))
+  shown = capsys.readouterr().out
+  assert "`flan-jax mixtures p3_super_glue_copa` prepares real ones" in shown
+  assert "> The stove became wet." in shown and "(not for this record)" in shown
