@@ -53,7 +53,8 @@ CLUSTERS = {
 register_mixture(
   "flan2021",
   [name for names in CLUSTERS.values() for name in names],
-  # As in the paper, section 2.2 and its appendix: one of these tells too much about the other.
+  # One of these tells too much about the other. The paper, which judges commonsense, goes on training on
+  # reading comprehension, and the other way round; here they go together, and openbookqa is left out with either.
   together=[
     ("entailment", "paraphrase"),
     ("commonsense", "read_comp_and_common_sense", "reading_comprehension"),

@@ -2,6 +2,7 @@
 
 import tempfile
 
+import hypothesis
 import jax
 
 jax.config.update("jax_platforms", "cpu")
@@ -11,3 +12,7 @@ COMPILED = tempfile.TemporaryDirectory()
 jax.config.update("jax_compilation_cache_dir", COMPILED.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")

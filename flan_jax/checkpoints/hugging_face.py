@@ -71,7 +71,7 @@ def open_folder(folder: Path, dtype: str = "float32", adapters: Path | None = No
   check_tensors(str(folder), model, family, tensors)
   if adapters is not None:
     tensors = adapted_tensors(adapters, model, family, tensors)
-  vocabulary = _vocabulary(folder)
+  vocabulary = tokenizer_of(folder)
   if vocabulary is not None and vocabulary.size > config.vocab_size:
     raise CheckpointError(
       f"the tokenizer in {folder} has {vocabulary.size:,} ids, and the embedding only {config.vocab_size:,} rows."
@@ -136,7 +136,7 @@ def stop_ids(generation: Mapping[str, Any], vocabulary: Vocabulary | None) -> tu
   return tuple(said) if isinstance(said, list) else (said,)
 
 
-def _vocabulary(folder: Path) -> Vocabulary | None:
+def tokenizer_of(folder: Path) -> Vocabulary | None:
   """The tokenizer of a folder; None where it has none."""
   path = folder / "tokenizer_config.json"
   settings = _json(path) if path.is_file() else {}

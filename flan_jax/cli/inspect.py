@@ -1,70 +1,31 @@
-"""The commands that only look: mixtures, templates, checkpoints."""
+"""The commands that only look: templates, checkpoints."""
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flan_jax.data import (
-  MixtureTask,
-  dataset_names,
-  dataset_spec,
-  describe,
-  get_mixture,
-  load_records,
-  mixture_names,
-)
+from flan_jax.cli.table import print_table
+from flan_jax.data import dataset_names, dataset_spec, load_records
 from flan_jax.data.home import data_home
 from flan_jax.data.mirror import is_remote
 from flan_jax.data.records import are_built
-
-
-def show_mixtures(options: argparse.Namespace) -> None:
-  """Every dataset of a mixture: how much there is, how often it is drawn, in which words."""
-  if options.name is None:
-    print("\n".join(mixture_names()))
-    return
-  mixture = get_mixture(options.name)
-  rows = describe(mixture, data_home(), options.draws, options.strict)
-  print(
-    f"{mixture.name}: at most {mixture.max_examples:,} examples a dataset, rate cap "
-    f"{mixture.rate_cap:,}, temperature {mixture.temperature:g}, "
-    f"{'each template counted, ' if mixture.per_template else ''}"
-    f"held out: {', '.join(mixture.hold_out) or 'nothing'}; passes at {options.draws:,} draws\n"
-  )
-  _print_table(
-    ("dataset", "cluster", "examples", "cap", "rate", "share", "passes", "templates", "licence"),
-    [
-      (
-        row.task.name,
-        row.task.cluster,
-        f"{row.task.examples:,}",
-        f"{row.task.cap:,}",
-        f"{row.task.rate:,.0f}",
-        _place(row.task),
-        f"{row.passes:.2f}",
-        f"{len(row.templates)} + {len(row.unseen)} unseen",
-        row.licence if len(row.licence) <= 60 else row.licence[:57] + "...",
-      )
-      for row in rows
-    ],
-  )
-  for row in rows:
-    if row.task.missing:
-      print(f"\n{row.task.name} is missing: {row.task.missing}")
-
-
-def _place(task: MixtureTask) -> str:
-  if task.missing:
-    return "missing"
-  return "held out" if task.held_out else f"{task.share:.1%}"
+from flan_jax.errors import SourceError, TemplateError
 
 
 def show_templates(options: argparse.Namespace) -> None:
-  """Each template of a dataset on real examples, or every dataset's name."""
+  """Each template of a dataset on real examples, or every dataset's name; or their lint or web page."""
   from flan_jax.prompting.gallery import gallery
 
+  names = dataset_names() if options.dataset is None else [options.dataset]
+  if options.lint:
+    _lint(names)
+    return
+  if options.html is not None:
+    _write_page(names, Path(options.html), options.seed)
+    return
   if options.dataset is None:
     print("\n".join(dataset_names()))
     return
@@ -80,6 +41,38 @@ def show_templates(options: argparse.Namespace) -> None:
   print(gallery(spec, templates, records, seed=options.seed))
 
 
+def _lint(names: Sequence[str]) -> None:
+  from flan_jax.prompting.lint import lint
+
+  found: list[str] = []
+  for name in names:
+    try:
+      found += lint(dataset_spec(name))
+    except TemplateError as error:
+      found += str(error).split("\n")
+    except SourceError:
+      continue  # promptsource's templates cannot be had, and are left alone anyway
+  if found:
+    print("\n".join(found))
+    raise TemplateError(f"findings in the templates: {len(found)}")
+
+
+def _write_page(names: Sequence[str], path: Path, seed: int) -> None:
+  from flan_jax.data.atomic import write_whole
+  from flan_jax.prompting.gallery_page import gallery_page
+
+  if path.is_dir() or path.suffix not in (".html", ".htm"):
+    path = path / "index.html"
+  specs = []
+  for name in names:
+    try:
+      specs.append(dataset_spec(name))
+    except SourceError as error:  # promptsource's templates have to be fetched
+      print(f"{name} is left out: {error}", file=sys.stderr)
+  write_whole(path, [gallery_page(specs, seed)])
+  print(path)
+
+
 def show_checkpoints(options: argparse.Namespace) -> None:
   """The steps saved in a run's directory, each with a digest over the bytes of all its arrays."""
   from flan_jax.checkpoints import checkpoint_table
@@ -90,10 +83,4 @@ def show_checkpoints(options: argparse.Namespace) -> None:
     print(json.dumps(rows, indent=2))
     return
   columns = list(rows[0]) if rows else []
-  _print_table(columns, [tuple(str(row[c]) for c in columns) for row in rows])
-
-
-def _print_table(header, rows) -> None:
-  widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-  for row in [header, *rows]:
-    print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+  print_table(columns, [tuple(str(row[c]) for c in columns) for row in rows])

@@ -20,6 +20,13 @@ JOBS = {
   "schedule": "show the learning rates of recipes side by side; each gin file is one",
 }
 
+_HOMES = {
+  "mixtures": "mixtures",
+  "contamination": "contamination",
+  "templates": "inspect",
+  "checkpoints": "inspect",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs one command.
@@ -54,9 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       join()
       launch(options.command, options.gin_file, gin_bindings)
     else:
-      from flan_jax.cli import inspect
-
-      getattr(inspect, f"show_{options.command}")(options)
+      room = importlib.import_module(f"flan_jax.cli.{_HOMES[options.command]}")
+      getattr(room, f"show_{options.command}")(options)
   except FlanJaxError as error:
     # Gin adds to every message through which of its configurables it came.
     message = str(error).partition("\n  In call to configurable")[0]
@@ -118,27 +124,87 @@ def _parser() -> argparse.ArgumentParser:
     if name == "schedule":
       job.add_argument("--out", metavar="PATH.png", help="draw the curves into this file as well")
     job.epilog = "--gin.NAME=VALUE sets a macro or a binding and wins over the files."
-  mixtures = _command(
-    commands, "mixtures", "print a mixture task by task; without a name, list all"
-  )
-  mixtures.add_argument("name", nargs="?")
-  mixtures.add_argument(
-    "--draws", type=_count, default=10_000, help="examples drawn, for the passes over the data"
-  )
-  mixtures.add_argument(
-    "--strict", action="store_true", help="a dataset that cannot be had is an error"
-  )
+  _add_mixtures(commands)
   templates = _command(commands, "templates", "show each template of a dataset on real examples")
   templates.add_argument("dataset", nargs="?")
-  templates.add_argument("--template", help="only this one")
+  instead = templates.add_mutually_exclusive_group()
+  instead.add_argument("--template", help="only this one")
+  instead.add_argument(
+    "--lint", action="store_true", help="say what is wrong with the texts, of all datasets or one"
+  )
+  instead.add_argument(
+    "--html", metavar="PATH", help="write a web page of all datasets, or one: a file or its folder"
+  )
   templates.add_argument("--examples", type=_count, default=1, help="examples per template")
   templates.add_argument("--seed", type=int, default=0)
+  overlaps = _command(
+    commands, "contamination", "find what a mixture trains on in what is evaluated"
+  )
+  overlaps.add_argument("--train", required=True, metavar="MIXTURE")
+  overlaps.add_argument("--eval", metavar="MIXTURE", help="without, what the first one holds out")
+  overlaps.add_argument("--examples", type=_count, default=3, help="shown of each pair of datasets")
+  overlaps.add_argument(
+    "--few_shot", type=_count, default=0, metavar="N", help="look at prompts of N exemplars as well"
+  )
+  overlaps.add_argument("--json", action="store_true")
+  overlaps.add_argument("--out", metavar="FILE", help="write everything into this file, as JSON")
   checkpoints = _command(
     commands, "checkpoints", "list the checkpoints of a run with a digest of their arrays"
   )
   checkpoints.add_argument("directory")
   checkpoints.add_argument("--json", action="store_true")
   return parser
+
+
+def _add_mixtures(commands) -> None:
+  mixtures = _command(
+    commands, "mixtures", "print a mixture dataset by dataset; without a name, list all"
+  )
+  mixtures.usage = "flan-jax mixtures [options] [NAME | diff A B]"
+  mixtures.add_argument(
+    "words",
+    nargs="*",
+    metavar="NAME",
+    help="a mixture; or `diff` and two of them, each a name or a file that --lock wrote",
+  )
+  mixtures.add_argument(
+    "--draws", type=_count, help="examples drawn, for the passes over the data; 10,000 unless given"
+  )
+  mixtures.add_argument(
+    "--strict",
+    action="store_const",
+    const=True,
+    help="a dataset that cannot be had is an error",
+  )
+  mixtures.add_argument(
+    "--vocabulary",
+    metavar="PLACE",
+    help="tell lengths in its tokens: a SentencePiece model, a tokenizer.json, the folder of a model "
+    "or a run, a package, or `bytes`",
+  )
+  mixtures.add_argument(
+    "--lengths",
+    type=_lengths,
+    metavar="inputs=I,targets=T",
+    help="tokens of a row, as in data.lengths; 1024 and 256 unless given",
+  )
+  mixtures.add_argument(
+    "--layout",
+    choices=("encoder_decoder", "decoder"),
+    help="of a row; encoder_decoder unless given",
+  )
+  mixtures.add_argument(
+    "--lock", metavar="FILE", help="write all that decides the mixture, to cite"
+  )
+  mixtures.add_argument("--json", action="store_const", const=True)
+
+
+def _lengths(text: str) -> dict[str, int]:
+  try:
+    pairs = [pair.split("=") for pair in text.split(",")]
+    return {name.strip(): int(length) for name, length in pairs}
+  except ValueError:
+    raise argparse.ArgumentTypeError(f"{text!r} is not like inputs=1024,targets=256") from None
 
 
 def _count(text: str) -> int:

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
   from flan_jax.data.encode import Dropped, Encoded, Encoder, OptionsEncoding, PromptEncoding
   from flan_jax.data.home import data_home
   from flan_jax.data.library import dataset_names, dataset_spec, register_templates
+  from flan_jax.data.locks import lock_mixture, read_lock, write_lock
   from flan_jax.data.mixtures import (
     Mixture,
     get_mixture,
     held_out_datasets,
+    keep_only,
     leave_out,
     mixture_names,
     register_mixture,
@@ -44,10 +46,12 @@ _MODULES = {
   "library": ("dataset_names", "dataset_spec", "register_templates"),
   "encode": ("Dropped", "Encoded", "Encoder", "OptionsEncoding", "PromptEncoding"),
   "home": ("data_home",),
+  "locks": ("lock_mixture", "read_lock", "write_lock"),
   "mixtures": (
     "Mixture",
     "get_mixture",
     "held_out_datasets",
+    "keep_only",
     "leave_out",
     "mixture_names",
     "register_mixture",
@@ -97,20 +101,24 @@ __all__ = [
   "get_mixture",
   "held_out_datasets",
   "held_out_tasks",
+  "keep_only",
   "leave_out",
   "load_records",
+  "lock_mixture",
   "make_features",
   "members",
   "mixture_names",
   "mixture_tasks",
   "open_source",
   "pack",
+  "read_lock",
   "register_mixture",
   "register_seqio",
   "register_templates",
   "register_text",
   "training_datasets",
   "training_tasks",
+  "write_lock",
 ]
 
 

@@ -10,7 +10,8 @@ register_templates("my_templates")  # <cluster>/<dataset>.yaml
 register_mixture("mine", {"mini_short": None, "faq": 2.0})
 ```
 
-Wherever a mixture is named, "mini without topic, stress" is the one that trains on neither cluster.
+Wherever a mixture is named, "mini without topic, stress" is the one that trains on neither cluster, and
+"mini only topic, stress" the one that trains on nothing else.
 """
 
 import re
@@ -21,8 +22,8 @@ from flan_jax.data.library import dataset_files, dataset_spec, import_library
 from flan_jax.data.texts import CLUSTER, registered_texts
 from flan_jax.errors import ConfigError, UnknownName
 
-WITHOUT = " without "
-"""Between the name of a mixture and the clusters that are left out of it."""
+WITHOUT, ONLY = " without ", " only "
+"""Between the name of a mixture and the clusters that are left out of it, or that alone are kept."""
 
 Weight = float | str | None
 """Of a member: None takes its rate as it is, a number multiplies it, "30%" fixes its share."""
@@ -49,6 +50,7 @@ class Mixture:
       rate_cap share that between the templates.
     hold_out: clusters that are kept out of training wherever they stand, also in mixtures within this one.
     together: clusters that give each other away; with one of such a group all of it is held out.
+    only: the clusters that are trained on, and all others held out; () for no such choice.
   """
 
   name: str
@@ -59,6 +61,7 @@ class Mixture:
   hold_out: tuple[str, ...] = ()
   together: tuple[tuple[str, ...], ...] = ()
   per_template: bool = False
+  only: tuple[str, ...] = ()
 
   def __post_init__(self):
     if not self.datasets:
@@ -101,10 +104,9 @@ def register_mixture(
   """
   if not isinstance(datasets, Mapping):
     datasets = dict.fromkeys(_names(datasets, "datasets"))
-  if WITHOUT in name:
-    raise ConfigError(
-      f"the mixture name {name!r} has {WITHOUT!r} in it, which leaves clusters out."
-    )
+  for word in (WITHOUT, ONLY):
+    if word in name:
+      raise ConfigError(f"the mixture name {name!r} has {word!r} in it, which chooses clusters.")
   mixture = Mixture(
     name,
     dict(datasets),
@@ -129,12 +131,23 @@ def leave_out(mixture: Mixture | str, *clusters: str) -> Mixture:
     UnknownName: the mixture has no such cluster.
   """
   mixture = as_mixture(mixture)
-  known = {cluster_of(name) for name, _ in clusters_held_out(mixture)}
-  for cluster in clusters:
-    if cluster not in known:
-      raise UnknownName("cluster", cluster, known, f"It is to be left out of {mixture.name}.")
+  _check_clusters(mixture, clusters, "left out of")
   name = f"{mixture.name}{WITHOUT}{', '.join(clusters)}"
   return replace(mixture, name=name, hold_out=(*mixture.hold_out, *clusters))
+
+
+def keep_only(mixture: Mixture | str, *clusters: str) -> Mixture:
+  """A mixture of which only some clusters are trained on, to see what their number does.
+
+  Its name, "flan2021 only summarisation, translation", can be asked for like any other. What is
+  together with one of them is held out like all others, although it gives something away.
+
+  Raises:
+    UnknownName: the mixture has no such cluster.
+  """
+  mixture = as_mixture(mixture)
+  _check_clusters(mixture, clusters, "kept of")
+  return replace(mixture, name=f"{mixture.name}{ONLY}{', '.join(clusters)}", only=clusters)
 
 
 def get_mixture(name: str) -> Mixture:
@@ -143,9 +156,11 @@ def get_mixture(name: str) -> Mixture:
   Raises:
     UnknownName: there is neither.
   """
-  name, without, clusters = name.partition(WITHOUT)
-  if without:
-    return leave_out(name, *re.split(r"\s*,\s*", clusters.strip()))
+  # The last choice is made last: "flan2021 only sentiment, topic without topic".
+  if choice := re.fullmatch(f"(.*)({WITHOUT}|{ONLY})(.*)", name):
+    whole, word, clusters = choice.groups()
+    choose = leave_out if word == WITHOUT else keep_only
+    return choose(whole, *re.split(r"\s*,\s*", clusters.strip()))
   if name not in known_names():
     hint = "A user's own are known once their module is imported."
     raise UnknownName("mixture", name, known_names(), hint)
@@ -154,7 +169,7 @@ def get_mixture(name: str) -> Mixture:
 
 def is_known(name: str) -> bool:
   """Whether `get_mixture` takes it, be its clusters right or wrong."""
-  return name.partition(WITHOUT)[0] in known_names()
+  return re.split(f"{WITHOUT}|{ONLY}", name)[0] in known_names()
 
 
 def known_names() -> list[str]:
@@ -187,7 +202,7 @@ def clusters_held_out(mixture: Mixture) -> list[tuple[str, bool]]:
   names: dict[str, None] = {}
   hold_out: dict[str, str] = {}
   together: list[tuple[str, ...]] = []
-  for inner in _below(mixture, ()):
+  for inner in mixtures_within(mixture):
     names.update(dict.fromkeys(name for name in inner.datasets if not is_mixture(name)))
     hold_out.update(dict.fromkeys(inner.hold_out, inner.name))
     together += inner.together
@@ -203,20 +218,27 @@ def clusters_held_out(mixture: Mixture) -> list[tuple[str, bool]]:
     if cluster not in clusters.values():
       hint = f"The mixture {holder} holds it out."
       raise UnknownName("cluster", cluster, clusters.values(), hint)
-  out = set(hold_out)
-  for group in together:
-    out.update(group if out & set(group) else ())
+  out = {*hold_out}.union(*(group for group in together if {*hold_out} & {*group}))
+  if mixture.only:
+    out = {*clusters.values()} - {*mixture.only} | {*hold_out}
   return [(name, cluster in out) for name, cluster in clusters.items()]
 
 
-def _below(mixture: Mixture, above: tuple[str, ...]) -> Iterator[Mixture]:
-  """The mixture and those within it."""
+def _check_clusters(mixture: Mixture, clusters: Iterable[str], purpose: str) -> None:
+  known = {cluster_of(name) for name, _ in clusters_held_out(mixture)}
+  for cluster in clusters:
+    if cluster not in known:
+      raise UnknownName("cluster", cluster, known, f"It is to be {purpose} {mixture.name}.")
+
+
+def mixtures_within(mixture: Mixture, above: tuple[str, ...] = ()) -> Iterator[Mixture]:
+  """The mixture and those within it, the outer ones first; one may come twice."""
   if mixture.name in above:
     raise ConfigError(f"mixtures contain each other: {' > '.join([*above, mixture.name])}.")
   yield mixture
   for member in mixture.datasets:
     if is_mixture(member):
-      yield from _below(get_mixture(member), (*above, mixture.name))
+      yield from mixtures_within(get_mixture(member), (*above, mixture.name))
 
 
 def is_mixture(name: str) -> bool:

@@ -8,8 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,7 @@ from flan_jax.data.store import (
 )
 from flan_jax.data.streams import MixtureStream, Stream, StreamEnds, describe_mixture
 from flan_jax.data.windows import Window, write_window
-from flan_jax.data.workers import ForkedWorkers, can_fork, in_child
+from flan_jax.data.workers import can_fork, in_child, results_of
 from flan_jax.errors import ConfigError
 from flan_jax.prompting import Draw
 
@@ -154,7 +153,7 @@ class _Preparation:
     """Adds windows until they have so many rows; returns what `store.json` says about each."""
     _clear_unfinished(self._directory)
     todo = _Todo(done, rows, self._found)
-    with _results(self._make, workers) as results, _bar(rows, progress) as bar:
+    with results_of(self._make, workers) as results, _bar(rows, progress) as bar:
       bar.update(min(todo.rows, rows))
       for number, about in results(todo):
         before = min(todo.rows, rows)
@@ -244,18 +243,6 @@ def _begin(config: StoreConfig, description: dict[str, Any], directory: Path) ->
   config.vocabulary.save(directory / "vocabulary")
   (directory / "windows").mkdir()
   write_description(directory, description)
-
-
-@contextmanager
-def _results(
-  make: Callable[[int], dict[str, Any]], workers: int
-) -> Iterator[Callable[[Iterable[int]], Iterator[tuple[int, dict[str, Any]]]]]:
-  """How to get results for numbers: in this process, or in others that end on leaving."""
-  if workers <= 1:
-    yield lambda numbers: ((number, make(number)) for number in numbers)
-    return
-  with ForkedWorkers(make, workers) as forked:
-    yield forked.results
 
 
 def _bar(rows: int, progress: bool) -> tqdm:

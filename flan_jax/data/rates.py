@@ -15,8 +15,9 @@ from flan_jax.data.mixtures import (
   multiplier_and_share,
 )
 from flan_jax.data.records import load_records
-from flan_jax.data.texts import registered_texts
-from flan_jax.errors import ConfigError, SourceError, UnknownName
+from flan_jax.data.source_words import in_words
+from flan_jax.data.texts import datasets_of, registered_texts
+from flan_jax.errors import ConfigError, NetworkError, SourceError, UnknownName
 from flan_jax.prompting import DatasetSpec
 
 
@@ -29,22 +30,33 @@ class MixtureTask:
     cluster: its task cluster; "raw_text".
     held_out: kept out of training; its rate and share are then 0.
     available: records in the split that is trained on; of a text, those of its datasets.
+    max_examples: at most so many of them are used; a text has no such limit.
     examples: how many of them training uses: the first ones of the split, whose order is hashed.
     cap: examples beyond it did not raise the rate.
     rate: how often it is drawn, against the other rates.
     share: the rate as a fraction of the sum of all.
     missing: why its records cannot be had; its rate and share are then 0.
+    fetchable: they are missing because the network could not be reached, and can be had where it can.
   """
 
   name: str
   cluster: str
   held_out: bool
   available: int
+  max_examples: int
   examples: int
   cap: int
   rate: float
   share: float
   missing: str = ""
+  fetchable: bool = False
+
+  @property
+  def status(self) -> str:
+    """Of its records: "prepared", "fetchable" or "missing"."""
+    if not self.missing:
+      return "prepared"
+    return "fetchable" if self.fetchable else "missing"
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,7 @@ class TaskDescription:
     templates: names of the templates that training draws; of a text, its objective.
     unseen: names of the templates kept for evaluation.
     licence: of the data.
+    source: where the data come from, in words.
   """
 
   task: MixtureTask
@@ -64,6 +77,7 @@ class TaskDescription:
   templates: tuple[str, ...]
   unseen: tuple[str, ...]
   licence: str
+  source: str
 
 
 def training_tasks(
@@ -121,14 +135,14 @@ def mixture_tasks(
   mixture = as_mixture(mixture)
   held = dict(clusters_held_out(mixture))
   sizes: dict[str, int] = {}
-  missing: dict[str, str] = {}
+  missing: dict[str, SourceError] = {}
   for name in held:
     try:
       sizes[name] = _size(name, "train", data_dir)
     except SourceError as error:
       if strict:
         raise
-      sizes[name], missing[name] = 0, str(error)
+      sizes[name], missing[name] = 0, error
   trained = {name for name, held_out in held.items() if not held_out}
   for name in trained - missing.keys():
     if not sizes[name]:
@@ -152,11 +166,13 @@ def mixture_tasks(
         cluster=cluster_of(name),
         held_out=held[name],
         available=sizes[name],
+        max_examples=leaf.max_examples,
         examples=min(sizes[name], leaf.max_examples) if name in dataset_files() else sizes[name],
         cap=leaf.cap,
         rate=leaf.rate,
         share=leaf.rate / total,
-        missing=missing.get(name, ""),
+        missing=str(missing.get(name, "")),
+        fetchable=isinstance(missing.get(name), NetworkError),
       )
     )
   return tasks
@@ -169,7 +185,7 @@ def describe(
   rows = []
   for task in mixture_tasks(mixture, data_dir, strict):
     text = registered_texts().get(task.name)
-    specs = _specs(task.name)
+    specs = specs_of(task.name)
     templates = [template for spec in specs for template in spec.templates if not text]
     rows.append(
       TaskDescription(
@@ -180,6 +196,7 @@ def describe(
         else tuple(template.name for template in templates if not template.unseen),
         unseen=tuple(template.name for template in templates if template.unseen),
         licence="; ".join(dict.fromkeys(spec.licence for spec in specs)),
+        source="; ".join(dict.fromkeys(in_words(spec.source) for spec in specs)),
       )
     )
   return rows
@@ -195,7 +212,10 @@ class _Leaf:
 
 
 def _rates(mixture: Mixture, sizes: Mapping[str, int], trained: set[str]) -> dict[str, _Leaf]:
-  """The rates of the datasets below a mixture; one that is reached twice has the sum."""
+  """The rates of the datasets below a mixture; one that is reached twice has the sum.
+
+  The fixed share of a member of which nothing is trained on goes to the others, in proportion.
+  """
   free: dict[str, dict[str, _Leaf]] = {}
   fixed: dict[str, tuple[float, dict[str, _Leaf]]] = {}
   for member, weight in mixture.datasets.items():
@@ -208,17 +228,12 @@ def _rates(mixture: Mixture, sizes: Mapping[str, int], trained: set[str]) -> dic
       leaves = {member: _Leaf(rate, mixture.max_examples, mixture.rate_cap)}
     if share is None:
       free[member] = _scaled(leaves, multiplier)
-    elif leaves:
-      fixed[member] = (share, leaves)
     else:
-      raise ConfigError(
-        f"the mixture {mixture.name!r} gives {member!r} the share {weight}, but it is held out or cannot be "
-        "had."
-      )
+      fixed[member] = (share, leaves)
   total = _total(free)
   rest = 1.0 - sum(share for share, _ in fixed.values())
-  if fixed and (rest <= 0 if total else abs(rest) > 1e-9):
-    others = f"leave nothing for {', '.join(free)}" if total else "do not make a whole"
+  if fixed and (rest <= 0 if free else abs(rest) > 1e-9):
+    others = f"leave nothing for {', '.join(free)}" if free else "do not make a whole"
     raise ConfigError(
       f"the mixture {mixture.name!r}: the fixed shares add up to {1 - rest:.0%} and {others}."
     )
@@ -228,6 +243,7 @@ def _rates(mixture: Mixture, sizes: Mapping[str, int], trained: set[str]) -> dic
   groups += [
     _scaled(leaves, share * unit / _total({member: leaves}))
     for member, (share, leaves) in fixed.items()
+    if leaves
   ]
   return _merged(groups)
 
@@ -256,7 +272,7 @@ def _merged(groups: Iterable[Mapping[str, _Leaf]]) -> dict[str, _Leaf]:
 
 
 def _size(name: str, split: str, data_dir: Path | str) -> int:
-  return sum(load_records(spec, data_dir).counts.kept.get(split, 0) for spec in _specs(name))
+  return sum(load_records(spec, data_dir).counts.kept.get(split, 0) for spec in specs_of(name))
 
 
 def _templates(name: str) -> int:
@@ -265,10 +281,9 @@ def _templates(name: str) -> int:
 
 
 def _splits(name: str) -> list[str]:
-  return [split for spec in _specs(name) for split in spec.splits]
+  return [split for spec in specs_of(name) for split in spec.splits]
 
 
-def _specs(name: str) -> list[DatasetSpec]:
+def specs_of(name: str) -> list[DatasetSpec]:
   """What a dataset or a text is made of."""
-  text = registered_texts().get(name)
-  return [dataset_spec(dataset) for dataset in (text.datasets if text else (name,))]
+  return [dataset_spec(dataset) for dataset in datasets_of(name)]

@@ -2,9 +2,10 @@
 
 The contract of a split: records whose fields have the same normalised text count once; records of
 one group (a passage, a contract) never stand in two splits; a training record whose group occurs
-in an evaluation split is dropped. Where that leaves nothing of a split, the splits hold the same data, as
-those that TFDS mocks: they are left so, and a warning says it. Where a dataset file says `balance`, the
-labels are evened out. Whatever is dropped is counted.
+in an evaluation split is dropped; of a kind that `at_most` counts only so many are kept. Where the
+second and third rule leave nothing of a split, the splits hold the same data, as those that TFDS mocks:
+they are left so, and a warning says it. Where a dataset file says `balance`, the labels are evened out.
+Whatever is dropped is counted.
 """
 
 import json
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, overload
 
 import numpy as np
+from jaxtyping import Int64
 
 from flan_jax.data.atomic import build_once
 from flan_jax.data.sources import Source, open_source
@@ -44,6 +46,7 @@ class RecordCounts:
     duplicates: equal to another record in the normalised text of the `unique` fields.
     overlapping: training records whose group occurs in an evaluation split.
     shared: records of splits that were kept although each of theirs stands in other splits too.
+    capped: more of a kind than `at_most` allows in a split.
     unbalanced: more than the rarest label has among records that are alike in the `balance` fields.
     kept: by split.
   """
@@ -54,6 +57,7 @@ class RecordCounts:
   duplicates: int = 0
   overlapping: int = 0
   shared: int = 0
+  capped: int = 0
   unbalanced: int = 0
   kept: dict[str, int] = field(default_factory=dict)
 
@@ -89,6 +93,10 @@ class Records(Sequence[dict[str, Any]]):
     """A number that records of one group share, and with any likelihood no others."""
     return int(self._groups[index])
 
+  def digest(self) -> str:
+    """SHA-256 of all the records, in the order in which they were read."""
+    return sha256(self._text).hexdigest()
+
   def __reduce__(self) -> tuple[Any, ...]:
     return Records, (self._directory, self._split)
 
@@ -96,7 +104,7 @@ class Records(Sequence[dict[str, Any]]):
     with (self._directory / f"{self._split}.jsonl").open("rb") as file:
       self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     self._spans = np.load(self._directory / f"{self._split}.spans.npy", mmap_mode="r")
-    if len(self._spans) and int(self._spans.max()) != len(self._text):
+    if len(self._spans) and int(self._spans.max()) > len(self._text):
       raise ValueError(f"{self._split}.jsonl has {len(self._text)} bytes, not {self._spans.max()}")
     self._groups = np.load(self._directory / f"{self._split}.groups.npy", mmap_mode="r")
 
@@ -182,6 +190,23 @@ def normalise(text: str) -> str:
   return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def content_key(record: Mapping[str, Any], names: Sequence[str]) -> bytes:
+  """A digest of the normalised text of some fields, of all for (), by which records count as equal in them."""
+  texts = [_normalised(record[name]) for name in names or sorted(record)]
+  return blake2b(json.dumps(texts, default=str).encode(), digest_size=16).digest()
+
+
+def _normalised(value: Any) -> Any:
+  """The value with every text in it normalised."""
+  if isinstance(value, str):
+    return normalise(value)
+  if isinstance(value, list | tuple):
+    return list(map(_normalised, value))
+  if isinstance(value, Mapping):
+    return {key: _normalised(item) for key, item in value.items()}
+  return value
+
+
 class _Builder:
   """Reads a source once and writes its splits."""
 
@@ -199,7 +224,7 @@ class _Builder:
     with ExitStack() as files:
       for split in self._spec.splits:
         file = files.enter_context((self._directory / f"{split}.jsonl").open("wb"))
-        self._writers[split] = _SplitWriter(file)
+        self._writers[split] = _SplitWriter(file, *self._spec.at_most.values())
       for part, split_of in self._plan():
         before = replace(self._counts)
         self._read(part, split_of)
@@ -213,6 +238,7 @@ class _Builder:
       self._write_balanced()
     for split, writer in self._writers.items():
       self._counts.kept[split] = writer.save(self._directory, split)
+      self._counts.capped += writer.written - self._counts.kept[split]
     empty = [split for split, kept in self._counts.kept.items() if not kept]
     if empty:
       counts = self._counts
@@ -270,11 +296,11 @@ class _Builder:
     if spec.answer is not None and not record[spec.answer.field]:
       counts.blank += 1
       return
-    unique = _key(record, spec.unique or sorted(record))
+    unique = content_key(record, spec.unique)
     if unique in self._seen:
       counts.duplicates += 1
       return
-    group = _number(_key(record, spec.group) if spec.group else unique, b"group")
+    group = _number(content_key(record, spec.group) if spec.group else unique, b"group")
     split = split_of(group)
     if split == "train" and group in self._held_groups:
       counts.overlapping += 1
@@ -283,9 +309,10 @@ class _Builder:
     self._added[split] += 1
     if split != "train":
       self._held_groups.add(group)
-    place = _Place(record, _number(unique, b"order"), group)
+    kind = _number(content_key(record, list(spec.at_most)), b"kind") if spec.at_most else 0
+    place = _Place(record, _number(unique, b"order"), group, kind)
     if spec.balance and spec.answer is not None:
-      alike = self._waiting.setdefault((split, _key(record, spec.balance)), {})
+      alike = self._waiting.setdefault((split, content_key(record, spec.balance)), {})
       alike.setdefault(record[spec.answer.field], []).append(place)
     else:
       self._writers[split].write(place)
@@ -302,19 +329,30 @@ class _Builder:
 
 
 class _Place(NamedTuple):
-  """A record, what it is ordered by, and its group."""
+  """A record, what it is ordered by, its group, and the kind that `at_most` counts it under."""
 
   record: Mapping[str, Any]
   order: int
   group: int
+  kind: int
 
 
 class _SplitWriter:
-  """Writes one split: the records in the order they come, and their places in hashed order."""
+  """Writes one split: the records in the order they come, and their places in hashed order.
 
-  def __init__(self, file: IO[bytes]):
-    self._file = file
+  Args:
+    most: so many of each kind are kept, the first in that order; None for all.
+  """
+
+  def __init__(self, file: IO[bytes], most: int | None = None):
+    self._file, self._most = file, most
     self._ends, self._order, self._groups = array("q", [0]), array("Q"), array("q")
+    self._kinds = array("q")
+
+  @property
+  def written(self) -> int:
+    """How many records came."""
+    return len(self._order)
 
   def write(self, place: _Place) -> None:
     text = json.dumps(place.record, ensure_ascii=False, default=str)  # a date as it is written
@@ -323,13 +361,25 @@ class _SplitWriter:
     self._ends.append(self._ends[-1] + len(line))
     self._order.append(place.order % (1 << 64))
     self._groups.append(place.group)
+    if self._most is not None:
+      self._kinds.append(place.kind)
 
   def save(self, directory: Path, split: str) -> int:
     order = np.argsort(np.array(self._order, np.uint64), kind="stable")
+    if self._most is not None:
+      order = order[_ranks(np.array(self._kinds, np.int64)[order]) < self._most]
     ends = np.array(self._ends, np.int64)
     np.save(directory / f"{split}.spans.npy", np.stack([ends[:-1], ends[1:]], axis=1)[order])
     np.save(directory / f"{split}.groups.npy", np.array(self._groups, np.int64)[order])
     return len(order)
+
+
+def _ranks(kinds: Int64[np.ndarray, "records"]) -> Int64[np.ndarray, "records"]:
+  """How many of the same kind stand before each."""
+  order = np.argsort(kinds, kind="stable")
+  ordered, ranks = kinds[order], np.empty(len(kinds), np.int64)
+  ranks[order] = np.arange(len(kinds)) - np.searchsorted(ordered, ordered)
+  return ranks
 
 
 def _by_fraction(fractions: Mapping[str, float]) -> Callable[[int], str]:
@@ -346,23 +396,6 @@ def _by_fraction(fractions: Mapping[str, float]) -> Callable[[int], str]:
 
 def _always(split: str) -> Callable[[int], str]:
   return lambda group: split
-
-
-def _key(record: Mapping[str, Any], names: Sequence[str]) -> bytes:
-  """A digest of the fields' normalised text."""
-  texts = [_normalised(record[name]) for name in names]
-  return blake2b(json.dumps(texts, default=str).encode(), digest_size=16).digest()
-
-
-def _normalised(value: Any) -> Any:
-  """The value with every text in it normalised."""
-  if isinstance(value, str):
-    return normalise(value)
-  if isinstance(value, list | tuple):
-    return list(map(_normalised, value))
-  if isinstance(value, Mapping):
-    return {key: _normalised(item) for key, item in value.items()}
-  return value
 
 
 def _number(key: bytes, purpose: bytes) -> int:

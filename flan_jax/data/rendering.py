@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from flan_jax.data.encode import Dropped, Encoded, Encoder, Render
+from flan_jax.data.records import content_key
 from flan_jax.errors import ConfigError, RecordError
 from flan_jax.prompting import AnyTemplate, DatasetSpec, Draw, Rendering, few_shot
 
@@ -34,7 +35,8 @@ class DatasetDraws:
     size: how many of them are used, from the first.
     seed: of the run.
     renderings: later epochs repeat the texts of the first so many.
-    shots: few-shot exemplars, of other groups than the query's and answered by the same template.
+    shots: few-shot exemplars, of other groups than the query's, asking something else, and answered by the
+      same template.
 
   Raises:
     ConfigError: the dataset has no template for training.
@@ -68,9 +70,13 @@ class DatasetDraws:
     except RecordError:
       return Dropped("unrenderable")
 
+  def exemplars(self, example: int, epoch: int) -> list[int]:
+    """The records that stand before the query of a draw."""
+    return self._others(example, self._draw(example, epoch))
+
   def _renderer(self, example: int, epoch: int) -> Render:
     """Renders one draw at any limit; its exemplars are rendered once."""
-    draw = Draw(self.seed, self.spec.name, example, epoch % self.renderings)
+    draw = self._draw(example, epoch)
     templates = self.spec.training_templates()
     template = templates[draw.fork("template").below(len(templates))]
     record = self.records[example]
@@ -87,7 +93,7 @@ class DatasetDraws:
   def _exemplars(
     self, template: AnyTemplate, style: str, example: int, draw: Draw
   ) -> Iterator[Rendering]:
-    for number, index in enumerate(self._others(example, draw.fork("exemplars"))):
+    for number, index in enumerate(self._others(example, draw)):
       record = self.records[index]
       # The options are shown as the query shows them, in an order of their own.
       for attempt in range(_STYLE_ATTEMPTS):
@@ -97,13 +103,23 @@ class DatasetDraws:
       yield shown
 
   def _others(self, example: int, draw: Draw) -> list[int]:
-    """Other examples, none of the query's group; fewer than `shots` where hardly any exist."""
+    """Examples of other groups that ask something else; fewer than `shots` where hardly any exist."""
+    draw, asked = draw.fork("exemplars"), self._asked(example)
     group = self.records.group(example)
     chosen: list[int] = []
     for _ in range(self.shots + _EXEMPLAR_ATTEMPTS):
       if len(chosen) == self.shots:
         break
       index = draw.below(self.size)
-      if index not in chosen and self.records.group(index) != group:
+      if index in chosen or self.records.group(index) == group:
+        continue
+      # Groups may tell apart what only differs in its answer.
+      if self._asked(index) != asked:
         chosen.append(index)
     return chosen
+
+  def _asked(self, index: int) -> bytes:
+    return content_key(self.records[index], self.spec.asked_fields)
+
+  def _draw(self, example: int, epoch: int) -> Draw:
+    return Draw(self.seed, self.spec.name, example, epoch % self.renderings)

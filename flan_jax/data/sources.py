@@ -73,10 +73,10 @@ class Source(abc.ABC):
 
   def fingerprint(self) -> str:
     """A digest that changes when the records may have changed; never fetches anything."""
-    text = json.dumps(self.settings, sort_keys=True, default=str) + self._content()
+    text = json.dumps(self.settings, sort_keys=True, default=str) + self.content()
     return hashlib.sha256(text.encode()).hexdigest()
 
-  def _content(self) -> str:
+  def content(self) -> str:
     """What the settings do not say about the content."""
     return ""
 
@@ -183,7 +183,7 @@ class FilesSource(Source):
       paths += found
     return paths
 
-  def _content(self) -> str:
+  def content(self) -> str:
     patterns = (pattern for part in self._patterns.values() for pattern in part)
     paths = self._paths(pattern for pattern in patterns if not is_remote(pattern))
     return "".join(_digest(path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
@@ -298,7 +298,7 @@ class CallableSource(Source):
     except Exception as error:
       raise RecordError(f"{name} failed with {type(error).__name__}: {error}.") from error
 
-  def _content(self) -> str:
+  def content(self) -> str:
     try:
       return inspect.getsource(self._function)
     except (OSError, TypeError):

@@ -96,11 +96,12 @@ def describe_mixture(
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
   """What `store.json` says about the datasets and texts, and about those that cannot be had."""
   tasks = training_tasks(mixture, data_dir, config.split, strict)
-  found = [_described(task, config, data_dir) for task in tasks if not task.missing]
+  found = [described(task, config, data_dir) for task in tasks if not task.missing]
   return found, {task.name: task.missing for task in tasks if task.missing}
 
 
-def _described(task: MixtureTask, config: StoreConfig, data_dir: Path | str) -> dict[str, Any]:
+def described(task: MixtureTask, config: StoreConfig, data_dir: Path | str) -> dict[str, Any]:
+  """What `store.json` says about one dataset or text whose records are there."""
   if text := registered_texts().get(task.name):
     draws = TextDraws(text, config.encoder(), config.seed, data_dir, config.split)
     return {**asdict(task), **draws.description()}

@@ -15,7 +15,7 @@ pass over the text cuts it elsewhere and draws other noise.
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,6 +82,12 @@ def registered_texts() -> Mapping[str, TextTask]:
   """Every text that is registered, by name."""
   import_library()
   return _texts
+
+
+def datasets_of(name: str) -> Sequence[str]:
+  """What the text of this name is made of; a dataset is made of itself."""
+  text = registered_texts().get(name)
+  return text.datasets if text else (name,)
 
 
 def documents(task: TextTask, split: str, data_dir: Path | str) -> Iterator[str]:

@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
@@ -123,6 +124,18 @@ class ForkedWorkers(Generic[Item, Result]):
       f"a worker process {how} at item {item!r}. Where the system kills, memory has mostly run out: "
       "try fewer workers. Finished work is kept: run the same command again to go on."
     )
+
+
+@contextmanager
+def results_of(
+  function: Callable[[Item], Result], workers: int
+) -> Iterator[Callable[[Iterable[Item]], Iterator[tuple[Item, Result]]]]:
+  """How to get results for items: in this process, or in so many others, which end on leaving."""
+  if workers <= 1:
+    yield lambda items: ((item, function(item)) for item in items)
+    return
+  with ForkedWorkers(function, workers) as forked:
+    yield forked.results
 
 
 def in_child(function: Callable[[], Result]) -> Result:

@@ -9,6 +9,7 @@ from flan_jax.data.atomic import write_whole
 from flan_jax.evaluation import charts
 from flan_jax.evaluation.report import Report
 from flan_jax.evaluation.results import ScoredExample
+from flan_jax.web_page import definitions, page
 
 _SHOWN_EXAMPLES = 8
 _SHOWN_OPTIONS = 8
@@ -41,7 +42,7 @@ def write_curve(path: Path | str, *, title: str, run_dir: Path | str) -> None:
     StorageError: the disk refused.
   """
   body = f"<h1>{escape(title)}</h1>" + _figure(charts.loss_curve(*losses_of(run_dir)))
-  write_whole(Path(path), [_page(title, body)])
+  write_whole(Path(path), [page(title, body, _STYLE)])
 
 
 class Losses(NamedTuple):
@@ -53,7 +54,7 @@ class Losses(NamedTuple):
 
 def html_page(report: Report, title: str, losses: Losses | None = None) -> str:
   """The page as text."""
-  return _page(title, "\n".join(_sections(report, title, losses or Losses())))
+  return page(title, "\n".join(_sections(report, title, losses or Losses())), _STYLE)
 
 
 def losses_of(run_dir: Path | str) -> Losses:
@@ -66,15 +67,6 @@ def losses_of(run_dir: Path | str) -> Losses:
       [(line["step"], line["loss"]) for line in read_log(run_dir, log) if line["loss"] is not None]
       for log in (METRICS, VALIDATION)
     )
-  )
-
-
-def _page(title: str, body: str) -> str:
-  return (
-    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n{body}\n"
-    "</main></body></html>\n"
   )
 
 
@@ -201,10 +193,7 @@ def _option_list(example: ScoredExample, scoring: str) -> str:
 
 
 def _definitions(pairs: Sequence[tuple[str, Any]]) -> str:
-  items = "".join(
-    f"<dt>{escape(_cut(str(key)))}</dt><dd>{escape(_cut(str(value)))}</dd>" for key, value in pairs
-  )
-  return f"<dl>{items}</dl>"
+  return definitions((_cut(str(key)), _cut(str(value))) for key, value in pairs)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -238,16 +227,7 @@ def _change(before: float | None, after: float | None) -> str:
 
 
 _STYLE = """
-:root { color-scheme: light dark; --paper: #ffffff; --ink: #1b1f24; --muted: #5f6873;
-  --grid: #e3e6ea; --before: #9aa7b5; --after: #1f6feb; --collapsed: #c2572b; --good: #1a7f4b; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14171b; --ink: #e6e9ed;
-  --muted: #9aa4b0; --grid: #2c333b; --before: #5d6b7a; --after: #5aa0ff; --collapsed: #e08a5b;
-  --good: #57c08a; } }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-.lead, small, .legend, dt { color: var(--muted); } .legend { font-size: .85rem; margin: 0; }
+.legend { font-size: .85rem; margin: 0; }
 .legend > span { white-space: nowrap; margin-right: 1rem; }
 .cards { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); }
 .card { border: 1px solid var(--grid); border-radius: .5rem; padding: .6rem .8rem;
@@ -262,12 +242,6 @@ th, td { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid var(--
   white-space: nowrap; font-variant-numeric: tabular-nums; }
 thead th { color: var(--muted); font-weight: normal; }
 tbody th { position: sticky; left: 0; background: var(--paper); }
-.chip { border-radius: 1em; padding: .05em .6em; border: 1px solid var(--muted); }
 .chip.improved { border-color: var(--good); color: var(--good); }
 .chip.worse, .chip.collapsed { border-color: var(--collapsed); color: var(--collapsed); }
-details { border-bottom: 1px solid var(--grid); padding: .4rem 0; } summary { cursor: pointer; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; border-left: 3px solid var(--grid);
-  padding-left: .8rem; font-size: .85rem; }
-dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .15rem 1rem;
-  font-size: .85rem; margin: .5rem 0; } dt, dd { margin: 0; overflow-wrap: anywhere; }
 """

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from flan_jax.data.encode import Dropped, Encoder, OptionsEncoding, PromptEncoding
 from flan_jax.data.library import dataset_spec
-from flan_jax.data.records import Records, RecordSplits, load_records
+from flan_jax.data.records import Records, RecordSplits, content_key, load_records
 from flan_jax.errors import ConfigError, EvaluationError, UnknownName
 from flan_jax.evaluation.metrics import TEXT_METRICS
 from flan_jax.prompting import (
@@ -40,7 +40,7 @@ class EvaluationTask:
     examples: how many records to draw; None for the whole split. A larger number draws the same
       records and more.
     seed: of that draw, of the options' styles and orders, and of the exemplars.
-    shots: exemplars from the training split before each query, never of the query's group.
+    shots: exemplars from the training split before each query, never of the query's group or asking the same.
     held_out: the model was not tuned on this dataset's cluster.
     unfit: what to do with an example that no shortening makes fit: "error", or "count" it in the
       report and leave it out under every template.
@@ -214,20 +214,23 @@ class _Renderer:
     return self._template.render(self._split[index], self._draw(index), limit)
 
   def exemplars(self, index: int) -> list[Rendering]:
-    """As many as asked for, of other groups than the query's."""
+    """As many as asked for, of other groups than the query's and asking something else."""
     if self._train is None:
       return []
     group, draw = self._split.group(index), self._draw(index).fork("exemplars")
+    asked = content_key(self._split[index], self._spec.asked_fields)
     chosen: list[int] = []
     for candidate in _without_end(draw, len(self._train)):
-      if self._train.group(candidate) != group and candidate not in chosen:
+      if candidate in chosen or self._train.group(candidate) == group:
+        continue
+      if content_key(self._train[candidate], self._spec.asked_fields) != asked:
         chosen.append(candidate)
       if len(chosen) == self._task.shots:
         break
     else:
       raise EvaluationError(
         f"{self._spec.name}: {self._task.shots} exemplars were asked for and its training split "
-        f"has only {len(chosen)} records of other groups than example {index}."
+        f"has only {len(chosen)} records of other groups than example {index} that ask something else."
       )
     style = self.query(index).style
     return [

@@ -30,7 +30,7 @@ ORDERS = ("fixed", "shuffled")
 _REQUIRED = ("cluster", "description", "source", "splits", "record")
 _ASKED = ("metrics", "templates")
 _OWN = ("fields", "balance", "answer", "text")  # what templates of ours build on
-_OPTIONAL = ("group", "unique", "derive", "licence", "citation", "url")
+_OPTIONAL = ("group", "unique", "at_most", "derive", "licence", "citation", "url")
 
 FindPromptsource = Callable[[str], Path]
 """From "glue/mrpc" to the `templates.yaml` that promptsource has for it."""
@@ -70,6 +70,7 @@ def read_dataset(
     source=root.section("source").data,
     splits=_splits(root.section("splits", SPLITS)),
     group=root.names("group", ()),
+    at_most=_at_most(root),
     derive=_derive(root),
     licence=root.text("licence", "").strip(),
     citation=root.text("citation", "").strip(),
@@ -215,6 +216,18 @@ def _splits(section: Section) -> dict[str, str | float]:
   if abs(sum(shares) - 1) > 1e-6:
     raise section.error(f"fractions of splits must add up to 1, not to {sum(shares):g}")
   return {split: float(share) for split, share in values.items()}
+
+
+def _at_most(root: Section) -> dict[str, int]:
+  if "at_most" not in root:
+    return {}
+  section = root.section("at_most")
+  for name, count in section.data.items():
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+      raise section.error(f"at_most should be a number of records above 0, not {count!r}", name)
+  if len(section.data) != 1:
+    raise root.error("at_most names one field, and how many records may have its value", "at_most")
+  return section.data
 
 
 def _text(root: Section, fields: dict[str, str]) -> CompiledText | None:

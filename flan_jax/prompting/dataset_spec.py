@@ -15,7 +15,7 @@ from flan_jax.prompting.field_values import text_of, texts_of
 from flan_jax.prompting.placeholders import CompiledText
 from flan_jax.prompting.promptsource import AnyTemplate
 
-RENDERING_VERSION = 1
+RENDERING_VERSION = 2
 """Part of every fingerprint; raised whenever the same template and draw come to give another text."""
 
 
@@ -31,6 +31,8 @@ class DatasetSpec:
     splits: split -> part of the source, or split -> fraction of all records.
     group: the fields whose equal values never cross splits; () where each record stands alone.
     unique: the fields whose normalised text makes a record a duplicate.
+    at_most: {field: n} where of the records with the same value of the field n are kept in a split at
+      most, chosen by hash; {} where all are.
     balance: among records with equal values of these fields every label is kept equally often, so
       that the fields alone tell nothing about the answer; () where all records are kept.
     derive: "module:function", record -> record or None; None where records are used as they come.
@@ -49,6 +51,7 @@ class DatasetSpec:
   splits: Mapping[str, str | float]
   group: tuple[str, ...]
   unique: tuple[str, ...]
+  at_most: Mapping[str, int]
   balance: tuple[str, ...]
   derive: str | None
   fields: Mapping[str, str]
@@ -93,8 +96,19 @@ class DatasetSpec:
     """Whether a record is kept as its source gives it, for promptsource's templates to read."""
     return not self.fields
 
+  @cached_property
+  def asked_fields(self) -> tuple[str, ...]:
+    """The fields that do not hold the answer; all of them, or () for a raw record's, where there is no other."""
+    answers = {self.answer.field, self.answer.golds_field} if self.answer else set()
+    return tuple(name for name in self.fields if name not in answers) or tuple(self.fields)
+
+  @cached_property
+  def label_field(self) -> str | None:
+    """The field that holds the answer where that is one of some choices."""
+    return self.answer.field if self.answer and self.answer.has_choices else None
+
   def derive_record(self, raw: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A raw record's fields as text and lists of text: those declared, grouped by, unique or balanced.
+    """A raw record's fields as text and lists of text: those declared, grouped by, counted or balanced.
 
     Where promptsource's templates read the raw record, it is that.
 
@@ -133,7 +147,17 @@ class DatasetSpec:
   @cached_property
   def records_fingerprint(self) -> str:
     """SHA-256 of what decides the derived records and their splits; templates have no part in it."""
-    keys = ("source", "splits", "group", "unique", "balance", "derive", "fields", "answer")
+    keys = (
+      "source",
+      "splits",
+      "group",
+      "unique",
+      "at_most",
+      "balance",
+      "derive",
+      "fields",
+      "answer",
+    )
     return _sha256(self.name, {key: self.data.get(key) for key in keys}, self._derive_source)
 
   @property
@@ -144,7 +168,7 @@ class DatasetSpec:
     checked: dict[str, Any] = dict(record) if self.keeps_raw_records else {}
     for name, kind in self.fields.items():
       checked[name] = texts_of(record, name) if kind == "list" else text_of(record, name)
-    for name in (*self.group, *self.unique, *self.balance):
+    for name in (*self.group, *self.unique, *self.at_most, *self.balance):
       if name not in checked:
         checked[name] = text_of(record, name)
     if self.answer is not None and self.answer.has_choices:

@@ -67,9 +67,9 @@ def coqa(record: dict) -> dict | None:
   before = list(zip(questions[:turn], answers[:turn], strict=True))
   return {
     "story": story,
-    "history": _exchanges("Q: {}\nA: {}", before),
-    "dialogue": _exchanges("- {}\n- {}", before),
-    "earlier": _exchanges("Q: {}\nA: {}", before[:-1]),
+    "history": exchanges("Q: {}\nA: {}", before),
+    "dialogue": exchanges("- {}\n- {}", before),
+    "earlier": exchanges("Q: {}\nA: {}", before[:-1]),
     "last_question": before[-1][0],
     "last_answer": before[-1][1],
     "question": questions[turn],
@@ -77,5 +77,6 @@ def coqa(record: dict) -> dict | None:
   }
 
 
-def _exchanges(form: str, exchanges: list[tuple[str, str]]) -> str:
-  return "\n".join(form.format(question, answer) for question, answer in exchanges)
+def exchanges(form: str, pairs: list[tuple[str, str]]) -> str:
+  """Questions and answers in turn, each pair in the same form."""
+  return "\n".join(form.format(question, answer) for question, answer in pairs)

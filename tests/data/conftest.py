@@ -6,13 +6,22 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flan_jax.data import seqio_stream
+from flan_jax.data import library, seqio_stream
+from flan_jax.data import mixtures as own_mixtures
 
 TEMPLATES = [
   {"name": "ask", "input": "{question}\n{options}", "target": "{answer}"},
   {"name": "answer_with", "input": "Answer: {question}", "target": "{answer}"},
   {"name": "kept_back", "input": "Tell me, {question}", "target": "{answer}", "unseen": True},
 ]
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+  """What a test registers is forgotten after it."""
+  library.import_library()
+  monkeypatch.setattr(own_mixtures, "_mixtures", dict(own_mixtures._mixtures))
+  monkeypatch.setattr(library, "_template_folders", [])
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
-"""Mixtures: rates as SeqIO computes them, shares, nesting, held-out clusters, lazy lookup."""
+"""Mixtures: rates, shares, nesting, held-out clusters, lazy lookup."""
 
 import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from flan_jax.data import (
   Mixture,
@@ -13,27 +11,18 @@ from flan_jax.data import (
   describe,
   get_mixture,
   held_out_datasets,
+  keep_only,
   leave_out,
-  library,
   mixture_tasks,
   register_mixture,
   register_templates,
   training_datasets,
   training_tasks,
 )
-from flan_jax.data import mixtures as registry
 from flan_jax.errors import ConfigError, SourceError, UnknownName
 
+pytestmark = pytest.mark.usefixtures("own_registry")
 EVERYTHING = {"train": 1.0}
-FLAN = get_mixture("flan2021")
-
-
-@pytest.fixture(autouse=True)
-def own_registry(monkeypatch):
-  """What a test registers is forgotten after it."""
-  library.import_library()
-  monkeypatch.setattr(registry, "_mixtures", dict(registry._mixtures))
-  monkeypatch.setattr(library, "_template_folders", [])
 
 
 @pytest.fixture
@@ -90,17 +79,6 @@ def test_clusters_are_left_out_by_name_and_with_them_what_gives_them_away(datase
     register_mixture("a without b", ["small"])
 
 
-@pytest.mark.parametrize("cluster", sorted({dataset_spec(n).cluster for n in FLAN.datasets}))
-def test_each_cluster_of_flan2021_can_be_left_out(cluster):
-  split = leave_out(FLAN, cluster)
-  trained, judged = training_datasets(split), held_out_datasets(split)
-  clusters = [{dataset_spec(name).cluster for name in names} for names in (trained, judged)]
-  assert sorted([*trained, *judged]) == sorted(FLAN.datasets)
-  assert not clusters[0] & clusters[1] and cluster in clusters[1]
-  for group in FLAN.together:
-    assert cluster not in group or set(group) <= clusters[1]
-
-
 @pytest.fixture
 def without_cloze(datasets, make_dataset, tmp_path):
   """A mixture of which one dataset has to be asked for by mail; the folder where it would be is empty."""
@@ -118,27 +96,11 @@ def test_a_dataset_that_cannot_be_had_stops_nothing_that_does_not_need_it(withou
     "large": pytest.approx(6 / 7),
   }
   assert "TFDS cannot prepare story_cloze/2016:1.0.0: Manual" in tasks["cloze"].missing
+  assert [tasks[name].status for name in ("small", "cloze")] == ["prepared", "missing"]
   with pytest.raises(SourceError, match="TFDS cannot prepare story_cloze"):
     training_tasks("three", tmp_path / "cache", strict=True)
   with pytest.raises(SourceError, match="nothing of the mixture 'cloze' can be had. TFDS cannot"):
     training_tasks("cloze", tmp_path / "cache")
-
-
-@pytest.mark.filterwarnings("ignore")
-@settings(deadline=None)
-@given(st.integers(1, 10**6), st.integers(1, 10**5), st.sampled_from([1.0, 2.0, 3.5]))
-def test_rates_are_those_of_seqio(examples, cap, temperature):
-  import seqio
-
-  class Task:
-    name, cache_dir = "task", None
-
-    def num_input_examples(self, split):
-      return examples
-
-  expected = seqio.mixing_rate_num_examples(Task(), maximum=cap, temperature=temperature)
-  ours = Mixture("m", {"task": None}, max_examples=10**7, rate_cap=cap, temperature=temperature)
-  assert ours.rate(examples) == pytest.approx(expected)
 
 
 def test_a_number_multiplies_a_rate_and_a_percentage_fixes_a_share(rates, shares):
@@ -156,6 +118,27 @@ def test_every_template_counts_where_a_mixture_says_so_and_unseen_ones_never(rat
   )
   shared = 40 // drawn * drawn  # large has 60
   assert rates(mixture) == {"small": 10 * drawn, "middle": 2 * 40 * drawn, "large": shared}
+
+
+def test_the_share_of_what_is_held_out_goes_to_the_others_in_proportion(shares):
+  members = {"small": "20%", "middle": None, "large": "50%"}
+  assert shares(Mixture("m", members, hold_out=("b",))) == {"small": 0.4, "middle": 0.6}
+  assert shares(Mixture("m", {"small": "20%", "large": None}, hold_out=("b",))) == {"small": 1}
+
+
+def test_some_clusters_alone_are_kept_by_name(datasets, make_dataset):
+  make_dataset("other", 20, "c", splits=EVERYTHING)
+  register_mixture("each", ["small", "large", "other"], together=[("a", "b")])
+  for mixture in (keep_only("each", "a"), "each only a"):
+    assert (training_datasets(mixture), held_out_datasets(mixture)) == (
+      ["small"],
+      ["large", "other"],
+    )
+  assert get_mixture("each only a, b") == keep_only("each", "a", "b")
+  assert training_datasets("each only a, c without c") == ["small"]
+  assert training_datasets("each without c only a, c") == ["small"]
+  with pytest.raises(UnknownName, match="cluster 'd'.*It is to be kept of each"):
+    get_mixture("each only a, d")
 
 
 def test_a_mixture_within_a_mixture_keeps_its_own_caps(rates, shares):
@@ -195,11 +178,6 @@ def test_held_out_clusters_are_kept_out_wherever_they_stand(datasets, tmp_path):
     ({"datasets": {"large": None}, "hold_out": ("b",)}, ConfigError, "nothing to train on"),
     ({"datasets": {"small": "60%", "large": "60%"}}, ConfigError, "120% and do not make a whole"),
     ({"datasets": {"small": "100%", "large": None}}, ConfigError, "leave nothing for large"),
-    (
-      {"datasets": {"small": None, "large": "10%"}, "hold_out": ("b",)},
-      ConfigError,
-      "'large' the share 10%, but it is held out",
-    ),
   ],
 )
 def test_a_mixture_that_cannot_be_mixed_is_refused(datasets, settings, error, message, tmp_path):
@@ -263,6 +241,7 @@ def test_a_description_tells_what_a_run_will_see(datasets, tmp_path):
   assert rows["small"].templates == ("ask", "answer_with")
   assert rows["small"].unseen == ("kept_back",)
   assert rows["small"].licence == "CC0-1.0"
+  assert rows["small"].source == "files small.jsonl"
 
 
 def test_importing_the_library_registers_nothing_and_loads_no_tensorflow():

@@ -137,6 +137,28 @@ def test_balanced_labels_leave_a_passage_without_a_hint(load_passages):
   assert splits.counts.unbalanced == 20 - 8
 
 
+def test_at_most_keeps_so_many_of_each_kind_in_a_split_and_always_the_same(load_passages):
+  many = rows(groups=6, per_group=9)
+  splits = load_passages(many, splits={"train": 0.7, "test": 0.3}, at_most={"passage": 4})
+  for records in splits.values():
+    assert set(collections.Counter(r["passage"] for r in records).values()) == {4}
+  assert splits.counts.capped == 6 * 5
+  whole = load_passages(many, splits={"train": 0.7, "test": 0.3})
+  seen = collections.Counter()
+  firsts = [r for r in whole["train"] if (seen.update([r["passage"]]), seen[r["passage"]])[1] <= 4]
+  assert list(splits["train"]) == firsts
+  again = load_passages(many[::-1], splits={"train": 0.7, "test": 0.3}, at_most={"passage": 4})
+  assert list(again["train"]) == firsts
+
+
+@pytest.mark.parametrize(
+  "wrong", [{"passage": 0}, {"passage": "4"}, {}, {"passage": 4, "label": 2}]
+)
+def test_at_most_wants_one_field_and_a_number(load_passages, wrong):
+  with pytest.raises(TemplateError, match=r"\.yaml:\d+: at_most"):
+    load_passages(rows(3), splits={"train": 1.0}, at_most=wrong)
+
+
 def test_balance_needs_fixed_choices(load_passages):
   with pytest.raises(TemplateError, match="balance is for an answer with fixed choices"):
     load_passages(rows(2), balance="passage", answer={"field": "label"})

@@ -93,6 +93,28 @@ def test_exemplars_come_from_training_and_other_groups(prepare, reviews):
     assert query.startswith(records["test"][prompt.index]["text"])
 
 
+class Rows(list):
+  """Records that are each a group by themselves."""
+
+  def group(self, index):
+    return hash(self[index]["text"] + self[index]["label"])
+
+
+def test_a_training_record_that_asks_the_same_is_no_exemplar(reviews, encoder_of, tmp_path):
+  spec, _ = reviews
+  train = Rows({"text": f"Film {i}.", "label": "positive"} for i in range(4))
+  records = {"train": train, "test": Rows([{"text": "film  0.", "label": "negative"}])}
+  for seed in range(9):
+    task = EvaluationTask("reviews", examples=None, seed=seed, shots=3)
+    prepared = prepare_task(task, encoder_of("decoder", 600), tmp_path, spec=spec, records=records)
+    for template in prepared.templates:
+      assert template.prompts[0].inputs.casefold().count("film 0.") == 0
+      assert all(f"Film {i}." in template.prompts[0].inputs for i in (1, 2, 3))
+  with pytest.raises(EvaluationError, match="has only 3 records .* that ask something else"):
+    task = EvaluationTask("reviews", examples=None, shots=4)
+    prepare_task(task, encoder_of("decoder", 600), tmp_path, spec=spec, records=records)
+
+
 def test_too_many_exemplars_are_refused(prepare):
   with pytest.raises(EvaluationError, match=r"reviews: 99 exemplars .* has only \d+ records"):
     prepare(EvaluationTask("reviews", shots=99))

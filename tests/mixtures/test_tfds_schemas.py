@@ -52,7 +52,7 @@ def test_the_record_has_the_form_of_the_builder(spec):
 
 # Labels that are numbers in TFDS, and those whose names the derive function puts otherwise: (field, name -> ours).
 NUMBERS = {
-  "stsb": ("label", {0.0: "0", 2.4: "2", 2.6: "3", 5.0: "5"}),
+  "stsb": ("label", {0.0: "0", 1.4: "1", 2.4: "2", 2.6: "3", 4.4: "4", 5.0: "5"}),
   "sentiment140": ("polarity", {0: "negative", 4: "positive"}),
 }
 RENAMED = {
@@ -61,26 +61,46 @@ RENAMED = {
   "multirc": ("label", {"False": "wrong", "True": "right"}),
   "trec": ("label-coarse", {name: name for name in ("DESC", "ENTY", "ABBR", "HUM", "NUM", "LOC")}),
 }
+# Datasets whose choices stand in an order of their own, and why.
+REORDERED = {
+  "wnli": (
+    ["entailment", "not_entailment"],
+    "not shuffled, and people say yes or no, not no or yes",
+  ),
+}
 LABELLED = [spec for spec in ON_TFDS if spec.answer is not None and spec.answer.labels]
+each_labelled = pytest.mark.parametrize("spec", LABELLED, ids=[spec.name for spec in LABELLED])
 
 
-@pytest.mark.parametrize("spec", LABELLED, ids=[spec.name for spec in LABELLED])
-def test_every_class_of_the_builder_has_its_choice(spec):
+def classes_of(spec):
+  """The field with the label, and our name for each of its classes, in the order of the builder."""
   import tensorflow_datasets as tfds
 
-  answer = spec.answer.field
   if spec.name in NUMBERS:
-    field, wanted = NUMBERS[spec.name]
-  else:
-    own = (answer, {name: name for name in spec.answer.labels})
-    field, wanted = RENAMED.get(spec.name, own)
-    with tfds.testing.mock_data():
-      classes = tfds.builder(spec.source["tfds"]).info.features[field].names
-    assert sorted(classes) == sorted(wanted) and sorted(spec.answer.labels) == sorted(
-      wanted.values()
-    )
-  made = {name: spec.derive_record({**spec.record, field: name})[answer] for name in wanted}
+    return NUMBERS[spec.name]
+  own = (spec.answer.field, {name: name for name in spec.answer.labels})
+  field, wanted = RENAMED.get(spec.name, own)
+  with tfds.testing.mock_data():
+    classes = tfds.builder(spec.source["tfds"]).info.features[field].names
+  assert sorted(classes) == sorted(wanted)
+  return field, {name: wanted[name] for name in classes}
+
+
+@each_labelled
+def test_every_class_of_the_builder_has_its_choice(spec):
+  field, wanted = classes_of(spec)
+  assert sorted(spec.answer.labels) == sorted(wanted.values())
+  made = {
+    name: spec.derive_record({**spec.record, field: name})[spec.answer.field] for name in wanted
+  }
   assert made == wanted
+
+
+@each_labelled
+def test_choices_stand_in_the_order_of_the_builder_s_classes(spec):
+  _, classes = classes_of(spec)
+  order, _ = REORDERED.get(spec.name, (list(classes.values()), ""))
+  assert list(spec.answer.labels) == order
 
 
 def test_a_dataset_of_others_without_a_usable_record_counts_as_one_that_is_gone(tmp_path):
