@@ -2,7 +2,8 @@
 Training Enables Zero-Shot Task Generalization"); `t0_evaluation`: what T0 was judged on.
 
 The templates are promptsource's, and each counts as a dataset of its own: one of a dataset with 500,000 examples or
-fewer is drawn in proportion to all of them; those of a larger dataset share 500,000. No example is left out.
+fewer is drawn in proportion to all of them; those of a larger dataset share 500,000. No example is left out. A template
+that is for some examples only is drawn for these alone, and in its place another of the dataset.
 
 `t0_evaluation` holds out all of itself, so that it can be judged on and never trained on. T0 saw none of its eleven
 datasets. T0+ was tuned on hellaswag, and T0++ on copa, wic and wsc.fixed as well: only the others are then zero-shot.

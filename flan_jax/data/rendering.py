@@ -1,13 +1,13 @@
 """One draw in words and ids: which template, which options style, which exemplars."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from flan_jax.data.encode import Dropped, Encoded, Encoder, Render
 from flan_jax.data.records import content_key
 from flan_jax.errors import ConfigError, RecordError
-from flan_jax.prompting import AnyTemplate, DatasetSpec, Draw, Rendering, few_shot
+from flan_jax.prompting import AnyTemplate, DatasetSpec, DoesNotApply, Draw, Rendering, few_shot
 
 _STYLE_ATTEMPTS = 16
 _EXEMPLAR_ATTEMPTS = 32
@@ -77,18 +77,29 @@ class DatasetDraws:
   def _renderer(self, example: int, epoch: int) -> Render:
     """Renders one draw at any limit; its exemplars are rendered once."""
     draw = self._draw(example, epoch)
-    templates = self.spec.training_templates()
-    template = templates[draw.fork("template").below(len(templates))]
     record = self.records[example]
     exemplars: list[Rendering] = []
 
     def render(long_limit: int | None) -> Rendering:
-      query = template.render(record, draw, long_limit)
+      template, query = self._query(record, draw, long_limit)
       if self.shots and not exemplars:
         exemplars.extend(self._exemplars(template, query.style, example, draw))
       return few_shot(query, exemplars) if exemplars else query
 
     return render
+
+  def _query(
+    self, record: Mapping[str, Any], draw: Draw, long_limit: int | None
+  ) -> tuple[AnyTemplate, Rendering]:
+    """The record in the words of the first template drawn that is for it, and that template."""
+    untried, order = list(self.spec.training_templates()), draw.fork("template")
+    while True:
+      template = untried.pop(order.below(len(untried)))
+      try:
+        return template, template.render(record, draw, long_limit)
+      except DoesNotApply:
+        if not untried:
+          raise
 
   def _exemplars(
     self, template: AnyTemplate, style: str, example: int, draw: Draw
@@ -96,10 +107,13 @@ class DatasetDraws:
     for number, index in enumerate(self._others(example, draw)):
       record = self.records[index]
       # The options are shown as the query shows them, in an order of their own.
-      for attempt in range(_STYLE_ATTEMPTS):
-        shown = template.render(record, draw.fork("exemplar", number, attempt))
-        if shown.style == style:
-          break
+      try:
+        for attempt in range(_STYLE_ATTEMPTS):
+          shown = template.render(record, draw.fork("exemplar", number, attempt))
+          if shown.style == style:
+            break
+      except DoesNotApply:
+        continue
       yield shown
 
   def _others(self, example: int, draw: Draw) -> list[int]:

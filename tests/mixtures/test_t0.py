@@ -1,6 +1,5 @@
 """T0's datasets and mixtures against what its authors published: lists, sizes, rates, prompts."""
 
-import argparse
 import io
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 import yaml
 from pyarrow import parquet
 
-from flan_jax.cli.inspect import show_templates
+from flan_jax.cli.main import main
 from flan_jax.data import (
   Mixture,
   dataset_spec,
@@ -228,7 +227,7 @@ def test_what_is_judged_cannot_be_trained_on(monkeypatch, tmp_path):
 
 @from_package
 def test_their_prompts_are_shown_without_the_hub(capsys):
-  show_templates(argparse.Namespace(dataset="p3_super_glue_copa", template="", examples=1, seed=0))
+  assert main(["templates", "p3_super_glue_copa"]) == 0
   shown = capsys.readouterr().out
   assert "`flan-jax mixtures p3_super_glue_copa` prepares real ones" in shown
   assert "> The stove became wet." in shown and "(not for this record)" in shown
