@@ -1,9 +1,8 @@
 """`flan2021`: the datasets of FLAN 2021 (Wei et al. 2022, "Finetuned Language Models Are Zero-Shot Learners").
 
 As in the paper, a dataset gives 30,000 training examples at most, and is drawn in proportion to their number with a
-cap of 3,000. The clusters are those of the paper's code, and a dataset's own cluster is its folder under `templates`,
-where openbookqa stands with commonsense. `mnli_mismatched` has no training split and is for evaluation. The
-datasets come from TFDS; boolq, openbookqa, piqa and xsum from published packages, as in `mini`.
+cap of 3,000. The clusters are those of the paper's code. `mnli_mismatched` has no training split and is for
+evaluation. The datasets come from TFDS, and XSum, which TFDS wants downloaded by hand, from the Hugging Face hub.
 """
 
 from flan_jax.data.mixtures import register_mixture
@@ -18,17 +17,24 @@ CLUSTERS = {
       "multi_news",
       "newsroom",
       "samsum",
-      "xsum",
+      "flan_xsum",
     ),
     *("opinion_abstracts_idebate", "opinion_abstracts_rotten_tomatoes", "wiki_lingua_english_en"),
   ),
   "structure_to_text": ("common_gen", "dart", "e2e_nlg", "web_nlg_en"),
-  "reading_comprehension": ("boolq", "drop", "multirc", "openbookqa", "squad_v1", "squad_v2"),
+  "reading_comprehension": (
+    "flan_boolq",
+    "drop",
+    "multirc",
+    "flan_openbookqa",
+    "squad_v1",
+    "squad_v2",
+  ),
   "open_domain_qa": ("arc_challenge", "arc_easy", "natural_questions", "trivia_qa"),
   "paraphrase": ("glue_mrpc", "glue_qqp", "paws_wiki", "stsb"),
   "sentiment": ("imdb_reviews", "sentiment140", "sst2", "yelp_polarity_reviews"),
   "text_formatting": ("fix_punct", "true_case", "word_segment"),
-  "commonsense": ("copa", "hellaswag", "piqa", "story_cloze"),
+  "commonsense": ("copa", "hellaswag", "flan_piqa", "story_cloze"),
   "translation": (
     *("para_crawl_enes", "wmt14_enfr", "wmt16_translate_csen", "wmt16_translate_deen"),
     *(
@@ -53,10 +59,10 @@ CLUSTERS = {
 register_mixture(
   "flan2021",
   [name for names in CLUSTERS.values() for name in names],
-  # One of these tells too much about the other. The paper, which judges commonsense, goes on training on
-  # reading comprehension, and the other way round; here they go together, and openbookqa is left out with either.
+  # The paper's two rules: of paraphrase and entailment, and of the cluster that is both of two others.
   together=[
     ("entailment", "paraphrase"),
-    ("commonsense", "read_comp_and_common_sense", "reading_comprehension"),
+    ("reading_comprehension", "read_comp_and_common_sense"),
+    ("commonsense", "read_comp_and_common_sense"),
   ],
 )

@@ -32,6 +32,11 @@ def test_the_file_loads_and_its_record_renders_in_every_template(spec: DatasetSp
 
 
 @each_dataset
+def test_the_cluster_is_the_folder(spec: DatasetSpec):
+  assert spec.cluster == spec.path.parent.name
+
+
+@each_dataset
 def test_the_lint_finds_nothing(spec: DatasetSpec):
   assert lint(spec) == []
 

@@ -1,18 +1,20 @@
-"""The commands that only look: templates, checkpoints."""
+"""The commands that only look: templates, rows of stores, checkpoints."""
 
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from flan_jax.cli.table import print_table
-from flan_jax.data import dataset_names, dataset_spec, load_records
+from flan_jax.data import Provenance, Store, dataset_names, dataset_spec, load_records
 from flan_jax.data.home import data_home
-from flan_jax.data.mirror import is_remote
 from flan_jax.data.records import are_built
-from flan_jax.errors import SourceError, TemplateError
+from flan_jax.data.sources import is_large
+from flan_jax.errors import ConfigError, SourceError, TemplateError
 
 
 def show_templates(options: argparse.Namespace) -> None:
@@ -32,9 +34,8 @@ def show_templates(options: argparse.Namespace) -> None:
   spec = dataset_spec(options.dataset)
   templates = [spec.template(options.template)] if options.template else spec.templates
   records: Sequence[Mapping[str, Any]] = ()
-  # A look is not worth the hours that some of TFDS and of the hub take to prepare.
-  far = "tfds" in spec.source or is_remote(str(spec.source.get("files", "")))
-  if not far or are_built(spec, data_home()):
+  # A look is not worth the hours that some sets take to prepare.
+  if not is_large(spec.source) or are_built(spec, data_home()):
     records = load_records(spec, data_home())[next(iter(spec.splits))][: options.examples]
   else:
     print(f"on the example of {spec.path}; `flan-jax mixtures {spec.name}` prepares real ones\n")
@@ -71,6 +72,52 @@ def _write_page(names: Sequence[str], path: Path, seed: int) -> None:
       print(f"{name} is left out: {error}", file=sys.stderr)
   write_whole(path, [gallery_page(specs, seed)])
   print(path)
+
+
+def show_rows(options: argparse.Namespace) -> None:
+  """The examples of some rows of a prepared store: where each comes from, and its text as it was stored."""
+  if options.index is not None and not options.dataset:
+    raise ConfigError("--index is a record of a dataset: name that by --dataset.")
+  store = Store.open(options.store)
+  for number in _chosen_rows(store, options):
+    examples = zip(store.provenance(number), store.row(number), strict=True)
+    for place, (provenance, example) in enumerate(examples):
+      if not _is_asked_for(provenance, options):
+        continue
+      read, written = store.texts(example)
+      if options.json:
+        about = {"row": number, "place": place, **asdict(provenance)}
+        print(json.dumps({**about, "inputs": read, "targets": written}, ensure_ascii=False))
+      else:
+        print(f"row {number}, example {place}: {_told(provenance)}")
+        print("\n".join([*_quoted("|", read), *_quoted(">", written), ""]))
+
+
+def _chosen_rows(store: Store, options: argparse.Namespace) -> Iterator[int]:
+  if options.row:
+    return iter(options.row)
+  if options.dataset:
+    return islice(store.rows_of(options.dataset, options.index), options.limit)
+  return iter(range(min(store.rows, options.limit)))
+
+
+def _is_asked_for(provenance: Provenance, options: argparse.Namespace) -> bool:
+  wanted = ((options.dataset, provenance.dataset), (options.index, provenance.index))
+  return all(asked in (None, found) for asked, found in wanted)
+
+
+def _told(provenance: Provenance) -> str:
+  words = [f"{provenance.dataset} {provenance.split} {provenance.index}"]
+  words += [f"template {provenance.template}"] if provenance.template else []
+  words += [f"options {provenance.style}"] if provenance.style != "none" else []
+  words += [f"epoch {provenance.epoch}", f"seed {provenance.seed}"]
+  if provenance.exemplars:
+    words.append(f"after {', '.join(map(str, provenance.exemplars))}")
+  return "; ".join(words)
+
+
+def _quoted(mark: str, text: str) -> list[str]:
+  return [f"  {mark} {line}".rstrip() for line in text.split("\n")] if text else []
 
 
 def show_checkpoints(options: argparse.Namespace) -> None:

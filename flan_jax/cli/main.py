@@ -24,6 +24,7 @@ _HOMES = {
   "mixtures": "mixtures",
   "contamination": "contamination",
   "templates": "inspect",
+  "rows": "inspect",
   "checkpoints": "inspect",
 }
 
@@ -43,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
   for library in ("absl", "asyncio"):
     logging.getLogger(library).setLevel(logging.CRITICAL)
   try:
+    if options.templates:
+      from flan_jax.data.library import register_templates
+
+      for place in options.templates:
+        register_templates(place)
     for module in options.module:
       if options.command in JOBS:
         user_modules.register(module)
@@ -148,6 +154,15 @@ def _parser() -> argparse.ArgumentParser:
   )
   overlaps.add_argument("--json", action="store_true")
   overlaps.add_argument("--out", metavar="FILE", help="write everything into this file, as JSON")
+  rows = _command(
+    commands, "rows", "show rows of a prepared store: where each example comes from, and its text"
+  )
+  rows.add_argument("store", help="a folder, or a URL")
+  rows.add_argument("--row", type=_count, action="append", help="this row; may be repeated")
+  rows.add_argument("--dataset", help="examples of this dataset only")
+  rows.add_argument("--index", type=_count, help="examples of this record only")
+  rows.add_argument("--limit", type=_count, default=3, help="so many rows at most")
+  rows.add_argument("--json", action="store_true", help="an object a line")
   checkpoints = _command(
     commands, "checkpoints", "list the checkpoints of a run with a digest of their arrays"
   )
@@ -221,6 +236,13 @@ def _command(commands, name: str, text: str) -> argparse.ArgumentParser:
     default=[],
     metavar="NAME",
     help="a module of yours that registers datasets, mixtures or SeqIO tasks",
+  )
+  parser.add_argument(
+    "--templates",
+    action="append",
+    default=[],
+    metavar="PATH",
+    help="a dataset file of yours, or a folder of them; may be repeated",
   )
   return parser
 

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
   from flan_jax.data.batches import Batches, make_features
   from flan_jax.data.encode import Dropped, Encoded, Encoder, OptionsEncoding, PromptEncoding
   from flan_jax.data.home import data_home
-  from flan_jax.data.library import dataset_names, dataset_spec, register_templates
+  from flan_jax.data.library import (
+    dataset_names,
+    dataset_spec,
+    register_dataset,
+    register_templates,
+  )
   from flan_jax.data.locks import lock_mixture, read_lock, write_lock
   from flan_jax.data.mixtures import (
     Mixture,
@@ -38,12 +43,12 @@ if TYPE_CHECKING:
   from flan_jax.data.sources import Source, open_source
   from flan_jax.data.store import Store, StoreConfig
   from flan_jax.data.texts import TextTask, register_text
-  from flan_jax.data.windows import StoredExample
+  from flan_jax.data.windows import Provenance, StoredExample
 
 _MODULES = {
   "archives": ("fetch", "members"),
   "batches": ("Batches", "make_features"),
-  "library": ("dataset_names", "dataset_spec", "register_templates"),
+  "library": ("dataset_names", "dataset_spec", "register_dataset", "register_templates"),
   "encode": ("Dropped", "Encoded", "Encoder", "OptionsEncoding", "PromptEncoding"),
   "home": ("data_home",),
   "locks": ("lock_mixture", "read_lock", "write_lock"),
@@ -71,7 +76,7 @@ _MODULES = {
   "sources": ("Source", "open_source"),
   "store": ("Store", "StoreConfig"),
   "texts": ("TextTask", "register_text"),
-  "windows": ("StoredExample",),
+  "windows": ("Provenance", "StoredExample"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -84,6 +89,7 @@ __all__ = [
   "MixtureTask",
   "OptionsEncoding",
   "PromptEncoding",
+  "Provenance",
   "RecordCounts",
   "RecordSplits",
   "Records",
@@ -112,6 +118,7 @@ __all__ = [
   "open_source",
   "pack",
   "read_lock",
+  "register_dataset",
   "register_mixture",
   "register_seqio",
   "register_templates",

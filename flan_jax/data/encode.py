@@ -28,6 +28,8 @@ class Encoded:
       read them in both directions. 0 for an encoder-decoder.
     shortened: the long field was cut.
     shots_dropped: few-shot exemplars that did not fit.
+    template, style: of the rendering; "" and "none" where there was none.
+    exemplars: which records the exemplars are that did fit, in their order.
   """
 
   inputs: Int[np.ndarray, "inputs"]
@@ -36,6 +38,9 @@ class Encoded:
   prefix: int = 0
   shortened: bool = False
   shots_dropped: int = 0
+  template: str = ""
+  style: str = "none"
+  exemplars: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,8 @@ class Encoder:
       ids.prefix,
       fitted.shortened,
       fitted.shots_dropped,
+      fitted.rendering.template,
+      fitted.rendering.style,
     )
 
   def encode_prompt(self, render: Render) -> PromptEncoding | Dropped:

@@ -4,11 +4,13 @@ Windows are finished one by one and kept, so that a run that is stopped goes on 
 result does not depend on how many processes made it.
 """
 
+import glob
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -33,7 +35,7 @@ from flan_jax.data.store import (
 from flan_jax.data.streams import MixtureStream, Stream, StreamEnds, describe_mixture
 from flan_jax.data.windows import Window, write_window
 from flan_jax.data.workers import can_fork, in_child, results_of
-from flan_jax.errors import ConfigError
+from flan_jax.errors import ConfigError, FlanJaxError, StorageError
 from flan_jax.prompting import Draw
 
 _LOG = logging.getLogger(__name__)
@@ -70,18 +72,17 @@ def prepare(
   elif workers is None:
     workers = len(os.sched_getaffinity(0)) if can_fork() else 1
   # Reading a TFDS source loads TensorFlow, after which no worker could be forked.
-  if workers > 1:
-    description = in_child(partial(describe, config, data_dir, strict))
-  else:
-    description = describe(config, data_dir, strict)
+  told = partial(_description, config, rows, data_dir, strict)
+  description = in_child(told) if workers > 1 else told()
   for name, reason in description["missing"].items():
     _LOG.warning("%s is left out: %s", name, reason)
   directory = build_once(directory_of(description, data_dir), partial(_begin, config, description))
-  windows = read_description(directory)["windows"]
-  whole = len(_kept(directory, windows)) == len(windows)
-  if whole and sum(window["rows"] for window in windows) >= rows:
+  about = read_description(directory)
+  if _is_enough(directory, about, rows):
+    if about["tasks"] != _as_json(description["tasks"]):
+      _put_right(directory, description)
     return Store.open(directory)  # without a lock: the disk may be one to read from only
-  with one_at_a_time(directory.with_name(f".{directory.name}.lock")):
+  with one_at_a_time(_lock(directory)):
     windows = read_description(directory)["windows"]
     # Rows that were promised before stay promised, also where somebody deleted a torn window.
     rows = max(rows, sum(window["rows"] for window in windows))
@@ -95,16 +96,24 @@ def prepare(
   return Store.open(directory)
 
 
-def describe(config: StoreConfig, data_dir: Path | str, strict: bool = False) -> dict[str, Any]:
+def describe(
+  config: StoreConfig,
+  data_dir: Path | str,
+  strict: bool = False,
+  missing: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
   """What `store.json` says about a store before it has windows. Builds the records that are not there.
 
   Its fingerprint is a sha256 of everything that decides the rows: of our own mixtures the sources,
   templates and rates; of a SeqIO task what `seqio_stream.describe` can see of it; the settings.
+
+  Args:
+    missing: see `flan_jax.data.rates.training_tasks`.
   """
   if mixture := _own_mixture(config):
-    tasks, missing = describe_mixture(mixture, config, data_dir, strict)
+    tasks, without = describe_mixture(mixture, config, data_dir, strict, missing)
   else:
-    tasks, missing = seqio_stream.describe(config), {}
+    tasks, without = seqio_stream.describe(config), {}
   deciding = ("name", "examples", "share", "templates_fingerprint", "records_fingerprint")
   content = [config.settings(), [[task[key] for key in deciding] for task in tasks]]
   return {
@@ -112,9 +121,60 @@ def describe(config: StoreConfig, data_dir: Path | str, strict: bool = False) ->
     "mixture": config.mixture_name,
     "settings": config.settings(),
     "tasks": tasks,
-    "missing": missing,
+    "missing": without,
     "windows": [],
   }
+
+
+def _description(config: StoreConfig, rows: int, data_dir: Path, strict: bool) -> dict[str, Any]:
+  """What `describe` says. Where a store that was made without some datasets will do, it is that one: the
+  datasets are not asked for again, which takes seconds each, and a run that goes on has the store it had."""
+  for path, missing in [] if strict else _with_gaps(config, rows, data_dir):
+    with suppress(FlanJaxError):  # the mixture is another by now
+      description = describe(config, data_dir, missing=missing)
+      if directory_of(description, data_dir) == path:
+        _LOG.warning(
+          "%s: the store that is there is taken as it is. What is left out is asked for again by `flan-jax "
+          "mixtures` and where strict is set.",
+          config.mixture_name,
+        )
+        return description
+  return describe(config, data_dir, strict)
+
+
+def _with_gaps(
+  config: StoreConfig, rows: int, data_dir: Path
+) -> Iterator[tuple[Path, dict[str, str]]]:
+  """The stores of these settings that have enough rows and lack datasets; and those, with the reasons."""
+  for path in sorted((data_dir / "stores").glob(f"{glob.escape(config.mixture_name)}-*")):
+    with suppress(StorageError):
+      about = read_description(path)
+      same = about["settings"] == _as_json(config.settings())
+      if same and about.get("missing") and _is_enough(path, about, rows):
+        yield path, about["missing"]
+
+
+def _as_json(value: Any) -> Any:
+  """What comes back after it is written."""
+  return json.loads(json.dumps(value))
+
+
+def _is_enough(directory: Path, about: Mapping[str, Any], rows: int) -> bool:
+  """Whether a store so described has so many rows, every window in its place."""
+  windows = about["windows"]
+  whole = len(_kept(directory, windows)) == len(windows)
+  return whole and sum(window["rows"] for window in windows) >= rows
+
+
+def _put_right(directory: Path, description: Mapping[str, Any]) -> None:
+  """Tells what has changed and decides no row, such as a licence; unless the disk is only for reading."""
+  with suppress(OSError, StorageError), one_at_a_time(_lock(directory)):
+    windows = read_description(directory)["windows"]
+    write_description(directory, {**description, "windows": windows})
+
+
+def _lock(directory: Path) -> Path:
+  return directory.with_name(f".{directory.name}.lock")
 
 
 def _own_mixture(config: StoreConfig) -> Mixture | None:

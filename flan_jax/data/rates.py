@@ -1,6 +1,6 @@
 """How often each dataset of a mixture is drawn, and what there is of it. Asking builds the records."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from flan_jax.data.mixtures import (
   is_mixture,
   multiplier_and_share,
 )
-from flan_jax.data.records import load_records
+from flan_jax.data.records import are_built, load_records
 from flan_jax.data.source_words import in_words
 from flan_jax.data.texts import datasets_of, registered_texts
 from flan_jax.errors import ConfigError, NetworkError, SourceError, UnknownName
@@ -81,25 +81,35 @@ class TaskDescription:
 
 
 def training_tasks(
-  mixture: Mixture | str, data_dir: Path | str, split: str = "train", strict: bool = False
+  mixture: Mixture | str,
+  data_dir: Path | str,
+  split: str = "train",
+  strict: bool = False,
+  missing: Mapping[str, str] | None = None,
 ) -> list[MixtureTask]:
-  """The datasets that are trained on, with their rates. Builds the records that are not there.
+  """The datasets that are trained on, with their rates. Builds those of their records that are not there.
 
   Args:
     split: another one has the datasets that have such a split, at the rates that they are trained at.
     strict: see `mixture_tasks`; else those that cannot be had are there with a share of 0.
+    missing: what is known not to be had, and why: it is not asked for, unless its records are there.
 
   Raises:
     UnknownName: none of them has the split; see also `mixture_tasks`.
   """
-  tasks = [task for task in mixture_tasks(mixture, data_dir, strict) if not task.held_out]
+  trained = [name for name, held_out in clusters_held_out(as_mixture(mixture)) if not held_out]
+  tasks = _tasks(as_mixture(mixture), trained, data_dir, strict, missing)
   if split == "train":
     return tasks
-  sizes = {task.name: _size(task.name, split, data_dir) for task in tasks if not task.missing}
-  tasks = [task for task in tasks if sizes.get(task.name)]
+  sizes = {
+    task.name: 0 if task.missing else _size(task.name, split, data_dir)
+    for task in tasks
+    if split in _splits(task.name)
+  }
+  tasks = [task for task in tasks if sizes.get(task.name) or (task.missing and task.name in sizes)]
   total = sum(task.rate for task in tasks)
   if not total:
-    known = {split for name in sizes for split in _splits(name)}
+    known = {split for name in trained for split in _splits(name)}
     raise UnknownName(
       "split", split, known, f"They are those of the mixture {as_mixture(mixture).name}."
     )
@@ -133,10 +143,25 @@ def mixture_tasks(
     SourceError: strict, and records cannot be had; or none of what is trained on can be.
   """
   mixture = as_mixture(mixture)
-  held = dict(clusters_held_out(mixture))
+  names = [name for name, _ in clusters_held_out(mixture)]
+  return _tasks(mixture, names, data_dir, strict)
+
+
+def _tasks(
+  mixture: Mixture,
+  names: Sequence[str],
+  data_dir: Path | str,
+  strict: bool,
+  known: Mapping[str, str] | None = None,
+) -> list[MixtureTask]:
+  """Those of a mixture's datasets that are named, held out or not; all that are trained on have to be."""
+  held = {name: held_out for name, held_out in clusters_held_out(mixture) if name in names}
   sizes: dict[str, int] = {}
-  missing: dict[str, SourceError] = {}
+  missing: dict[str, SourceError | str] = {}
   for name in held:
+    if known and name in known and not all(are_built(spec, data_dir) for spec in specs_of(name)):
+      sizes[name], missing[name] = 0, known[name]
+      continue
     try:
       sizes[name] = _size(name, "train", data_dir)
     except SourceError as error:

@@ -178,7 +178,7 @@ def are_built(spec: DatasetSpec, data_dir: Path | str) -> bool:
 def _place_of(spec: DatasetSpec, data_dir: Path) -> tuple[Source, str, Path]:
   """Where records come from, the fingerprint of what they will be, and where they are kept."""
   try:
-    source = open_source(spec.source, spec.path.resolve().parent, data_dir / "archives")
+    source = open_source(spec.source, spec.folder, data_dir / "archives")
     fingerprint = _fingerprint(spec, source)
   except (ConfigError, UnknownName) as error:
     raise ConfigError(f"{spec.path}: {error}") from error

@@ -1,8 +1,8 @@
 """One draw in words and ids: which template, which options style, which exemplars."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 from flan_jax.data.encode import Dropped, Encoded, Encoder, Render
 from flan_jax.data.records import content_key
@@ -23,6 +23,9 @@ class TrainingRecords(Protocol):
   def group(self, index: int) -> int: ...
 
 
+TemplateChoice = Literal["seeded", "round_robin"]
+
+
 @dataclass(frozen=True)
 class DatasetDraws:
   """Renders the draws of one dataset.
@@ -37,6 +40,9 @@ class DatasetDraws:
     renderings: later epochs repeat the texts of the first so many.
     shots: few-shot exemplars, of other groups than the query's, asking something else, and answered by the
       same template.
+    shot_share: of the draws so many have exemplars, the others none.
+    template_choice: "seeded" hashes a draw to a template; "round_robin" goes through them, example by example
+      and one further each epoch, so that all are drawn equally often (Wei et al. 2022 mix theirs so).
 
   Raises:
     ConfigError: the dataset has no template for training.
@@ -48,6 +54,8 @@ class DatasetDraws:
   seed: int
   renderings: int
   shots: int
+  shot_share: float = 1.0
+  template_choice: TemplateChoice = "seeded"
 
   def __post_init__(self) -> None:
     if not self.spec.training_templates():
@@ -61,59 +69,60 @@ class DatasetDraws:
     Raises:
       RecordError: the record gives an empty text.
     """
-    return self._renderer(example, epoch)(long_limit)
+    return self._renderer(example, epoch)[0](long_limit)
 
   def encode(self, encoder: Encoder, example: int, epoch: int) -> Encoded | Dropped:
     """The ids of a draw; a record that gives an empty text is dropped as "unrenderable"."""
+    render, others = self._renderer(example, epoch)
     try:
-      return encoder.encode(self._renderer(example, epoch))
+      encoded = encoder.encode(render)
     except RecordError:
       return Dropped("unrenderable")
+    if isinstance(encoded, Dropped) or not others:
+      return encoded
+    return replace(encoded, exemplars=tuple(others[encoded.shots_dropped :]))
 
   def exemplars(self, example: int, epoch: int) -> list[int]:
     """The records that stand before the query of a draw."""
-    return self._others(example, self._draw(example, epoch))
-
-  def _renderer(self, example: int, epoch: int) -> Render:
-    """Renders one draw at any limit; its exemplars are rendered once."""
     draw = self._draw(example, epoch)
-    record = self.records[example]
+    return self._others(example, draw) if self._has_exemplars(draw) else []
+
+  def _renderer(self, example: int, epoch: int) -> tuple[Render, Sequence[int]]:
+    """What renders one draw at any limit, its exemplars once; and which examples those are."""
+    draw = self._draw(example, epoch)
+    others = self._others(example, draw) if self._has_exemplars(draw) else []
     exemplars: list[Rendering] = []
 
     def render(long_limit: int | None) -> Rendering:
-      template, query = self._query(record, draw, long_limit)
-      if self.shots and not exemplars:
-        exemplars.extend(self._exemplars(template, query.style, example, draw))
+      template, query = self._query(example, epoch, draw, long_limit)
+      if others and not exemplars:
+        exemplars.extend(self._exemplars(template, query.style, others, draw))
       return few_shot(query, exemplars) if exemplars else query
 
-    return render
+    return render, others
 
   def _query(
-    self, record: Mapping[str, Any], draw: Draw, long_limit: int | None
+    self, example: int, epoch: int, draw: Draw, long_limit: int | None
   ) -> tuple[AnyTemplate, Rendering]:
-    """The record in the words of the first template drawn that is for it, and that template."""
-    untried, order = list(self.spec.training_templates()), draw.fork("template")
-    while True:
-      template = untried.pop(order.below(len(untried)))
+    """The record in the words of the first template that is for it, and that template."""
+    record, reason = self.records[example], RecordError("there is no template")
+    for template in self._templates(example, epoch, draw):
       try:
         return template, template.render(record, draw, long_limit)
-      except DoesNotApply:
-        if not untried:
-          raise
+      except DoesNotApply as error:
+        reason = error
+    raise reason
 
   def _exemplars(
-    self, template: AnyTemplate, style: str, example: int, draw: Draw
+    self, template: AnyTemplate, style: str, others: Sequence[int], draw: Draw
   ) -> Iterator[Rendering]:
-    for number, index in enumerate(self._others(example, draw)):
+    for number, index in enumerate(others):
       record = self.records[index]
       # The options are shown as the query shows them, in an order of their own.
-      try:
-        for attempt in range(_STYLE_ATTEMPTS):
-          shown = template.render(record, draw.fork("exemplar", number, attempt))
-          if shown.style == style:
-            break
-      except DoesNotApply:
-        continue
+      for attempt in range(_STYLE_ATTEMPTS):
+        shown = template.render(record, draw.fork("exemplar", number, attempt))
+        if shown.style == style:
+          break
       yield shown
 
   def _others(self, example: int, draw: Draw) -> list[int]:
@@ -134,6 +143,17 @@ class DatasetDraws:
 
   def _asked(self, index: int) -> bytes:
     return content_key(self.records[index], self.spec.asked_fields)
+
+  def _templates(self, example: int, epoch: int, draw: Draw) -> Iterator[AnyTemplate]:
+    """The templates in the order in which a draw tries them; few datasets need more than the first."""
+    untried, order = list(self.spec.training_templates()), draw.fork("template")
+    if self.template_choice == "round_robin":
+      yield untried.pop((example + epoch % self.renderings) % len(untried))
+    while untried:
+      yield untried.pop(order.below(len(untried)))
+
+  def _has_exemplars(self, draw: Draw) -> bool:
+    return self.shots > 0 and draw.fork("has exemplars").bits() < self.shot_share * 2**64
 
   def _draw(self, example: int, epoch: int) -> Draw:
     return Draw(self.seed, self.spec.name, example, epoch % self.renderings)

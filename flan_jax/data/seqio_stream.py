@@ -316,15 +316,12 @@ def _check(provider: Provider, config: StoreConfig) -> None:
   for feature in ("inputs", "targets"):
     if feature in features:
       _check_feature(name, feature, features[feature], config.vocabulary)
-  if config.renderings != StoreConfig.renderings:
-    raise ConfigError(
-      f"renderings={config.renderings} is for our own datasets; the SeqIO task {name!r} puts its records into "
-      "words itself: leave it out."
-    )
-  if config.few_shot:
-    raise ConfigError(
-      f"few_shot={config.few_shot} is for our own datasets; the SeqIO task {name!r} makes its prompts itself."
-    )
+  for setting in ("renderings", "few_shot", "template_choice"):
+    if (value := getattr(config, setting)) != getattr(StoreConfig, setting):
+      raise ConfigError(
+        f"{setting}={value!r} is for our own datasets; the SeqIO task {name!r} puts its records into words "
+        "itself: leave it out."
+      )
   with _told(name):
     _check_split(provider, config)
   if config.seqio_cache:

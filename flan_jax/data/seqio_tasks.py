@@ -86,7 +86,8 @@ def register_seqio(
     for template in spec.evaluation_templates():
       names.append(f"{prefix}{task.name}.{template.name}")
       one = functools.partial(build, template=template)
-      _register(seqio.TaskRegistry, names[-1], (*settings, spec.fingerprint), one)
+      told = (spec.fingerprint, template.words, template.metrics)
+      _register(seqio.TaskRegistry, names[-1], (*settings, *told), one)
   name = prefix + re.sub(r"\W+", "_", mixture.name)
   if name not in names:
     names.append(name)

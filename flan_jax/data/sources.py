@@ -20,6 +20,7 @@ import gzip
 import hashlib
 import importlib
 import inspect
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,6 +38,7 @@ from flan_jax.errors import (
   SourceError,
   UnknownName,
 )
+from flan_jax.prompting.derive import source_of
 
 _SETTINGS = {
   "package": {"registry", "archive", "sha256", "members", "inside"},
@@ -73,11 +75,16 @@ class Source(abc.ABC):
 
   def fingerprint(self) -> str:
     """A digest that changes when the records may have changed; never fetches anything."""
-    text = json.dumps(self.settings, sort_keys=True, default=str) + self.content()
+    # The order of the settings says nothing; within one it may, as that of parts does.
+    text = json.dumps(sorted(self._identity().items()), default=str) + self.content()
     return hashlib.sha256(text.encode()).hexdigest()
 
+  def _identity(self) -> Mapping[str, Any]:
+    """What the settings say about the content."""
+    return self.settings
+
   def content(self) -> str:
-    """What the settings do not say about the content."""
+    """What they do not say about it."""
     return ""
 
 
@@ -183,10 +190,23 @@ class FilesSource(Source):
       paths += found
     return paths
 
+  def _identity(self) -> Mapping[str, Any]:
+    # Where files of this machine lie says nothing about them; what they are called may tell their format.
+    named = {
+      part: [pattern if is_remote(pattern) else Path(pattern).name for pattern in patterns]
+      for part, patterns in self._patterns.items()
+    }
+    return {**self.settings, "files": named}
+
   def content(self) -> str:
-    patterns = (pattern for part in self._patterns.values() for pattern in part)
-    paths = self._paths(pattern for pattern in patterns if not is_remote(pattern))
-    return "".join(_digest(path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
+    digests = {
+      part: [
+        _digest(path, path.stat().st_mtime_ns, path.stat().st_size)
+        for path in self._paths(pattern for pattern in patterns if not is_remote(pattern))
+      ]
+      for part, patterns in self._patterns.items()
+    }
+    return json.dumps(digests)
 
 
 class TFDSSource(Source):
@@ -299,10 +319,13 @@ class CallableSource(Source):
       raise RecordError(f"{name} failed with {type(error).__name__}: {error}.") from error
 
   def content(self) -> str:
-    try:
-      return inspect.getsource(self._function)
-    except (OSError, TypeError):
-      return ""
+    return source_of(self._function)
+
+
+def is_large(settings: Mapping[str, Any]) -> bool:
+  """Whether asking for the records may take a while: those of TFDS, and of files at URLs."""
+  patterns = _patterns(settings["files"]).values() if "files" in settings else ()
+  return "tfds" in settings or any(map(is_remote, itertools.chain(*patterns)))
 
 
 def named_function(name: str) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ import json
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +27,8 @@ from flan_jax.data.encode import Dropped, Encoded, Encoder, Layout, places
 from flan_jax.data.home import data_home
 from flan_jax.data.mirror import RemoteFolder, is_remote
 from flan_jax.data.mixtures import Mixture
-from flan_jax.data.windows import StoredExample, Window
-from flan_jax.errors import ConfigError, StorageError
+from flan_jax.data.windows import Provenance, StoredExample, Window
+from flan_jax.errors import ConfigError, StorageError, UnknownName
 from flan_jax.vocabularies import (
   Format,
   Vocabulary,
@@ -36,7 +36,7 @@ from flan_jax.vocabularies import (
   load_vocabulary,
 )
 
-ENCODING_VERSION = 2
+ENCODING_VERSION = 3
 """Part of every fingerprint; raised whenever the same settings come to give other rows, or the same
 rows in windows of another layout."""
 
@@ -56,7 +56,9 @@ class StoreConfig:
     lengths: {"inputs": I, "targets": T}, the tokens of a row; a decoder's rows hold I + T.
     seed: of the order, the templates, the options and the exemplars.
     renderings: R: an example is put into words in R ways, which later epochs go through again.
-    few_shot: exemplars before each query.
+    few_shot: exemplars before a query.
+    few_shot_share: of the queries so many have them, the others none.
+    template_choice: "seeded", or "round_robin" where all templates are to be drawn equally often.
     window: draws that are packed together; rows never mix windows.
     loss_on: "targets", or "everything" for a decoder that is to learn the prompts too.
     split: whose examples are trained on; datasets of a mixture that lack it are left out.
@@ -72,6 +74,8 @@ class StoreConfig:
   seed: int = 0
   renderings: int = 4
   few_shot: int = 0
+  few_shot_share: float = 1.0
+  template_choice: Literal["seeded", "round_robin"] = "seeded"
   window: int = 1024
   loss_on: Literal["targets", "everything"] = "targets"
   split: str = "train"
@@ -82,6 +86,16 @@ class StoreConfig:
     for name, least in (("renderings", 1), ("few_shot", 0), ("window", 1)):
       if getattr(self, name) < least:
         raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+    if not 0 < self.few_shot_share <= 1:
+      raise ConfigError(
+        f"few_shot_share is {self.few_shot_share}; it must be above 0 and at most 1."
+      )
+    if self.few_shot_share < 1 and not self.few_shot:
+      raise ConfigError(
+        "few_shot_share says which queries have exemplars, and few_shot=0 that none has."
+      )
+    if self.template_choice not in ("seeded", "round_robin"):
+      raise UnknownName("template_choice", self.template_choice, ("seeded", "round_robin"))
     self.encoder()
 
   @property
@@ -103,6 +117,8 @@ class StoreConfig:
       "seed": self.seed,
       "renderings": self.renderings,
       "few_shot": self.few_shot,
+      "few_shot_share": self.few_shot_share,
+      "template_choice": self.template_choice,
       "window": self.window,
       "loss_on": self.loss_on,
       "split": self.split,
@@ -119,7 +135,7 @@ class StoreTask:
     name, cluster, licence, citation: of the dataset.
     examples: training examples used.
     share: of the draws.
-    templates: names of the templates drawn.
+    templates: names of the templates drawn; of a raw text its objective, of a SeqIO task nothing.
   """
 
   name: str
@@ -193,6 +209,11 @@ class Store:
     self.fingerprint: str = about["fingerprint"]
     self.mixture: str = about["mixture"]
     self.settings: dict[str, Any] = about["settings"]
+    if (version := self.settings.get("encoding_version")) != ENCODING_VERSION:
+      raise StorageError(
+        f"{self.directory} was made by another version of flan-jax, whose stores are laid out otherwise "
+        f"({version}, not {ENCODING_VERSION}): prepare it again."
+      )
     self.layout: Layout = self.settings["layout"]
     self.lengths: dict[str, int] = self.settings["lengths"]
     self.tasks = tuple(_task(entry) for entry in about["tasks"])
@@ -241,8 +262,40 @@ class Store:
         f"row {index} is not in {self.directory}, which has {self.rows}: prepare more rows."
       )
     number = bisect_right(self._ends, index)
-    before = self._ends[number - 1] if number else 0
-    return self._window(number).row(index - before)
+    return self._window(number).row(index - self._begin(number))
+
+  def provenance(self, index: int) -> list[Provenance]:
+    """Where the examples of a row come from, in their order.
+
+    Raises:
+      StorageError: see `row`.
+    """
+    return [self._provenance(example) for example in self.row(index)]
+
+  def rows_of(self, dataset: str, example: int | None = None) -> Iterator[int]:
+    """The rows that hold examples of a dataset, text or SeqIO task, or one of its examples.
+
+    Args:
+      dataset: its name.
+      example: see `Provenance.index`.
+
+    Raises:
+      UnknownName: the store has nothing of that name.
+    """
+    names = [task.name for task in self.tasks]
+    if dataset not in names:
+      raise UnknownName("dataset", dataset, names, f"They are those of the store {self.directory}.")
+    for number in range(len(self._windows)):
+      rows = self._window(number).rows_of(names.index(dataset), example)
+      yield from (self._begin(number) + row for row in rows)
+
+  def texts(self, example: StoredExample) -> tuple[str, str]:
+    """What a model reads and what it is to write, in words; control tokens are left out."""
+    ids = (example.inputs, example.targets)
+    if self.layout == "decoder":
+      ids = (example.targets[: example.prefix], example.targets[example.prefix :])
+    read, written = [self.vocabulary.decode(part.tolist()) for part in ids]
+    return read, written
 
   @cached_property
   def vocabulary(self) -> Vocabulary:
@@ -267,6 +320,23 @@ class Store:
       for name, counts in window["counts"].items():
         totals[name].add(TaskCounts(**counts))
     return totals
+
+  def _provenance(self, example: StoredExample) -> Provenance:
+    task = self.tasks[example.task]
+    return Provenance(
+      dataset=task.name,
+      split=self.settings["split"],
+      index=example.example,
+      epoch=example.epoch,
+      template=task.templates[example.template] if task.templates else "",
+      style=example.style,
+      seed=self.settings["seed"],
+      exemplars=example.exemplars,
+    )
+
+  def _begin(self, number: int) -> int:
+    """The first row of a window."""
+    return self._ends[number - 1] if number else 0
 
   def _window(self, number: int) -> Window:
     with self._lock:

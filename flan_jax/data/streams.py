@@ -4,7 +4,7 @@ It has no end and is always the same, so that any stretch of it can be made agai
 mixtures; that of SeqIO's tasks is in `flan_jax.data.seqio_stream`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -80,7 +80,9 @@ class MixtureStream:
         encoded = self._draws[number].encode(self._encoder, example, epoch)
       counts.setdefault(task["name"], TaskCounts()).count(encoded, self._layout)
       if isinstance(encoded, Encoded):
-        examples.append(Drawn(encoded, number, example, epoch))
+        templates = task["templates"]
+        template = templates.index(encoded.template) if encoded.template else 0
+        examples.append(Drawn(encoded, number, example, epoch, template))
     return Stretch(examples, counts)
 
   def _check_passes(self, draws: Draws) -> None:
@@ -92,10 +94,14 @@ class MixtureStream:
 
 
 def describe_mixture(
-  mixture: Mixture, config: StoreConfig, data_dir: Path | str, strict: bool
+  mixture: Mixture,
+  config: StoreConfig,
+  data_dir: Path | str,
+  strict: bool,
+  missing: Mapping[str, str] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
   """What `store.json` says about the datasets and texts, and about those that cannot be had."""
-  tasks = training_tasks(mixture, data_dir, config.split, strict)
+  tasks = training_tasks(mixture, data_dir, config.split, strict, missing)
   found = [described(task, config, data_dir) for task in tasks if not task.missing]
   return found, {task.name: task.missing for task in tasks if task.missing}
 
@@ -125,7 +131,14 @@ def _draws(
   spec = dataset_spec(task["name"])
   records = load_records(spec, data_dir)[config.split]
   return DatasetDraws(
-    spec, records, task["examples"], config.seed, config.renderings, config.few_shot
+    spec,
+    records,
+    task["examples"],
+    config.seed,
+    config.renderings,
+    config.few_shot,
+    config.few_shot_share,
+    config.template_choice,
   )
 
 

@@ -145,7 +145,9 @@ def tokenised(
   Raises:
     ConfigError: see `documents`.
   """
-  directory = Path(data_dir) / "texts" / f"{task.name}-{_text_key(task, split, vocabulary)}"
+  directory = (
+    Path(data_dir) / "texts" / f"{task.name}-{_text_key(task, split, vocabulary, data_dir)}"
+  )
 
   def build(folder: Path) -> None:
     parts: list[np.ndarray] = []
@@ -292,9 +294,12 @@ def _specs(task: TextTask) -> list[DatasetSpec]:
   return specs
 
 
-def _text_key(task: TextTask, split: str, vocabulary: Vocabulary) -> str:
+def _text_key(task: TextTask, split: str, vocabulary: Vocabulary, data_dir: Path | str) -> str:
   """What decides the ids of a text."""
-  sources = [(spec.name, spec.records_fingerprint, spec.data["text"]) for spec in _specs(task)]
+  sources = [
+    (spec.name, load_records(spec, data_dir).fingerprint, spec.data["text"].strip())
+    for spec in _specs(task)
+  ]
   content = [sources, split, vocabulary.fingerprint, task.objective.ends_documents]
   return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 

@@ -65,7 +65,10 @@ def training_text_fingerprint(mixture: Mixture | str, data_dir: Path | str) -> s
   for task in training_tasks(mixture, data_dir, strict=True):
     text = registered_texts().get(task.name)
     specs = [dataset_spec(name) for name in (text.datasets if text else (task.name,))]
-    said = [(spec.fingerprint, load_records(spec, data_dir).fingerprint) for spec in specs]
+    said = [
+      (spec.data["text"] if text else spec.fingerprint, load_records(spec, data_dir).fingerprint)
+      for spec in specs
+    ]
     content.append((task.name, task.examples, task.share, said))
   return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 

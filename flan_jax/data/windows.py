@@ -6,6 +6,8 @@ Tensors (n examples, r rows):
     spans, span_offsets            [., 2] and [n + 1] stretches of targets that the loss is taken on
     prefix                         [n] how many of its first targets a decoder may read in both directions
     task, example, epoch           [n] which draw an example is
+    template, style                [n] in which words: places in the task's templates and in `_STYLES`
+    exemplars, exemplar_offsets    [.] and [n + 1] the examples that stand before it as few-shot exemplars
     row_examples, row_offsets      [n] and [r + 1] the examples of each row
 The header's metadata holds a digest of the tensors and what was counted on the way.
 """
@@ -24,7 +26,9 @@ from safetensors.numpy import save
 from flan_jax.data.atomic import write_whole
 from flan_jax.data.encode import Encoded
 from flan_jax.errors import StorageError
+from flan_jax.prompting import STYLES
 
+_STYLES = ("none", *STYLES)
 _DTYPES = {"U16": np.uint16, "U32": np.uint32, "I32": np.int32, "I64": np.int64}
 
 
@@ -40,6 +44,9 @@ class StoredExample:
     example: index of the example in the dataset's records; of a SeqIO task, its place in the stream.
     epoch: the dataset's epoch.
     prefix: how many of the first `targets` stand before anything that is to be written.
+    template: index of the template in `StoreTask.templates`; of a SeqIO task, which has none, 0.
+    style: how the options are shown: "list", "letters", "inline" or "none".
+    exemplars: indices of the few-shot exemplars in the dataset's records, in the order they are read.
   """
 
   inputs: Int[np.ndarray, "inputs"]
@@ -49,16 +56,46 @@ class StoredExample:
   example: int = 0
   epoch: int = 0
   prefix: int = 0
+  template: int = 0
+  style: str = "none"
+  exemplars: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Provenance:
+  """Where an example comes from: what it takes to make it again from the sources.
+
+  Attributes:
+    dataset: the dataset; or the raw text, or the SeqIO task.
+    split: of the dataset.
+    index: of the record in `load_records(dataset_spec(dataset))[split]`; of a raw text the number of
+      the stretch, of a SeqIO task the place in its stream.
+    epoch: how often the dataset was gone through before.
+    template: its name; of a raw text the objective, of a SeqIO task "".
+    style: how the options are shown: "list", "letters", "inline" or "none".
+    seed: of the run.
+    exemplars: indices of the few-shot exemplars, in the order they are read.
+  """
+
+  dataset: str
+  split: str
+  index: int
+  epoch: int
+  template: str
+  style: str
+  seed: int
+  exemplars: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Drawn:
-  """An encoded example and which draw it is."""
+  """An encoded example, which draw it is, and in which words; see `StoredExample`."""
 
   encoded: Encoded
   task: int
   example: int
   epoch: int
+  template: int = 0
 
 
 class Window:
@@ -106,7 +143,20 @@ class Window:
       int(arrays["example"][index]),
       int(arrays["epoch"][index]),
       int(arrays["prefix"][index]),
+      int(arrays["template"][index]),
+      _STYLES[arrays["style"][index]],
+      tuple(self._part("exemplars", "exemplar_offsets", index).tolist()),
     )
+
+  def rows_of(self, task: int, example: int | None = None) -> list[int]:
+    """The rows that hold examples of a task, or one of its examples, in their order."""
+    arrays = self._arrays
+    wanted = arrays["task"] == task
+    if example is not None:
+      wanted = wanted & (arrays["example"] == example)
+    places = np.flatnonzero(wanted[arrays["row_examples"]])
+    rows = np.searchsorted(arrays["row_offsets"], places, side="right") - 1
+    return np.unique(rows).tolist()
 
   def _part(self, values: str, offsets: str, index: int) -> np.ndarray:
     start, end = self._arrays[offsets][index : index + 2]
@@ -139,6 +189,10 @@ def write_window(
     "task": np.array([drawn.task for drawn in examples], np.int32),
     "example": np.array([drawn.example for drawn in examples], np.int32),
     "epoch": np.array([drawn.epoch for drawn in examples], np.int32),
+    "template": np.array([drawn.template for drawn in examples], np.int32),
+    "style": np.array([_STYLES.index(e.style) for e in encoded], np.int32),
+    "exemplars": np.array([i for e in encoded for i in e.exemplars], np.int32),
+    "exemplar_offsets": _offsets([len(e.exemplars) for e in encoded]),
     "row_examples": np.array([i for row in rows for i in row], np.int32),
     "row_offsets": _offsets([len(row) for row in rows]),
   }

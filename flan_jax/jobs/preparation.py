@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flan_jax.data import seqio_stream
-from flan_jax.data.library import dataset_spec
+from flan_jax.data.library import Registered, dataset_spec, register_again, registered
 from flan_jax.data.mixtures import is_known
 from flan_jax.data.prepare import prepare
 from flan_jax.data.records import load_records
@@ -66,15 +66,15 @@ def seqio_vocabulary(name: str) -> Vocabulary:
 
 
 def _in_own_process(function: Callable[..., Result], mixture: str, *arguments: Any) -> Result:
-  """A call in a process that knows the user's modules, and may import what this one must not.
+  """A call in a process that knows the user's datasets and modules, and may import what this one must not.
 
   Args:
     mixture: what it is about; modules that import SeqIO are only imported if it is not known without.
   """
-  modules = (tuple(user_modules.IMPORTED), tuple(user_modules.WAITING))
+  known = (registered(), tuple(user_modules.IMPORTED), tuple(user_modules.WAITING))
   with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
     try:
-      result, mistake = pool.submit(_call, function, mixture, arguments, *modules).result()
+      result, mistake = pool.submit(_call, function, mixture, arguments, *known).result()
     except BrokenProcessPool:
       raise FlanJaxError(
         "the process that prepares the data was killed; where the system kills, memory has mostly "
@@ -89,12 +89,14 @@ def _call(
   function: Callable[..., Any],
   mixture: str,
   arguments: Sequence[Any],
+  datasets: Registered,
   imported: Sequence[str],
   waiting: Sequence[str],
 ) -> tuple[Any, tuple[type[FlanJaxError], str] | None]:
   _end_with_parent()
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow tells at length how it was built
   try:
+    register_again(datasets)
     for module in imported:
       user_modules.import_module(module)
     user_modules.WAITING[:] = waiting

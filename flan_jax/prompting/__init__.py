@@ -1,7 +1,7 @@
 """From records to words: dataset files, templates, answer options, few-shot prompts. Pure Python."""
 
 from flan_jax.prompting.answers import Answer
-from flan_jax.prompting.dataset_file import read_dataset
+from flan_jax.prompting.dataset_file import given_dataset, read_dataset
 from flan_jax.prompting.dataset_spec import DatasetSpec
 from flan_jax.prompting.draw import Draw
 from flan_jax.prompting.few_shot import few_shot, fewer_shots
@@ -24,5 +24,6 @@ __all__ = [
   "few_shot",
   "fewer_shots",
   "gallery",
+  "given_dataset",
   "read_dataset",
 ]

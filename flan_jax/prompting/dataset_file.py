@@ -1,9 +1,9 @@
 """Reading a dataset file, and finding every mistake in it before any record is rendered.
 
-One YAML file, `<cluster>/<name>.yaml`, describes one dataset. Every error names the file and line.
+One YAML file, `<name>.yaml`, describes one dataset. Every error names the file and line.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from flan_jax.prompting.template_section import (
   read_choices,
   read_metrics,
 )
-from flan_jax.prompting.yaml_lines import YamlFile
+from flan_jax.prompting.yaml_lines import GivenData, YamlFile
 
 SPLITS = ("train", "validation", "test")
 FIELD_KINDS = ("text", "long", "list")
@@ -30,6 +30,7 @@ ORDERS = ("fixed", "shuffled")
 _REQUIRED = ("cluster", "description", "source", "splits", "record")
 _ASKED = ("metrics", "templates")
 _OWN = ("fields", "balance", "answer", "text")  # what templates of ours build on
+_WORDS = ("fields", "answer", "balance", "long", "metrics", "templates", "text")
 _OPTIONAL = ("group", "unique", "at_most", "derive", "licence", "citation", "url")
 
 FindPromptsource = Callable[[str], Path]
@@ -42,7 +43,7 @@ def read_dataset(
   """Reads one dataset file, checks all of it, and tries every template on its record.
 
   Args:
-    path: `<cluster>/<name>.yaml`.
+    path: `<name>.yaml`.
     find_promptsource: where promptsource's own templates are; None: a file may name only a path to some.
 
   Raises:
@@ -50,22 +51,43 @@ def read_dataset(
       templates are wrong, one line for each.
   """
   path = Path(path)
-  file = YamlFile(path)
+  return _read(YamlFile(path), path.stem, path.resolve().parent, find_promptsource)
+
+
+def given_dataset(
+  name: str,
+  content: Mapping[str, Any],
+  folder: str | Path,
+  find_promptsource: FindPromptsource | None = None,
+) -> DatasetSpec:
+  """The same of what such a file would say, given as a mapping.
+
+  Args:
+    name: of the dataset.
+    content: the keys of a dataset file.
+    folder: what the file patterns of its source are relative to.
+    find_promptsource: as for `read_dataset`.
+
+  Raises:
+    TemplateError: as `read_dataset`, with the keys in place of the line.
+  """
+  return _read(GivenData(name, content), name, Path(folder).resolve(), find_promptsource)
+
+
+def _read(
+  file: YamlFile | GivenData, name: str, folder: Path, find: FindPromptsource | None
+) -> DatasetSpec:
   root = Section(file, (), file.data, (*_REQUIRED, *_ASKED, *_OWN, *_OPTIONAL), _REQUIRED)
-  folder = path.resolve().parent.name
-  if root.text("cluster") != folder:
-    raise root.error(
-      f"cluster is {root.text('cluster')!r}, but the file lies in the folder {folder!r}", "cluster"
-    )
-  if isinstance(root.data.get("templates"), dict):
+  if isinstance(root.data.get("templates"), Mapping):
     root = root.narrowed((*_REQUIRED, *_OPTIONAL, "templates"))
-    words = _promptsource_words(root, find_promptsource)
+    words = _borrowed_words(root, folder, find)
   else:
     words = _own_words(root)
   spec = DatasetSpec(
-    name=path.stem,
-    cluster=folder,
-    path=path,
+    name=name,
+    cluster=root.text("cluster"),
+    path=file.path,
+    folder=folder,
     description=root.text("description").strip(),
     source=root.section("source").data,
     splits=_splits(root.section("splits", SPLITS)),
@@ -76,7 +98,9 @@ def read_dataset(
     citation=root.text("citation", "").strip(),
     url=root.text("url", "").strip(),
     record=root.section("record").data,
-    **{"unique": root.names("unique", tuple(words["fields"])), "data": root.data, **words},
+    unique=root.names("unique", tuple(words["fields"])),
+    data=root.data,
+    **words,
   )
   _try_templates(root, spec)
   return spec
@@ -108,13 +132,32 @@ def _own_words(root: Section) -> dict[str, Any]:
   }
 
 
-def _promptsource_words(root: Section, find: FindPromptsource | None) -> dict[str, Any]:
+def _borrowed_words(root: Section, folder: Path, find: FindPromptsource | None) -> dict[str, Any]:
+  """The templates of another file, with all that they build on."""
+  section = root.section("templates", ("like", "promptsource", "without"))
+  kinds = [key for key in ("like", "promptsource") if key in section]
+  if len(kinds) != 1:
+    raise root.error(
+      "templates is a list, or borrowed by one of like and promptsource", "templates"
+    )
+  if kinds == ["promptsource"]:
+    return _promptsource_words(section, folder, find)
+  section = section.narrowed(("like",))
+  try:
+    lender = read_dataset(folder / section.text("like"), find)
+  except TemplateError as error:
+    raise section.error(str(error), "like") from error
+  return {key: getattr(lender, key) for key in _WORDS}
+
+
+def _promptsource_words(
+  section: Section, folder: Path, find: FindPromptsource | None
+) -> dict[str, Any]:
   """The templates that promptsource has for a dataset. They read the raw record, which is kept whole."""
-  section = root.section("templates", ("promptsource", "without"), ("promptsource",))
   name = section.text("promptsource")
   try:
     if Path(name).suffix == ".yaml":
-      every = read_promptsource(root.folder / name)
+      every = read_promptsource(folder / name)
     elif find is None:
       raise TemplateError(f"{name!r} is no path to a templates.yaml")
     else:
@@ -128,16 +171,9 @@ def _promptsource_words(root: Section, find: FindPromptsource | None) -> dict[st
       raise section.unknown("template", title, titles, "without")
   templates = tuple(template for template in every if template.title not in without)
   judged = [template.metrics for template in templates if not template.turned_around]
-  return {
-    "fields": {},
-    "answer": None,
-    "balance": (),
-    "long": None,
-    "metrics": ("accuracy",) if ("accuracy",) in judged else next(iter(judged), ()),
-    "templates": templates,
-    "text": None,
-    "data": {**root.data, "templates": [template.source for template in templates]},
-  }
+  metrics = ("accuracy",) if ("accuracy",) in judged else next(iter(judged), ())
+  none: dict[str, Any] = {"fields": {}, "answer": None, "balance": (), "long": None, "text": None}
+  return {**none, "metrics": metrics, "templates": templates}
 
 
 def _fields(section: Section) -> dict[str, str]:

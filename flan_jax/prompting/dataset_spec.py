@@ -25,8 +25,9 @@ class DatasetSpec:
 
   Attributes:
     name: the file's stem.
-    cluster: the task cluster, which is the file's folder.
-    path: the file.
+    cluster: the task cluster.
+    path: the file; of a dataset given from Python its name.
+    folder: what the file patterns of the source are relative to.
     source: where the records come from; read by `flan_jax.data`.
     splits: split -> part of the source, or split -> fraction of all records.
     group: the fields whose equal values never cross splits; () where each record stands alone.
@@ -46,6 +47,7 @@ class DatasetSpec:
   name: str
   cluster: str
   path: Path
+  folder: Path
   description: str
   source: Mapping[str, Any]
   splits: Mapping[str, str | float]
@@ -141,24 +143,27 @@ class DatasetSpec:
 
   @cached_property
   def fingerprint(self) -> str:
-    """SHA-256 of everything the file says, the derive function's code, and the way of rendering."""
-    return _sha256(self.name, RENDERING_VERSION, self.data, self._derive_source)
+    """SHA-256 of what decides the texts that a record is trained on: the templates that are not `unseen`,
+    the answer's choices, the way of rendering.
+
+    What is only told (description, licence), tried (the record) or evaluated (metrics, other templates)
+    has no part in it.
+    """
+    answer = self.answer
+    choices = list(answer.labels.items()) if answer and answer.labels else None
+    said = (choices, answer.field, answer.options_field, answer.shuffled) if answer else None
+    templates = [template.words for template in self.training_templates()]
+    return _sha256(self.name, RENDERING_VERSION, said, templates)
 
   @cached_property
   def records_fingerprint(self) -> str:
-    """SHA-256 of what decides the derived records and their splits; templates have no part in it."""
-    keys = (
-      "source",
-      "splits",
-      "group",
-      "unique",
-      "at_most",
-      "balance",
-      "derive",
-      "fields",
-      "answer",
-    )
-    return _sha256(self.name, {key: self.data.get(key) for key in keys}, self._derive_source)
+    """SHA-256 of what decides the derived records and their splits, the source apart; templates have no
+    part in it, nor have the words of the choices."""
+    answer = self.answer
+    said = (answer.field, sorted(answer.labels or ()), answer.options_field) if answer else None
+    names = (self.group, self.unique, self.balance, self.derive)
+    pairs = (list(self.splits.items()), list(self.fields.items()), list(self.at_most.items()))
+    return _sha256(self.name, *pairs, *names, said, self._derive_source)
 
   @property
   def _derive_source(self) -> str:

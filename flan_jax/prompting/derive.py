@@ -43,12 +43,12 @@ def source_of(function: Callable) -> str:
   function reaches through other packages, or through a module's attributes, is not followed.
   """
   function = inspect.unwrap(function)
-  root = function.__module__.partition(".")[0]
+  root = (function.__module__ or "").partition(".")[0]
   texts: dict[str, str] = {}
   waiting: list[Callable] = [function]
   while waiting:
     function = waiting.pop()
-    key = f"{function.__module__}:{function.__qualname__}"
+    key = f"{function.__module__}:{getattr(function, '__qualname__', type(function).__qualname__)}"
     if key in texts:
       continue
     try:

@@ -20,11 +20,13 @@ MOST_ALIKE = 0.8
 def lint(spec: DatasetSpec) -> list[str]:
   """The findings in a dataset's file, one line each: "path:line: template NAME: what is wrong".
 
-  Templates of promptsource's are others' work, and pass.
+  Templates that a file borrows are looked at where they stand; promptsource's are others' work, and pass.
 
   Raises:
     TemplateError: the file has become unreadable since it was read.
   """
+  if not isinstance(spec.data.get("templates", []), list):
+    return []
   file, templates = YamlFile(spec.path), [t for t in spec.templates if isinstance(t, Template)]
   found = [
     str(file.error(f"field {name!r} is used by no template", "fields", name))

@@ -80,7 +80,7 @@ class PromptsourceTemplate:
       raise TemplateError(f"template {title!r}: {error}") from error
 
   @property
-  def source(self) -> tuple[str, str, str]:
+  def words(self) -> tuple[str, str, str]:
     """Title, Jinja and answer choices, which decide what it renders."""
     return self.title, self._jinja, self._choices_jinja
 

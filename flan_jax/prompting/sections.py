@@ -1,11 +1,10 @@
-"""A mapping of a YAML file, read with checks that know where it stands."""
+"""A mapping of a dataset file, read with checks that know where it stands."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from flan_jax.errors import TemplateError, nearest
-from flan_jax.prompting.yaml_lines import Keys, YamlFile
+from flan_jax.prompting.yaml_lines import GivenData, Keys, YamlFile
 
 
 class Section:
@@ -21,7 +20,7 @@ class Section:
 
   def __init__(
     self,
-    file: YamlFile,
+    file: YamlFile | GivenData,
     keys: Keys,
     value: Any,
     known: Iterable[str] | None = None,
@@ -40,11 +39,6 @@ class Section:
       if key not in value:
         raise self.error(f"{what} has no {key!r}")
     self.data: dict[str, Any] = value
-
-  @property
-  def folder(self) -> Path:
-    """Where the file lies."""
-    return self._file.path.parent
 
   def __contains__(self, key: str) -> bool:
     return key in self.data

@@ -137,6 +137,13 @@ class Template:
       yield self._render(record, style, None, long_limit)
 
   @property
+  def words(self) -> tuple[Any, ...]:
+    """What decides the texts beside the answer's own choices, as JSON has it."""
+    turns = [(turn.input.strip(), turn.target.strip(), turn.loss) for turn in self.texts]
+    choices = list(self._choices.items()) if self._choices else None
+    return self.name, turns, self._styles, choices, self._long if self._long in self._used else None
+
+  @property
   def styles(self) -> tuple[str, ...]:
     """The styles that a draw chooses among; ("none",) where the options are not shown."""
     return self._styles

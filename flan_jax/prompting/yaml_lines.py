@@ -5,6 +5,7 @@ writer of answer choices means. A key given twice is an error. Only plain data c
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -94,6 +95,34 @@ class YamlFile:
       self._lines[(*keys, key)] = line
       mapping[key] = self._construct(loader, value_node, (*keys, key), above)
     return mapping
+
+
+class GivenData:
+  """What a file would hold, given from Python. Mistakes name the keys, where a file has lines.
+
+  Args:
+    name: what stands for the file's path.
+    data: mappings, sequences and scalars; copied.
+  """
+
+  def __init__(self, name: str, data: Any):
+    self.path, self.data = Path(name), _copied(data)
+
+  def error(self, message: str, *keys: str | int) -> TemplateError:
+    """An error that stands at this path."""
+    return TemplateError(f"{'.'.join(map(str, (self.path, *keys)))}: {message}")
+
+  def error_in_text(self, message: str, keys: Keys, offset: int) -> TemplateError:
+    """An error in a text value."""
+    del offset
+    return self.error(message, *keys)
+
+
+def _copied(value: Any) -> Any:
+  """Mappings and sequences as YAML reads them."""
+  if isinstance(value, Mapping):
+    return {key: _copied(item) for key, item in value.items()}
+  return [_copied(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]

@@ -18,6 +18,12 @@ def piqa(record: dict) -> dict | None:
   return _example({"goal": _clean(record["question"])}, options, answer, count=2)
 
 
+def piqa_solutions(record: dict) -> dict | None:
+  """The same with the two solutions in fields of their own."""
+  options = [_clean(record["sol1"]), _clean(record["sol2"])]
+  return _example({"goal": _clean(record["goal"])}, options, options[int(record["label"])], count=2)
+
+
 def commonsense_qa(record: dict) -> dict | None:
   """A question with five short answers."""
   options, answer = _lettered(record, sentences=False)
@@ -32,6 +38,14 @@ def openbookqa(record: dict) -> dict | None:
   """Elementary science: a question, or the beginning of a statement, with four ways to go on."""
   options, answer = _lettered(record, sentences=False)
   return _example({"question": _clean(record["question"])}, options, answer, count=4)
+
+
+def openbookqa_choices(record: dict) -> dict | None:
+  """The same with a field for each choice, and the letter of the right one."""
+  question = record["question"]
+  options = [without_final_stop(_clean(question[f"choice_{letter}"])) for letter in "ABCD"]
+  answer = options["ABCD".index(record["answerKey"])]
+  return _example({"question": _clean(question["stem"])}, options, answer, count=4)
 
 
 def social_iqa(record: dict) -> dict | None:

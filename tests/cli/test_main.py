@@ -41,7 +41,7 @@ def test_the_lint_of_the_templates_names_file_and_line_and_is_status_2(
   path.parent.mkdir()
   path.write_text(text.replace("In your head, please:", "In your your head, please:"))
   torn = path.with_name("torn.yaml")
-  torn.write_text(text.replace("cluster: maths", "cluster: math"))
+  torn.write_text(text.replace("metrics: [", "metric: [", 1))
   register = tmp_path / "my_lint_templates.py"
   register.write_text(
     f"from flan_jax.data import register_templates\nregister_templates({str(tmp_path)!r})\n"
@@ -53,7 +53,7 @@ def test_the_lint_of_the_templates_names_file_and_line_and_is_status_2(
   found = printed.out.splitlines()
   assert len(found) == 2
   assert found[0].startswith(f"{path}:") and "template in_your_head: the same word" in found[0]
-  assert found[1].startswith(f"{torn}:1: cluster is 'math'")
+  assert found[1].startswith(f"{torn}:") and "unknown key 'metric'" in found[1]
   assert printed.err == "flan-jax: findings in the templates: 2\n"
 
 

@@ -225,7 +225,7 @@ def test_unknown_names_name_the_nearest(datasets):
     get_mixture("mnii")
   with pytest.raises(UnknownName, match="dataset 'larg'.*'large'"):
     dataset_spec("larg")
-  with pytest.raises(ConfigError, match="no folder of dataset files"):
+  with pytest.raises(ConfigError, match="neither a dataset file nor a folder of them"):
     register_templates("/nowhere/at/all")
 
 

@@ -160,10 +160,12 @@ def test_a_mixture_is_mixed_by_seqio_and_each_example_knows_its_task(seqio, add_
   assert {task.name: task.share for task in store.tasks} == pytest.approx(
     {name: rate / sum(rates.values()) for name, rate in rates.items()}
   )
-  for row in (store.row(r) for r in range(store.rows)):
-    for e in row:
-      text = VOCABULARY.decode(e.inputs.tolist())
-      assert text.startswith(f"question: train {store.tasks[e.task].name} ")
+  for row in range(store.rows):
+    for e, provenance in zip(store.row(row), store.provenance(row), strict=True):
+      name = store.tasks[e.task].name
+      assert store.texts(e)[0].startswith(f"question: train {name} ")
+      assert (provenance.dataset, provenance.index) == (name, e.example)
+      assert (provenance.template, provenance.exemplars) == ("", ())
 
 
 def test_a_mixture_that_mixes_in_its_own_way_counts_as_one_task(seqio, add_task, make):
@@ -439,6 +441,8 @@ def test_what_cannot_be_trained_on_is_told_in_one_sentence(seqio, add_task, make
     make(split="trian")
   with pytest.raises(ConfigError, match="few_shot=2 is for our own datasets"):
     make(few_shot=2)
+  with pytest.raises(ConfigError, match="template_choice='round_robin' is for our own datasets"):
+    make(template_choice="round_robin")
   with pytest.raises(ConfigError, match="renderings=2 is for our own datasets"):
     make(renderings=2)
   add_task("unshuffled", shuffle_buffer_size=None)

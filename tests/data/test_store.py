@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import types
 from collections import Counter
 
 import fsspec
@@ -27,7 +28,7 @@ from flan_jax.data.records import load_records
 from flan_jax.data.rendering import DatasetDraws
 from flan_jax.data.store import Store, StoreConfig
 from flan_jax.data.workers import can_fork
-from flan_jax.errors import ConfigError, StorageError
+from flan_jax.errors import ConfigError, SourceError, StorageError
 from flan_jax.vocabularies import ByteVocabulary, PlainFormat
 
 VOCABULARY = ByteVocabulary(extra_ids=4)
@@ -64,9 +65,9 @@ def config(mixture):
 
 @pytest.fixture
 def make(config, tmp_path):
-  def make(rows=20, data_dir="data", workers=1, **changes):
+  def make(rows=20, data_dir="data", workers=1, strict=False, **changes):
     changed = dataclasses.replace(config, **changes)
-    return prepare(changed, rows, tmp_path / data_dir, workers, progress=False)
+    return prepare(changed, rows, tmp_path / data_dir, workers, progress=False, strict=strict)
 
   return make
 
@@ -409,3 +410,60 @@ def test_a_description_is_json_that_a_person_can_read(make):
   about = json.loads((make(1).directory / "store.json").read_text())
   assert about["settings"]["layout"] == "decoder"
   assert about["tasks"][1]["templates"] == ["ask", "answer_with"]
+
+
+@pytest.fixture
+def not_today(mixture, make_dataset, monkeypatch):
+  """A third dataset, whose source counts how often it is asked and has nothing to give until it is told to."""
+  source = types.ModuleType("not_today")
+  source.asked, source.rows = 0, []
+
+  def rows(part):
+    source.asked += 1
+    if not source.rows:
+      raise SourceError("the bucket is closed")
+    return source.rows
+
+  source.read = rows
+  monkeypatch.setitem(sys.modules, "not_today", source)
+  make_dataset("absent", source={"callable": "not_today:read"})
+  return source
+
+
+def test_a_warm_start_does_not_ask_again_for_what_its_store_was_made_without(make, not_today):
+  three = Mixture("three", {"small": None, "large": None, "absent": None})
+  store = make(20, mixture=three)
+  assert store.missing == {"absent": "the bucket is closed"} and not_today.asked == 1
+  again = make(20, mixture=three)
+  assert (again.directory, again.missing) == (store.directory, store.missing)
+  assert not_today.asked == 1
+  with pytest.raises(SourceError, match="the bucket is closed"):
+    make(20, mixture=three, strict=True)
+  assert not_today.asked == 2
+  # What has to be made is made with all that can be had.
+  make(store.rows + 1, mixture=three)
+  make(1, mixture=three, seed=6)
+  assert not_today.asked == 4
+  not_today.rows = [{"question": f"is {i} odd?", "label": "ny"[i % 2]} for i in range(20)]
+  assert make(20, mixture=three).directory == store.directory and not_today.asked == 4
+  assert not make(20, mixture=three, strict=True).missing
+  assert make(20, mixture=three).directory != store.directory and not_today.asked == 5
+
+
+def test_nor_does_that_of_the_validation_split(make, not_today, make_dataset):
+  make_dataset("large", 40, "other", splits={"train": 0.5, "validation": 0.5})
+  make_dataset(
+    "absent", source={"callable": "not_today:read"}, splits={"train": 0.5, "validation": 0.5}
+  )
+  three = Mixture("three", {"small": None, "large": None, "absent": None})
+  stores = [make(3, mixture=three, split="validation") for _ in range(3)]
+  assert {store.directory for store in stores} == {stores[0].directory}
+  assert list(stores[-1].missing) == ["absent"] and not_today.asked == 1
+
+
+def test_what_is_held_out_is_not_asked_for_to_train(make, not_today):
+  three = Mixture("three", {"small": None, "large": None, "absent": None})
+  assert {task.name for task in make(3, mixture=three).tasks} == {"small", "large"}
+  not_today.asked = 0
+  store = make(3, mixture=dataclasses.replace(three, hold_out=("trivia",)))
+  assert [task.name for task in store.tasks] == ["large"] and not not_today.asked

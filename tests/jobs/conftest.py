@@ -21,6 +21,7 @@ def folder(tmp_path, monkeypatch):
   monkeypatch.setenv("FLAN_JAX_HOME", str(tmp_path / "home"))
   mixtures.mixture_names()  # the library's own are registered once, for all tests
   monkeypatch.setattr(library, "_template_folders", [])
+  monkeypatch.setattr(library, "_given", {})
   monkeypatch.setattr(mixtures, "_mixtures", dict(mixtures._mixtures))
   monkeypatch.setattr(user_modules, "IMPORTED", [])
   monkeypatch.setattr(user_modules, "WAITING", [])

@@ -39,6 +39,16 @@ def test_a_tiny_t5_learns_and_is_judged_before_and_after(flan_jax, folder):
   assert "tickets" in done.stdout and (folder / "runs/tuned/report.html").stat().st_size > 1000
 
 
+def test_a_folder_of_dataset_files_can_be_named_in_place_of_a_module(flan_jax, folder):
+  named = ("--templates", "support")
+  assert "which" in flan_jax("templates", "tickets", *named).stdout.lower()
+  flan_jax("train", *named, "--gin_file=check.gin", "--gin.MIXTURE=tickets", "--gin.STEPS=2")
+  assert len(metrics(folder / "runs/tuned")) == 2
+  (about,) = (folder.parent / "home").glob("stores/tickets-*")
+  shown = flan_jax("rows", str(about), "--dataset", "tickets", "--limit", "1").stdout
+  assert "tickets train" in shown
+
+
 def test_adafactor_at_a_constant_rate(flan_jax, folder):
   flan_jax("train", *RECIPE, "--gin_file=optimizers/adafactor.gin", "--gin.LEARNING_RATE=1e-2")
   rows = metrics(folder / "runs/tuned")

@@ -44,11 +44,6 @@ OVERLAPS = {
   "reading_comprehension": {"read_comp_and_common_sense"},
   "read_comp_and_common_sense": {"commonsense", "reading_comprehension"},
 }
-# Beyond the paper: the two that share a third, and openbookqa, go together.
-STRICTER = {
-  "commonsense": {"reading_comprehension"},
-  "reading_comprehension": {"commonsense"},
-}
 
 
 def datasets_of(clusters):
@@ -75,20 +70,14 @@ def test_what_is_evaluated_only_has_no_training_split():
     assert "train" not in spec.splits and spec.cluster == cluster
 
 
-def test_a_dataset_s_folder_is_its_cluster_but_for_openbookqa():
-  elsewhere = {
-    name: dataset_spec(name).cluster
-    for cluster, names in CLUSTERS.items()
-    for name in names
-    if dataset_spec(name).cluster != cluster
-  }
-  assert elsewhere == {"openbookqa": "commonsense"}
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_a_dataset_s_folder_is_its_cluster(cluster):
+  assert {dataset_spec(name).cluster for name in CLUSTERS[cluster]} == {cluster}
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)
 def test_a_cluster_is_left_out_with_what_tells_of_it_and_nothing_else(cluster):
-  """openbookqa too, though its folder is not its cluster: both always go together."""
-  out = {cluster} | OVERLAPS.get(cluster, set()) | STRICTER.get(cluster, set())
+  out = {cluster} | OVERLAPS.get(cluster, set())
   split = leave_out(FLAN, cluster)
   judged, trained = held_out_datasets(split), training_datasets(split)
   assert set(judged) == datasets_of(out)

@@ -39,6 +39,8 @@ PLACES = {
   "copa": ("label", [0, 1]),
   "cosmos_qa": ("label", [0, 1, 2, 3]),
   "definite_pronoun_resolution": ("label", [0, 1]),
+  "flan_openbookqa": ("answerKey", [0, 1, 2, 3]),
+  "flan_piqa": ("label", [0, 1]),
   "hellaswag": ("label", [0, 1, 2, 3]),
   "story_cloze": ("label", [1, 2]),
   "winogrande": ("label", [0, 1]),

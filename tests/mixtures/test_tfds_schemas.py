@@ -53,6 +53,7 @@ def test_the_record_has_the_form_of_the_builder(spec):
 # Labels that are numbers in TFDS, and those whose names the derive function puts otherwise: (field, name -> ours).
 NUMBERS = {
   "stsb": ("label", {0.0: "0", 1.4: "1", 2.4: "2", 2.6: "3", 4.4: "4", 5.0: "5"}),
+  "flan_boolq": ("answer", {True: "true", False: "false"}),
   "sentiment140": ("polarity", {0: "negative", 4: "positive"}),
 }
 RENAMED = {

@@ -314,11 +314,6 @@ WRONG = {
     "target: {answer}",
     "target should be text, not {'answer': None}; quote it",
   ),
-  "another folder": Mistake(
-    "cluster: sentiment",
-    "cluster: topic",
-    "cluster is 'topic', but the file lies in the folder 'sentiment'",
-  ),
   "an unknown split": Mistake(
     "validation:", "valid:", "unknown key 'valid'; did you mean 'validation'?"
   ),
@@ -392,3 +387,42 @@ def test_a_file_that_is_no_dataset_is_refused(write, content, message):
 def test_a_file_that_is_not_there_is_named(tmp_path):
   with pytest.raises(TemplateError, match=r"nowhere\.yaml: cannot be read"):
     read_dataset(tmp_path / "nowhere.yaml")
+
+
+BORROWER = """\
+cluster: sentiment
+description: The same reviews, as somebody else keeps them.
+source: {files: others.csv}
+splits: {train: train, test: test}
+templates: {like: reviews.yaml}
+record: {title: Down, review: It is not good., label: neg}
+"""
+
+
+def test_a_file_borrows_the_templates_of_another_and_what_they_build_on(write):
+  lender = read_dataset(write(REVIEWS))
+  path = lender.path.with_name("others.yaml")
+  path.write_text(BORROWER)
+  spec = read_dataset(path)
+  for borrowed in ("fields", "answer", "metrics", "templates"):
+    assert repr(getattr(spec, borrowed)) == repr(getattr(lender, borrowed))
+  assert (spec.name, spec.source, spec.group) == ("others", {"files": "others.csv"}, ())
+  record = spec.derive_record(spec.record)
+  assert spec.template("plain").render(record, Draw(0)).golds == ("negative",)
+
+
+@pytest.mark.parametrize(
+  ("old", "new", "message"),
+  [
+    ("reviews.yaml", "review.yaml", "others.yaml:5: .*review.yaml: cannot be read"),
+    ("{like: reviews.yaml}", "{like: reviews.yaml, without: [a]}", "unknown key 'without'"),
+    ("{like: reviews.yaml}", "{}", "borrowed by one of like and promptsource"),
+    ("templates:", "fields: {title: text}\ntemplates:", "unknown key 'fields'"),
+    ("label: neg", "label: bad", "the record cannot be used: .*'bad'"),
+  ],
+)
+def test_mistakes_in_borrowing_are_told(write, old, new, message):
+  path = write(REVIEWS).with_name("others.yaml")
+  path.write_text(BORROWER.replace(old, new))
+  with pytest.raises(TemplateError, match=message):
+    read_dataset(path)
