@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _DRAWS = 10_000
 _LENGTHS = {"inputs": 1024, "targets": 256}
 _OPTIONS = ("draws", "json", "layout", "lengths", "lock", "strict", "vocabulary")
-_SETTINGS = ("max_examples", "rate_cap", "temperature", "hold_out")
+_SETTINGS = ("max_examples", "rate_cap", "temperature", "per_template", "hold_out")
 _MEASURES = ("inputs", "targets", "shortened", "dropped")
 
 
@@ -98,6 +98,7 @@ def _show(options: argparse.Namespace) -> None:
   print(
     f"{mixture.name}: at most {mixture.max_examples:,} examples a dataset, rate cap "
     f"{mixture.rate_cap:,}, temperature {mixture.temperature:g}, "
+    f"{'each template counts, ' if mixture.per_template else ''}"
     f"held out: {', '.join(mixture.hold_out) or 'nothing'}; passes at {draws:,} draws\n"
   )
   measures = () if lengths is None else _MEASURES

@@ -11,7 +11,7 @@ import flan_jax
 from flan_jax.data import archives
 from flan_jax.data.atomic import build_once
 from flan_jax.data.home import data_home
-from flan_jax.errors import ConfigError, UnknownName
+from flan_jax.errors import ConfigError, NetworkError, UnknownName
 from flan_jax.prompting import DatasetSpec, given_dataset, read_dataset
 
 PROMPTSOURCE = "promptsource==0.2.3"
@@ -129,18 +129,9 @@ def promptsource_file(name: str) -> Path:
     UnknownName: promptsource has none.
     NetworkError, ArchiveError: the package cannot be had.
   """
-  home = data_home()
-
-  def unpack(directory: Path) -> None:
-    archive = archives.fetch(
-      PROMPTSOURCE, PROMPTSOURCE_SHA256, archive="sdist", cache_dir=home / "archives"
-    )
-    for member, stream in archives.members(archive, "promptsource/templates/**/templates.yaml"):
-      path = directory / member.partition("/templates/")[2]
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_bytes(stream.read())
-
-  folder = build_once(home / PROMPTSOURCE.replace("==", "-"), unpack)
+  folder = _promptsource_folder(data_home())
+  if isinstance(folder, NetworkError):
+    raise folder
   path = folder / name / "templates.yaml"
   if not path.is_file():
     known = [str(file.parent.relative_to(folder)) for file in folder.glob("**/templates.yaml")]
@@ -155,6 +146,25 @@ def import_library() -> None:
 
   for module in pkgutil.iter_modules(flan_jax.mixtures.__path__):
     importlib.import_module(f"flan_jax.mixtures.{module.name}")
+
+
+@cache
+def _promptsource_folder(home: Path) -> Path | NetworkError:
+  """Where its templates are unpacked; or why they cannot be had, which is tried once and not for every dataset."""
+
+  def unpack(directory: Path) -> None:
+    archive = archives.fetch(
+      PROMPTSOURCE, PROMPTSOURCE_SHA256, archive="sdist", cache_dir=home / "archives"
+    )
+    for member, stream in archives.members(archive, "promptsource/templates/**/templates.yaml"):
+      path = directory / member.partition("/templates/")[2]
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(stream.read())
+
+  try:
+    return build_once(home / PROMPTSOURCE.replace("==", "-"), unpack)
+  except NetworkError as error:
+    return error
 
 
 @cache

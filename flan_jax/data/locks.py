@@ -41,6 +41,8 @@ PASSES_OF = 10_000
 
 _CONVENTIONS = {
   "rate": "weight * min(available, max_examples, rate_cap) ** (1 / temperature)",
+  "per_template": "templates * min(available, max_examples) ** (1 / temperature), with "
+  "rate_cap // templates in place of what is above rate_cap",
   "order": "max_examples and rate_cap before temperature, temperature before weight",
   "nesting": "a mixture within a mixture has the sum of its rates",
   "share": "rate / sum of rates; a weight in per cent is the share itself",

@@ -45,6 +45,9 @@ class Mixture:
     max_examples: at most so many training examples of a dataset are used, drawn by hash.
     rate_cap: examples beyond it do not raise a dataset's rate.
     temperature: above 1 evens the rates out.
+    per_template: each template that training draws counts as a dataset of its own, as T0 mixes (Sanh et al. 2022,
+      section 5): a dataset's rate is that of its examples times its templates, except that more examples than
+      rate_cap share that between the templates.
     hold_out: clusters that are kept out of training wherever they stand, also in mixtures within this one.
     together: clusters that give each other away; with one of such a group all of it is held out.
     only: the clusters that are trained on, and all others held out; () for no such choice.
@@ -57,6 +60,7 @@ class Mixture:
   temperature: float = 1.0
   hold_out: tuple[str, ...] = ()
   together: tuple[tuple[str, ...], ...] = ()
+  per_template: bool = False
   only: tuple[str, ...] = ()
 
   def __post_init__(self):
@@ -69,9 +73,14 @@ class Mixture:
     for member, weight in self.datasets.items():
       multiplier_and_share(self.name, member, weight)
 
-  def rate(self, examples: int) -> float:
-    """The rate of a dataset with so many training examples."""
-    return min(examples, self.max_examples, self.rate_cap) ** (1.0 / self.temperature)
+  def rate(self, examples: int, templates: int = 1) -> float:
+    """The rate of a dataset with so many training examples and templates that training draws."""
+    used = min(examples, self.max_examples)
+    if not self.per_template:
+      templates, counted = 1, min(used, self.rate_cap)
+    else:
+      counted = used if used <= self.rate_cap else self.rate_cap // templates
+    return templates * counted ** (1.0 / self.temperature)
 
 
 _mixtures: dict[str, Mixture] = {}
@@ -86,6 +95,7 @@ def register_mixture(
   temperature: float = 1.0,
   hold_out: Iterable[str] = (),
   together: Iterable[Iterable[str]] = (),
+  per_template: bool = False,
 ) -> Mixture:
   """Defines a mixture; see `Mixture` for the arguments. The names are looked up when it is used.
 
@@ -105,6 +115,7 @@ def register_mixture(
     temperature,
     _names(hold_out, "hold_out"),
     tuple(_names(group, "together") for group in together),
+    per_template,
   )
   if _mixtures.setdefault(name, mixture) != mixture:
     raise ConfigError(f"a mixture named {name!r} is registered already, with other settings.")

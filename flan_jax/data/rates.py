@@ -249,7 +249,7 @@ def _rates(mixture: Mixture, sizes: Mapping[str, int], trained: set[str]) -> dic
     if is_mixture(member):
       leaves = _rates(get_mixture(member), sizes, trained)
     elif member in trained:
-      rate = mixture.rate(sizes[member])
+      rate = mixture.rate(sizes[member], _templates(member))
       leaves = {member: _Leaf(rate, mixture.max_examples, mixture.rate_cap)}
     if share is None:
       free[member] = _scaled(leaves, multiplier)
@@ -298,6 +298,11 @@ def _merged(groups: Iterable[Mapping[str, _Leaf]]) -> dict[str, _Leaf]:
 
 def _size(name: str, split: str, data_dir: Path | str) -> int:
   return sum(load_records(spec, data_dir).counts.kept.get(split, 0) for spec in specs_of(name))
+
+
+def _templates(name: str) -> int:
+  """How many templates training draws from; 1 where there is none, as for a raw text."""
+  return 1 if name in registered_texts() else len(dataset_spec(name).training_templates()) or 1
 
 
 def _splits(name: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 from flan_jax.data.encode import Dropped, Encoded, Encoder, Render
 from flan_jax.data.records import content_key
 from flan_jax.errors import ConfigError, RecordError
-from flan_jax.prompting import AnyTemplate, DatasetSpec, Draw, Rendering, few_shot
+from flan_jax.prompting import AnyTemplate, DatasetSpec, DoesNotApply, Draw, Rendering, few_shot
 
 _STYLE_ATTEMPTS = 16
 _EXEMPLAR_ATTEMPTS = 32
@@ -90,18 +90,28 @@ class DatasetDraws:
   def _renderer(self, example: int, epoch: int) -> tuple[Render, Sequence[int]]:
     """What renders one draw at any limit, its exemplars once; and which examples those are."""
     draw = self._draw(example, epoch)
-    template = self._template(example, epoch, draw)
-    record = self.records[example]
     others = self._others(example, draw) if self._has_exemplars(draw) else []
     exemplars: list[Rendering] = []
 
     def render(long_limit: int | None) -> Rendering:
-      query = template.render(record, draw, long_limit)
+      template, query = self._query(example, epoch, draw, long_limit)
       if others and not exemplars:
         exemplars.extend(self._exemplars(template, query.style, others, draw))
       return few_shot(query, exemplars) if exemplars else query
 
     return render, others
+
+  def _query(
+    self, example: int, epoch: int, draw: Draw, long_limit: int | None
+  ) -> tuple[AnyTemplate, Rendering]:
+    """The record in the words of the first template that is for it, and that template."""
+    record, reason = self.records[example], RecordError("there is no template")
+    for template in self._templates(example, epoch, draw):
+      try:
+        return template, template.render(record, draw, long_limit)
+      except DoesNotApply as error:
+        reason = error
+    raise reason
 
   def _exemplars(
     self, template: AnyTemplate, style: str, others: Sequence[int], draw: Draw
@@ -134,11 +144,13 @@ class DatasetDraws:
   def _asked(self, index: int) -> bytes:
     return content_key(self.records[index], self.spec.asked_fields)
 
-  def _template(self, example: int, epoch: int, draw: Draw) -> AnyTemplate:
-    templates = self.spec.training_templates()
+  def _templates(self, example: int, epoch: int, draw: Draw) -> Iterator[AnyTemplate]:
+    """The templates in the order in which a draw tries them; few datasets need more than the first."""
+    untried, order = list(self.spec.training_templates()), draw.fork("template")
     if self.template_choice == "round_robin":
-      return templates[(example + epoch % self.renderings) % len(templates)]
-    return templates[draw.fork("template").below(len(templates))]
+      yield untried.pop((example + epoch % self.renderings) % len(untried))
+    while untried:
+      yield untried.pop(order.below(len(untried)))
 
   def _has_exemplars(self, draw: Draw) -> bool:
     return self.shots > 0 and draw.fork("has exemplars").bits() < self.shot_share * 2**64

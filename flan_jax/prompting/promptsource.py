@@ -32,6 +32,9 @@ VALUE_LIMIT = 2048
 
 _SEPARATOR = "|||"
 _MARK = "\x00|\x00"  # stands for the separator where the template's author wrote it
+_BARS = (
+  "3ed2dface8203c4c9dfb1a5dc58e41e0"  # what authors write for bars that are text, as in multi_news
+)
 _DRAW, _LIMIT = " draw", " limit"  # variables that no template can name
 _METRICS = {"BLEU": "rouge", "ROUGE": "rouge", "Squad": "f1", "COQA F1": "f1", "Trivia QA": "f1"}
 
@@ -196,7 +199,7 @@ def _from_entry(entry: Mapping[str, Any]) -> PromptsourceTemplate:
 
 
 def _compiled(jinja: str) -> jinja2.Template:
-  return _environment.from_string(jinja.replace(_SEPARATOR, _MARK))
+  return _environment.from_string(jinja.replace(_SEPARATOR, _MARK).replace(_BARS, _SEPARATOR))
 
 
 def _metrics(names: Sequence[str], has_choices: bool) -> tuple[str, ...]:

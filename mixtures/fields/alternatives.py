@@ -8,6 +8,7 @@ import re
 
 from flan_jax.mixtures.fields.mending import capitalised, one_line
 
+_SENTENCE_END = re.compile(r"""(?<=[.!?])\s+|(?<=[.!?]["'])\s+""")
 _HEADINGS = re.compile(r"\[(?:header|title|step|substeps)\]")
 _ASKED = {"cause": "Why did this happen?", "effect": "What happened as a result?"}
 _COUNTERPART = {"cause": "effect", "effect": "cause"}
@@ -49,6 +50,23 @@ def story_cloze(record: dict) -> dict | None:
   """Four sentences of a story and two that may end it; the label counts from 1."""
   fields = {"story": one_line(record["context"])}
   return _example(fields, [one_line(ending) for ending in record["endings"]], record["label"] - 1)
+
+
+def story_cloze_by_sentence(record: dict) -> dict | None:
+  """The same with each sentence by itself, by the names that promptsource's templates read."""
+  sentences = _SENTENCE_END.split(one_line(record["context"]), maxsplit=3)
+  if len(sentences) != 4 or len(record["endings"]) != 2:
+    return None
+  first, second, third, fourth = sentences
+  return {
+    "input_sentence_1": first,
+    "input_sentence_2": second,
+    "input_sentence_3": third,
+    "input_sentence_4": fourth,
+    "sentence_quiz1": record["endings"][0],
+    "sentence_quiz2": record["endings"][1],
+    "answer_right_ending": record["label"],
+  }
 
 
 def _example(fields: dict, options: list[str], right: int) -> dict | None:

@@ -110,6 +110,16 @@ def test_a_number_multiplies_a_rate_and_a_percentage_fixes_a_share(rates, shares
   assert shares(Mixture("m", {"small": "75%", "large": "25%"})) == {"small": 0.75, "large": 0.25}
 
 
+def test_every_template_counts_where_a_mixture_says_so_and_unseen_ones_never(rates):
+  drawn = len(dataset_spec("small").training_templates())
+  assert 1 < drawn < len(dataset_spec("small").templates)
+  mixture = Mixture(
+    "m", {"small": None, "middle": 2.0, "large": None}, rate_cap=40, per_template=True
+  )
+  shared = 40 // drawn * drawn  # large has 60
+  assert rates(mixture) == {"small": 10 * drawn, "middle": 2 * 40 * drawn, "large": shared}
+
+
 def test_the_share_of_what_is_held_out_goes_to_the_others_in_proportion(shares):
   members = {"small": "20%", "middle": None, "large": "50%"}
   assert shares(Mixture("m", members, hold_out=("b",))) == {"small": 0.4, "middle": 0.6}

@@ -7,9 +7,11 @@ What a template does with a variable tells what it holds: a field that is iterat
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jinja2
+import yaml
 from jinja2 import nodes
 
 TEXT_METHODS = {
@@ -122,6 +124,8 @@ class Reader:
       elif not inner.kinds & {"text"}:
         inner.kinds.add("number")
     if isinstance(index, nodes.Slice):
+      if base is not None:
+        base.kinds.add("text")  # unless something else says that it is a list
       return base
     return base.items() if base is not None else None
 
@@ -224,3 +228,25 @@ def examples(jinjas: list[str], count: int) -> Iterator[dict[str, Any]]:
       for place, (name, value) in enumerate(reader.record.keys.items())
       if name not in known
     }
+
+
+def raw_records() -> dict[str, list[dict[str, Any]]]:
+  """By promptsource's name of the dataset: records written for this purpose, and those of T0's dataset files."""
+  here = Path(__file__).parent
+  records = yaml.safe_load((here / "promptsource_records.yaml").read_text())
+  for path in here.parents[1].glob("templates/*/p3_*.yaml"):
+    data = yaml.safe_load(path.read_text())
+    if "derive" not in data:
+      records.setdefault(data["templates"]["promptsource"], []).append(data["record"])
+  return records
+
+
+def lengthened(value: Any, length: float) -> Any:
+  """The value with every longer text in it repeated up to a length."""
+  if isinstance(value, str):
+    return value if len(value) < 25 else f"{value} " * (1 + int(length / len(value)))
+  if isinstance(value, list):
+    return [lengthened(item, length) for item in value]
+  if isinstance(value, dict):
+    return {key: lengthened(item, length) for key, item in value.items()}
+  return value
