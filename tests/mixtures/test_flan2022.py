@@ -17,8 +17,7 @@ from flan_jax.prompting import read_dataset
 
 FOLDER = Path(__file__).parents[2] / "templates"
 SPECS = {
-  path.stem.removeprefix("cot_"): read_dataset(path)
-  for path in sorted(FOLDER.glob("chain_of_thought/*.yaml"))
+  path.stem.removeprefix("cot_"): read_dataset(path) for path in sorted(FOLDER.glob("*/cot_*.yaml"))
 }
 OPTIONS = r"\nOptions:\n- yes\n- no"
 PUBLISHED = {
