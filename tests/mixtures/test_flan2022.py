@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from flan_jax.data import dataset_spec, rates, training_tasks
 from flan_jax.data.mixtures import get_mixture
 from flan_jax.data.sources import open_source
+from flan_jax.errors import SourceError
 from flan_jax.mixtures.fields import chain_of_thought, dialogue, instructions
 from flan_jax.prompting import read_dataset
 
@@ -210,3 +212,63 @@ def test_caps_are_those_of_the_collection():
   assert get_mixture("niv2").rate(5_000_000) == 5_000_000
   spec = read_dataset(FOLDER / "instructions" / "natural_instructions.yaml")
   assert spec.at_most == {"task_name": 5000}
+
+
+PARTS = ("flan2021_30k", "t0_sf", "niv2", "cot", "dialogue")
+# Chung et al. 2022, table 23 (the released models, then sections 3 and 4), and the collection as it was published.
+PROPORTIONS = {
+  "flan2022": (0.461, 0.279, 0.242, 0.018, 0),
+  "flan2022_scaling": (0.52, 0.15, 0.30, 0.03, 0),
+  "flan2022_collection": (0.40, 0.32, 0.20, 0.05, 0.03),
+}
+
+
+@pytest.fixture
+def shares(monkeypatch, tmp_path):
+  """A mixture's shares, part by part, where each dataset has 50,000 training examples and none of `gone` can be had."""
+
+  def shares(name, gone=()):
+    def size(dataset, split, data_dir):
+      if dataset in gone:
+        raise SourceError(f"{dataset} is gone")
+      return 50_000
+
+    monkeypatch.setattr(rates, "_size", size)
+    found = {task.name: task for task in training_tasks(name, tmp_path)}
+    parts = {
+      part: sum(found[n].share for n in get_mixture(part).datasets if n in found) for part in PARTS
+    }
+    return found, parts
+
+  return shares
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", PROPORTIONS)
+def test_the_parts_have_the_published_proportions(name, shares):
+  _, parts = shares(name)
+  assert list(parts.values()) == pytest.approx(PROPORTIONS[name])
+
+
+@pytest.mark.network
+def test_the_caps_are_those_of_each_part(shares):
+  found, _ = shares("flan2022_collection")
+  assert {found[name].cap for name in get_mixture("flan2021").datasets} == {30_000}
+  of_t0 = [found[name] for name in get_mixture("t0_sf").datasets]
+  assert {task.examples for task in of_t0} == {20_000}
+  templates = [len(dataset_spec(task.name).training_templates()) for task in of_t0]
+  assert sum(templates) == 193
+  for task, count in zip(of_t0, templates, strict=True):
+    assert task.share == pytest.approx(0.32 * count / 193)
+  assert found["cot_esnli"].examples == found["wiki_dialog"].examples == 50_000
+
+
+@pytest.mark.network
+def test_what_is_gone_or_held_out_leaves_its_share_to_the_others_in_proportion(shares):
+  _, parts = shares("flan2022_collection", gone=get_mixture("dialogue").datasets)
+  assert parts["dialogue"] == 0
+  assert [parts[p] for p in PARTS[:4]] == pytest.approx([x / 0.97 for x in (0.4, 0.32, 0.2, 0.05)])
+  found, parts = shares("flan2022 without entailment, instructions")
+  assert not found.keys() & {"cot_esnli", "snli", "glue_mrpc", "natural_instructions"}
+  assert {"cot_gsm8k", "p3_qasc", "squad_v1"} <= found.keys()
+  assert parts["niv2"] == 0 and parts["cot"] == pytest.approx(0.018 / 0.758)
