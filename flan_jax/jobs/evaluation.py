@@ -13,6 +13,7 @@ from flan_jax.data.library import dataset_spec
 from flan_jax.data.mixtures import (
   get_mixture,
   held_out_datasets,
+  is_known,
   training_datasets,
 )
 from flan_jax.data.records import load_records
@@ -41,6 +42,7 @@ class EvaluationPlan:
 
   Attributes:
     mixture: its datasets can be scored; those of its held-out clusters are told apart.
+    trained_on: datasets of those clusters that training sees all the same; they are told as trained on.
     tasks: dataset -> names of templates, () for all; None scores every dataset of the mixture.
     lengths: tokens of a prompt, without what a chat template writes around it, and of an answer:
       {"inputs": I, "targets": T}.
@@ -55,6 +57,7 @@ class EvaluationPlan:
   mixture: str
   lengths: Mapping[str, int]
   tasks: Mapping[str, Sequence[str]] | None = None
+  trained_on: Sequence[str] = ()
   split: str | None = None
   examples: int | None = 100
   seed: int = 0
@@ -73,6 +76,8 @@ class EvaluationPlan:
     for name, templates in (self.tasks or {}).items():
       if isinstance(templates, str):
         raise ConfigError(f"evaluation.tasks: write {name!r}: ({templates!r},), a list of names.")
+    if isinstance(self.trained_on, str):
+      raise ConfigError(f"evaluation.trained_on: write ({self.trained_on!r},), a list of names.")
     if self.scoring not in CONVENTIONS:
       raise UnknownName("scoring convention", self.scoring, CONVENTIONS)
 
@@ -91,7 +96,7 @@ class EvaluationPlan:
     mixture = get_mixture(self.mixture)
     trained, held_out = training_datasets(mixture), held_out_datasets(mixture)
     tasks = dict.fromkeys([*trained, *held_out], ()) if self.tasks is None else self.tasks
-    for name in tasks:
+    for name in (*tasks, *self.trained_on):
       if name not in (*trained, *held_out):
         raise UnknownName(f"dataset of {mixture.name}", name, [*trained, *held_out])
     return [
@@ -102,12 +107,24 @@ class EvaluationPlan:
         examples=self.examples,
         seed=self.seed,
         shots=self.shots,
-        held_out=name in held_out,
+        held_out=name in held_out and name not in self.trained_on,
         unfit="count",
       )
       for name in (*trained, *held_out)
       if name in tasks
     ]
+
+  def check_trained(self, mixture: str) -> None:
+    """Raises ConfigError where what would be told as held out is trained on in this mixture."""
+    seen = set(training_datasets(mixture)) if is_known(mixture) else set()
+    both = [
+      task.dataset for task in self.evaluation_tasks() if task.held_out and task.dataset in seen
+    ]
+    if both:
+      raise ConfigError(
+        f"{', '.join(both)} would be judged as held out, and {mixture!r} trains on it: hold its cluster out of "
+        f"data.mixture too, or say so with evaluation.trained_on={both!r}."
+      )
 
   def available(self) -> tuple["EvaluationPlan", dict[str, str]]:
     """The plan without the datasets whose records cannot be had, and why they cannot.

@@ -107,6 +107,8 @@ def train(
   schedule(optimizer, steps)  # refuses a run that would learn nothing, or never be warm
   tx = optimizer.transformation(lora or model.model)
   written = data.encoder(model).format
+  if evaluation is not None:
+    evaluation.check_trained(data.mixture)
   judged = [task.dataset for task in evaluation.evaluation_tasks()] if evaluation else []
   rows, unseen_rows = steps * batch_size, validation_batches * batch_size
   with phases("prepare"):

@@ -135,6 +135,21 @@ def test_an_unknown_template_or_dataset_to_evaluate(flan_jax, folder):
   assert "Did you mean 'tickets'" in words
 
 
+def test_to_judge_as_held_out_what_is_trained_on(flan_jax, folder):
+  tasks = folder / "tasks.py"
+  tasks.write_text(tasks.read_text() + 'register_mixture("both", ["tickets", "bbc_news"])\n')
+  split = (
+    "--gin.train.evaluation=@evaluation()",
+    '--gin.evaluation.mixture="both without support"',
+  )
+  words = complaint(flan_jax, "train", *RECIPE, *split)
+  assert "tickets would be judged as held out" in words
+  assert "evaluation.trained_on=['tickets']" in words
+  words = complaint(flan_jax, "train", *RECIPE, *split, "--gin.evaluation.trained_on=['tiket']")
+  assert "Did you mean 'tickets'" in words
+  assert not (folder / "runs").exists()
+
+
 def test_a_template_with_an_unknown_field(flan_jax, folder):
   path = folder / "support/tickets.yaml"
   path.write_text(path.read_text().replace("{text}\n\n", "{txet}\n\n", 1))
