@@ -98,6 +98,10 @@ def training_tasks(
     UnknownName: none of them has the split; see also `mixture_tasks`.
   """
   trained = [name for name, held_out in clusters_held_out(as_mixture(mixture)) if not held_out]
+  if not trained:
+    raise ConfigError(
+      f"the mixture {as_mixture(mixture).name!r} has nothing to train on: every cluster is held out."
+    )
   tasks = _tasks(as_mixture(mixture), trained, data_dir, strict, missing)
   if split == "train":
     return tasks
@@ -139,7 +143,7 @@ def mixture_tasks(
 
   Raises:
     UnknownName: a member or a held-out cluster is unknown.
-    ConfigError: nothing is left to train on, or the shares that are fixed leave nothing.
+    ConfigError: the shares that are fixed leave nothing for the others.
     SourceError: strict, and records cannot be had; or none of what is trained on can be.
   """
   mixture = as_mixture(mixture)
@@ -178,10 +182,6 @@ def _tasks(
     )
   leaves = _rates(mixture, sizes, trained - missing.keys())
   total = sum(leaf.rate for leaf in leaves.values())
-  if not total > 0:
-    raise ConfigError(
-      f"the mixture {mixture.name!r} has nothing to train on: every cluster is held out."
-    )
   tasks = []
   for name in sorted(held, key=lambda name: held[name]):
     leaf = leaves.get(name, _Leaf(0.0, mixture.max_examples, mixture.rate_cap))
@@ -195,7 +195,7 @@ def _tasks(
         examples=min(sizes[name], leaf.max_examples) if name in dataset_files() else sizes[name],
         cap=leaf.cap,
         rate=leaf.rate,
-        share=leaf.rate / total,
+        share=leaf.rate / total if total else 0.0,
         missing=str(missing.get(name, "")),
         fetchable=isinstance(missing.get(name), NetworkError),
       )
