@@ -1,10 +1,9 @@
-"""Time and memory until the first batch of `flan2021`, from a store that is there, every TFDS dataset mocked.
+"""Time and memory until the first batch of `flan2021`, from a store that is there, every dataset mocked.
 
   python benchmarks/start_flan2021.py [--home /tmp/flan2021] [--examples 1000]
 
-The first process mocks TFDS, builds the records of every dataset and prepares the store: each split has so many
-records, which are the one in the dataset's file with other numbers in its texts. Datasets that come from published
-packages are fetched. The second process starts from nothing but what the first has left, as a launch does.
+The first process mocks TFDS and the hub, builds the records of every dataset and prepares the store: each split has
+so many records, which are the one in the dataset's file with other numbers in its texts. The second process starts from nothing but what the first has left, as a launch does.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from flan_jax.data.batches import Batches
 from flan_jax.data.library import dataset_spec
 from flan_jax.data.mixtures import training_datasets
 from flan_jax.data.prepare import prepare
-from flan_jax.data.sources import TFDSSource
+from flan_jax.data.sources import FilesSource, TFDSSource
 from flan_jax.data.store import StoreConfig
 from flan_jax.errors import FlanJaxError
 from flan_jax.prompting import DatasetSpec
@@ -62,7 +61,8 @@ def cold(home: Path, examples: int) -> str:
 
   # Mocked builders do not know which splits they have; those that are asked for them have this one.
   only_train = mock.patch.object(TFDSSource, "parts", ("train",))
-  with tfds.testing.mock_data(as_dataset_fn=_as_dataset(examples)), only_train:
+  hub = mock.patch.object(FilesSource, "records", _hub_records(examples))
+  with tfds.testing.mock_data(as_dataset_fn=_as_dataset(examples)), only_train, hub:
     store = prepare(CONFIG, ROWS, home, workers=1)
   return f"{len(store.tasks)} datasets; {'; '.join(store.missing.values()) or 'none is missing'}"
 
@@ -78,6 +78,25 @@ def warm(home: Path, examples: int) -> str:
   peak = sum(each.ru_maxrss for each in usage) / 2**20
   rows, datasets = len(batch["decoder_input_tokens"]), len(store.tasks)
   return f"{rows} rows; {datasets} datasets; {seconds:.1f} s of processor; peak {peak:.2f} GiB"
+
+
+def _hub_records(examples: int) -> Callable[..., Any]:
+  """What stands in for `FilesSource.records`."""
+  specs = list(map(dataset_spec, training_datasets(MIXTURE)))
+
+  def records(source: FilesSource, part: str) -> Iterator[dict[str, Any]]:
+    (spec,) = (spec for spec in specs if spec.source == source.settings)
+    places = _numbered_places(spec)
+    for number in _numbers(part, examples):
+      yield _numbered(spec.record, places, number)
+
+  return records
+
+
+def _numbers(part: str, examples: int) -> range:
+  """No two splits, or parts of one, have a number in common."""
+  first = zlib.crc32(part.encode()) % 1000 * examples
+  return range(first, first + examples)
 
 
 def _as_dataset(examples: int) -> Callable[..., Any]:
@@ -96,12 +115,10 @@ def _as_dataset(examples: int) -> Callable[..., Any]:
     spec = specs.get(f"{builder.name}/{config}") or specs[builder.name]
     features = builder.info.features
     signature = features.get_tensor_spec()
-    # No two splits, or parts of one, have a number in common.
-    first = zlib.crc32(str(split).encode()) % 1000 * examples
     places = _numbered_places(spec, features)
 
     def records() -> Iterator[Any]:
-      for number in range(first, first + examples):
+      for number in _numbers(str(split), examples):
         record = features.encode_example(_numbered(spec.record, places, number))
         yield _tensors(signature, record)
 
@@ -110,13 +127,14 @@ def _as_dataset(examples: int) -> Callable[..., Any]:
   return as_dataset
 
 
-def _numbered_places(spec: DatasetSpec, features: Any) -> list[Place]:
+def _numbered_places(spec: DatasetSpec, features: Any = None) -> list[Place]:
   """The texts of the dataset's example that may end in a number: it stays an example of the dataset."""
   places: list[Place] = []
   for place in _places(spec.record):
     record = _numbered(spec.record, [*places, place], 12345)
     try:
-      features.encode_example(record)
+      if features is not None:
+        features.encode_example(record)
       if spec.derive_record(record) is not None:
         places.append(place)
     except (FlanJaxError, RuntimeError, ValueError):  # what TFDS raises
