@@ -3,7 +3,8 @@
   python benchmarks/start_flan2021.py [--home /tmp/flan2021] [--examples 1000]
 
 The first process mocks TFDS and the hub, builds the records of every dataset and prepares the store: each split has
-so many records, which are the one in the dataset's file with other numbers in its texts. The second process starts from nothing but what the first has left, as a launch does.
+so many records, which are the one in the dataset's file with other numbers in its texts. The second process starts
+from nothing but what the first has left, as a launch does.
 """
 
 import argparse
