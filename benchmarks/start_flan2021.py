@@ -27,8 +27,9 @@ from flan_jax.data.batches import Batches
 from flan_jax.data.library import dataset_spec
 from flan_jax.data.mixtures import training_datasets
 from flan_jax.data.prepare import prepare
-from flan_jax.data.sources import FilesSource, TFDSSource
+from flan_jax.data.sources import FilesSource
 from flan_jax.data.store import StoreConfig
+from flan_jax.data.tfds_source import TFDSSource
 from flan_jax.errors import FlanJaxError
 from flan_jax.prompting import DatasetSpec
 from flan_jax.vocabularies import ByteVocabulary, PlainFormat
