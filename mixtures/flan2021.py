@@ -1,7 +1,8 @@
 """`flan2021`: the datasets of FLAN 2021 (Wei et al. 2022, "Finetuned Language Models Are Zero-Shot Learners").
 
 As in the paper, a dataset gives 30,000 training examples at most, and is drawn in proportion to their number with a
-cap of 3,000. The clusters are those of the paper's code. `mnli_mismatched` has no training split and is for
+cap of 3,000. The clusters are those of the paper's code; the names of the paper itself can be used as well, as in
+"flan2021 without nli, closed_book_qa". `mnli_mismatched` has no training split and is for
 evaluation. The datasets come from TFDS, and XSum, which TFDS wants downloaded by hand, from the Hugging Face hub.
 """
 
@@ -63,5 +64,24 @@ TOGETHER = [
   ("reading_comprehension", "read_comp_and_common_sense"),
   ("commonsense", "read_comp_and_common_sense"),
 ]
+# The twelve clusters of the paper, figure 3, whose 62 datasets count the parts of ANLI, MNLI, ARC and SQuAD once, and
+# of the text formatting the punctuation alone.
+PAPER = {
+  "nli": ("entailment",),
+  "commonsense": ("commonsense",),
+  "sentiment": ("sentiment",),
+  "paraphrase": ("paraphrase",),
+  "closed_book_qa": ("open_domain_qa",),
+  "struct_to_text": ("structure_to_text",),
+  "reading_comp": ("reading_comprehension",),
+  "reading_comp_with_commonsense": ("read_comp_and_common_sense",),
+  "coreference": ("coreference",),
+  "misc": (
+    *("conversational_qa", "question_classification", "linguistic_acceptability"),
+    *("word_disambiguation", "maths", "text_formatting"),
+  ),
+  "translation": ("translation",),
+  "summarization": ("summarisation",),
+}
 
-register_mixture("flan2021", DATASETS, together=TOGETHER)
+register_mixture("flan2021", DATASETS, together=TOGETHER, groups=PAPER)

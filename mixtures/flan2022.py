@@ -15,7 +15,7 @@ looks with `flan-jax contamination` at what is shared.
 """
 
 from flan_jax.data.mixtures import register_mixture
-from flan_jax.mixtures.flan2021 import DATASETS, TOGETHER
+from flan_jax.mixtures.flan2021 import DATASETS, PAPER, TOGETHER
 
 CHAIN_OF_THOUGHT = (
   "cot_aqua",
@@ -59,7 +59,7 @@ UNCAPPED = 1_000_000_000
 register_mixture("cot", CHAIN_OF_THOUGHT, max_examples=100_000, rate_cap=UNCAPPED)
 register_mixture("dialogue", DIALOGUE, max_examples=200_000, rate_cap=UNCAPPED)
 register_mixture("niv2", ["natural_instructions"], max_examples=UNCAPPED, rate_cap=UNCAPPED)
-register_mixture("flan2021_30k", DATASETS, rate_cap=30_000, together=TOGETHER)
+register_mixture("flan2021_30k", DATASETS, rate_cap=30_000, together=TOGETHER, groups=PAPER)
 register_mixture(
   "t0_sf",
   [f"p3_{name}" for name in NOT_IN_FLAN],

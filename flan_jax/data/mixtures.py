@@ -16,7 +16,7 @@ Wherever a mixture is named, "mini without topic, stress" is the one that trains
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from flan_jax.data.library import dataset_files, dataset_spec, import_library
 from flan_jax.data.texts import CLUSTER, registered_texts
@@ -51,6 +51,7 @@ class Mixture:
     hold_out: clusters that are kept out of training wherever they stand, also in mixtures within this one.
     together: clusters that give each other away; with one of such a group all of it is held out.
     only: the clusters that are trained on, and all others held out; () for no such choice.
+    groups: other names for clusters, or for several at once, wherever some are chosen by name.
   """
 
   name: str
@@ -62,6 +63,7 @@ class Mixture:
   together: tuple[tuple[str, ...], ...] = ()
   per_template: bool = False
   only: tuple[str, ...] = ()
+  groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
   def __post_init__(self):
     if not self.datasets:
@@ -96,6 +98,7 @@ def register_mixture(
   hold_out: Iterable[str] = (),
   together: Iterable[Iterable[str]] = (),
   per_template: bool = False,
+  groups: Mapping[str, Iterable[str]] | None = None,
 ) -> Mixture:
   """Defines a mixture; see `Mixture` for the arguments. The names are looked up when it is used.
 
@@ -116,6 +119,7 @@ def register_mixture(
     _names(hold_out, "hold_out"),
     tuple(_names(group, "together") for group in together),
     per_template,
+    groups={name: _names(clusters, "groups") for name, clusters in (groups or {}).items()},
   )
   if _mixtures.setdefault(name, mixture) != mixture:
     raise ConfigError(f"a mixture named {name!r} is registered already, with other settings.")
@@ -131,9 +135,9 @@ def leave_out(mixture: Mixture | str, *clusters: str) -> Mixture:
     UnknownName: the mixture has no such cluster.
   """
   mixture = as_mixture(mixture)
-  _check_clusters(mixture, clusters, "left out of")
   name = f"{mixture.name}{WITHOUT}{', '.join(clusters)}"
-  return replace(mixture, name=name, hold_out=(*mixture.hold_out, *clusters))
+  out = _clusters(mixture, clusters, "left out of")
+  return replace(mixture, name=name, hold_out=(*mixture.hold_out, *out))
 
 
 def keep_only(mixture: Mixture | str, *clusters: str) -> Mixture:
@@ -146,8 +150,8 @@ def keep_only(mixture: Mixture | str, *clusters: str) -> Mixture:
     UnknownName: the mixture has no such cluster.
   """
   mixture = as_mixture(mixture)
-  _check_clusters(mixture, clusters, "kept of")
-  return replace(mixture, name=f"{mixture.name}{ONLY}{', '.join(clusters)}", only=clusters)
+  name = f"{mixture.name}{ONLY}{', '.join(clusters)}"
+  return replace(mixture, name=name, only=_clusters(mixture, clusters, "kept of"))
 
 
 def get_mixture(name: str) -> Mixture:
@@ -224,11 +228,16 @@ def clusters_held_out(mixture: Mixture) -> list[tuple[str, bool]]:
   return [(name, cluster in out) for name, cluster in clusters.items()]
 
 
-def _check_clusters(mixture: Mixture, clusters: Iterable[str], purpose: str) -> None:
-  known = {cluster_of(name) for name, _ in clusters_held_out(mixture)}
-  for cluster in clusters:
-    if cluster not in known:
-      raise UnknownName("cluster", cluster, known, f"It is to be {purpose} {mixture.name}.")
+def _clusters(mixture: Mixture, names: Iterable[str], purpose: str) -> tuple[str, ...]:
+  """The clusters that are named, by their own names or by those of groups."""
+  clusters = {cluster_of(dataset) for dataset, _ in clusters_held_out(mixture)}
+  known: dict[str, tuple[str, ...]] = {cluster: (cluster,) for cluster in clusters}
+  for inner in mixtures_within(mixture):
+    known |= inner.groups
+  for name in names:
+    if name not in known:
+      raise UnknownName("cluster", name, known, f"It is to be {purpose} {mixture.name}.")
+  return tuple(dict.fromkeys(cluster for name in names for cluster in known[name]))
 
 
 def mixtures_within(mixture: Mixture, above: tuple[str, ...] = ()) -> Iterator[Mixture]:

@@ -1,4 +1,4 @@
-"""`flan2021` has the clusters of FLAN 2021, and leaves out at least what FLAN leaves out.
+"""`flan2021` has the clusters of FLAN 2021, and leaves out what FLAN leaves out.
 
 The table and the rules are facts of Wei et al. 2022 and of the task splits that the paper's code makes.
 """
@@ -13,7 +13,8 @@ from flan_jax.data import (
   leave_out,
   training_datasets,
 )
-from flan_jax.mixtures.flan2021 import CLUSTERS
+from flan_jax.errors import UnknownName
+from flan_jax.mixtures.flan2021 import CLUSTERS, PAPER
 
 FLAN = get_mixture("flan2021")
 SIZES = {
@@ -55,6 +56,35 @@ def test_the_clusters_have_the_paper_s_numbers_of_datasets():
   for cluster in EVALUATED_ONLY.values():
     found[cluster] += 1
   assert found == SIZES
+
+
+def test_the_paper_s_names_are_a_grouping_of_the_same_clusters():
+  assert len(PAPER) == 12
+  grouped = [cluster for clusters in PAPER.values() for cluster in clusters]
+  assert sorted(grouped) == sorted(CLUSTERS)
+  # Figure 3 of the paper counts some datasets together, and has of the text formatting the punctuation alone.
+  together = ("anli_r", "arc_", "squad_v", "mnli_")
+  figure = {"nli": 7, "commonsense": 4, "sentiment": 4, "paraphrase": 4, "closed_book_qa": 3}
+  figure |= {"struct_to_text": 4, "reading_comp": 5, "reading_comp_with_commonsense": 2}
+  figure |= {"coreference": 3, "misc": 7, "translation": 8, "summarization": 11}
+  for group, count in figure.items():
+    names = datasets_of(PAPER[group]) - {"true_case", "word_segment"}
+    assert len({next((t for t in together if n.startswith(t)), n) for n in names}) == count, group
+  assert sum(figure.values()) == 62
+
+
+def test_clusters_are_left_out_by_the_paper_s_names_too():
+  assert training_datasets(leave_out(FLAN, "nli")) == training_datasets(
+    "flan2021 without entailment"
+  )
+  assert training_datasets("flan2021 only misc") == training_datasets(
+    f"flan2021 only {', '.join(PAPER['misc'])}"
+  )
+  assert training_datasets("flan2021_30k without nli, closed_book_qa") == training_datasets(
+    "flan2021 without entailment, open_domain_qa"
+  )
+  with pytest.raises(UnknownName, match="Did you mean 'nli'"):
+    leave_out(FLAN, "nlli")
 
 
 def test_every_dataset_is_in_one_cluster_and_in_the_mixture():
