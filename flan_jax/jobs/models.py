@@ -135,12 +135,14 @@ def pretrained(
   dtype: str = "float32",
   param_dtype: str = "float32",
   remat: str = "none",
+  dropout_rate: float = 0.0,
   vocabulary: Vocabulary | None = None,
   adapters: str | None = None,
 ) -> ModelSource:
   """A published model; see `flan_jax.checkpoints.pretrained.open_pretrained` for `source`.
 
   Args:
+    dropout_rate: in training, where the model's configuration says; what it was published with is not taken.
     vocabulary: in place of the one that it came with; T5X's checkpoints come without.
     adapters: a folder of PEFT's, which is merged into the model.
   """
@@ -151,6 +153,7 @@ def pretrained(
     "dtype": dtype,
     "param_dtype": param_dtype,
     "remat": remat,
+    "dropout_rate": dropout_rate,
   }
   found = open_pretrained(source, param_dtype, adapters=adapters, cache_dir=data_home())
   digest = content_digest(source)
@@ -163,7 +166,8 @@ def pretrained(
       f"{source} came without a tokenizer: set pretrained.vocabulary, such as "
       "@sentencepiece(), or put its tokenizer.json beside it."
     )
-  model = build_model(dataclasses.replace(found.config, dtype=dtype, remat=remat))
+  config = dataclasses.replace(found.config, dtype=dtype, remat=remat, dropout_rate=dropout_rate)
+  model = build_model(config)
 
   def load(layout: Layout, key: jax.Array) -> PyTree:
     del key

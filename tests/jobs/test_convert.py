@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import flan_jax as library
-from flan_jax.jobs.models import tuned
+from flan_jax.jobs.models import pretrained, tuned
 from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh
 
 RECIPE = ("--module=tasks.py", "--gin_file=check.gin")
@@ -63,6 +63,11 @@ def test_adapters_go_out_merged_or_alone(flan_jax, folder):
   ]
   np.testing.assert_allclose(said[0], said[1], atol=1e-5)
   assert np.abs(said[0] - said[2]).max() > 1e-2
+  rates = [
+    pretrained("out/base", **dropout).model.config.dropout_rate
+    for dropout in ({}, {"dropout_rate": 0.2})
+  ]
+  assert rates == [0.0, 0.2]
 
 
 @pytest.mark.oracle

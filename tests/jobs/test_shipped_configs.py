@@ -15,6 +15,8 @@ def launches():
   yield "train", ("recipes/quickstart.gin",), ()
   yield "train", ("recipes/quickstart_lora.gin",), ()
   yield "train", (RECIPE,), ()
+  for recipe in ("flan2021", "flan_t5", "t0"):
+    yield "train", (f"recipes/{recipe}.gin",), ("INITIAL_CHECKPOINT=folder",)
   yield "train", ("recipes/quickstart.gin", "models/t5_tiny.gin"), ()
   yield "prepare", ("recipes/quickstart.gin",), ()
   yield "evaluate", ("recipes/mini_eval.gin",), ()
