@@ -190,6 +190,8 @@ _RULES = tuple(
       "no blank after punctuation",
       r"(?P<slip>[a-z]{2}(?:[,;:!?][A-Za-z]|\.[A-Z])[a-z])",
     ),
+    # A text that somebody's editor has wrapped; a comment is followed by code.
+    ("a line that breaks off in a sentence", r"^(?!#|//).{90,}[a-z,]\n(?P<slip>[a-z]+\b)"),
     # A line that begins in lower case goes on in it: that is how some people write.
     (
       "a sentence in lower case",

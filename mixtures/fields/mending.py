@@ -4,7 +4,9 @@ import hashlib
 import re
 
 _WRONG_DECODERS = ("latin-1", "iso8859-2", "cp1252")
-_ORDERS = frozenset(("find", "give", "list", "mention", "name", "names", "tell"))
+_ORDERS = frozenset(
+  ("describe", "explain", "find", "give", "list", "mention", "name", "names", "tell")
+)
 
 
 def one_line(text: str) -> str:
@@ -25,10 +27,12 @@ def repair_encoding(text: str) -> str:
 def as_question(text: str) -> str:
   """A search query as a question with its mark; orders ("name the ...") get a full stop."""
   text = re.sub(r"\bi\b(?=['’\s]|$)", "I", one_line(text)).rstrip(" ?.!,:;")
-  if not text:
-    return ""
-  mark = "." if text.split()[0].lower() in _ORDERS else "?"
-  return capitalised(text) + mark
+  return capitalised(text) + final_mark(text) if text else ""
+
+
+def final_mark(question: str) -> str:
+  """A question mark, or the full stop of an order ("tell me more")."""
+  return "." if question.split()[0].lower() in _ORDERS else "?"
 
 
 def capitalised(text: str) -> str:

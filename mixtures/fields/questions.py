@@ -4,15 +4,15 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from flan_jax.mixtures.fields.mending import one_line
+from flan_jax.mixtures.fields.mending import final_mark, one_line
 
 Item = TypeVar("Item")
 
 
 def asked(question: str) -> str:
-  """A question as it was typed, with the mark that some forgot."""
+  """A question or order as it was typed, with the mark that some forgot."""
   question = one_line(question)
-  return question + "?" if question[-1:].isalnum() else question
+  return question + final_mark(question) if question[-1:].isalnum() else question
 
 
 def distinct(texts: Iterable[str]) -> list[str]:

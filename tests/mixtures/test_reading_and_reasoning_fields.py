@@ -12,6 +12,7 @@ from flan_jax.mixtures.fields import (
   irony,
   maths,
   mending,
+  questions,
   reading_comprehension,
   reasoning,
   stress,
@@ -48,6 +49,19 @@ def test_broken_runs_are_repaired_and_sound_ones_stay(broken, sound):
 )
 def test_search_queries_become_questions(typed, question):
   assert mending.as_question(typed) == question
+
+
+@pytest.mark.parametrize(
+  "typed, question",
+  [
+    ("where did he live", "where did he live?"),
+    ("Tell me more  about him", "Tell me more about him."),
+    ("Tell me more?", "Tell me more?"),
+    (" ", ""),
+  ],
+)
+def test_a_question_or_order_gets_the_mark_that_it_lacks(typed, question):
+  assert questions.asked(typed) == question
 
 
 @pytest.mark.parametrize("answer", ["the U.S.", "Martin Luther King Jr.", "Foible"])

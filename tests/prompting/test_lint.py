@@ -73,6 +73,10 @@ def template(text: str, target: str = "{answer}", name: str = "one") -> dict:
     ("Read this: \n{review}", "blanks at the end of a line"),
     ("Read this:\n\n\n{review}", "more than one empty line"),
     ("Read\tthis: {review}", "a tab"),
+    (
+      f"{{review}}\n\nSay whether {'it is really true that ' * 4}the one who wrote\nthis was pleased.",
+      "a line that breaks off in a sentence",
+    ),
     ("Good or bad?", "the input is the same for every record"),
   ],
 )
@@ -98,6 +102,8 @@ def test_a_slip_is_found_and_told_once(findings, text, mistake):
     "Es hieß „{review}“, und «{review}»",
     '{{"review": "{review}", "tags": [("good", "bad")]}}',
     "Fill the gap ..........\n{review}",
+    f"# {'good or bad, ' * 7}as you like\nlabel({{review}})",
+    f"dear all, {'we had a nice time and ' * 4}so on :)\nwould you go there? {{review}}",
     "Of {review}, hotels.com and line.replace(a,b) say:",
   ],
 )
