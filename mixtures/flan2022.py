@@ -14,7 +14,7 @@ as well. Natural Instructions has tasks of every cluster: who judges zero-shot l
 looks with `flan-jax contamination` at what is shared.
 """
 
-from flan_jax.data.mixtures import register_mixture
+from flan_jax.data.mixtures import Weight, register_mixture
 from flan_jax.mixtures.flan2021 import DATASETS, PAPER, TOGETHER
 
 CHAIN_OF_THOUGHT = (
@@ -54,6 +54,15 @@ NOT_IN_FLAN = (
     "wiqa",
   ),
 )
+# T0's names for what FLAN's clusters hold as well.
+ALIKE = [
+  ("commonsense", "multiple_choice_qa"),
+  ("read_comp_and_common_sense", "multiple_choice_qa"),
+  ("reading_comprehension", "multiple_choice_qa"),
+  ("reading_comprehension", "extractive_qa"),
+  ("read_comp_and_common_sense", "extractive_qa"),
+  ("open_domain_qa", "closed_book_qa"),
+]
 UNCAPPED = 1_000_000_000
 
 register_mixture("cot", CHAIN_OF_THOUGHT, max_examples=100_000, rate_cap=UNCAPPED)
@@ -69,14 +78,17 @@ register_mixture(
 )
 
 # Chung et al. 2022, table 23: of the released models, whose figures add up to 99.9 %; then of its sections 3 and 4.
-register_mixture(
-  "flan2022", {"flan2021_30k": None, "t0_sf": "27.9%", "niv2": "24.2%", "cot": "1.8%"}
-)
-register_mixture(
-  "flan2022_scaling", {"flan2021_30k": "52%", "t0_sf": "15%", "niv2": "30%", "cot": "3%"}
-)
-# Those that the collection was published with.
-register_mixture(
-  "flan2022_collection",
-  {"flan2021_30k": "40%", "t0_sf": "32%", "niv2": "20%", "cot": "5%", "dialogue": "3%"},
-)
+# Last those that the collection was published with.
+PROPORTIONS: dict[str, dict[str, Weight]] = {
+  "flan2022": {"flan2021_30k": None, "t0_sf": "27.9%", "niv2": "24.2%", "cot": "1.8%"},
+  "flan2022_scaling": {"flan2021_30k": "52%", "t0_sf": "15%", "niv2": "30%", "cot": "3%"},
+  "flan2022_collection": {
+    "flan2021_30k": "40%",
+    "t0_sf": "32%",
+    "niv2": "20%",
+    "cot": "5%",
+    "dialogue": "3%",
+  },
+}
+for name, parts in PROPORTIONS.items():
+  register_mixture(name, parts, together=ALIKE)

@@ -7,7 +7,7 @@ that is for some examples only is drawn for these alone, and in its place anothe
 
 `t0_evaluation` holds out all of itself, so that it can be judged on and never trained on. T0 saw none of its eleven
 datasets. T0+ was tuned on hellaswag, and T0++ on copa, wic and wsc.fixed as well: only the others are then zero-shot,
-which a launch wants to be told, as `evaluation.trained_on = ["p3_hellaswag"]`.
+though of clusters that were trained on. `evaluation.trained_on` says which are not to count as held out.
 """
 
 from flan_jax.data.mixtures import register_mixture

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _DRAWS = 10_000
 _LENGTHS = {"inputs": 1024, "targets": 256}
 _OPTIONS = ("draws", "json", "layout", "lengths", "lock", "strict", "vocabulary")
-_SETTINGS = ("max_examples", "rate_cap", "temperature", "per_template", "hold_out")
+_SETTINGS = ("max_examples", "rate_cap", "temperature", "per_template")
 _MEASURES = ("inputs", "targets", "shortened", "dropped")
 
 
@@ -85,9 +85,11 @@ def _show(options: argparse.Namespace) -> None:
   rows = describe(mixture, data_home(), draws, bool(options.strict))
   tasks = [row.task for row in rows]
   lengths = token_lengths(tasks, config, data_home()) if config is not None else None
+  held_out = list(dict.fromkeys(task.cluster for task in tasks if task.held_out))
   if options.json:
     settings = {
       **{name: getattr(mixture, name) for name in _SETTINGS},
+      "hold_out": held_out,
       "draws": draws,
       **{name: getattr(config, name, None) for name in ("layout", "lengths")},
     }
@@ -99,7 +101,7 @@ def _show(options: argparse.Namespace) -> None:
     f"{mixture.name}: at most {mixture.max_examples:,} examples a dataset, rate cap "
     f"{mixture.rate_cap:,}, temperature {mixture.temperature:g}, "
     f"{'each template counts, ' if mixture.per_template else ''}"
-    f"held out: {', '.join(mixture.hold_out) or 'nothing'}; passes at {draws:,} draws\n"
+    f"held out: {', '.join(held_out) or 'nothing'}; passes at {draws:,} draws\n"
   )
   measures = () if lengths is None else _MEASURES
   header = ("dataset", "cluster", "available", "used", "cap", "rate", "share", "passes")

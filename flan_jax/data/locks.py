@@ -15,7 +15,6 @@ the rest. `flan_jax.data.lock_changes` tells two apart.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from flan_jax.data.sources import open_source
 from flan_jax.data.store import ENCODING_VERSION
 from flan_jax.data.texts import registered_texts
 from flan_jax.errors import StorageError
-from flan_jax.prompting import DatasetSpec
+from flan_jax.prompting import AnyTemplate, DatasetSpec
 from flan_jax.prompting.dataset_spec import RENDERING_VERSION
 
 LOCK_VERSION = 1
@@ -143,18 +142,20 @@ def _member(task: MixtureTask, data_dir: Path) -> dict[str, Any]:
 
 def _dataset(spec: DatasetSpec, data_dir: Path, task: MixtureTask) -> dict[str, Any]:
   said = portable(spec.source)
-  source = open_source(spec.source, spec.path.resolve().parent, data_dir / "archives")
+  source = open_source(spec.source, spec.folder, data_dir / "archives")
   about = {
     "source": said,
     "source_fingerprint": _hash([said, source.content()]),
     "splits": dict(spec.splits),
     "group": list(spec.group),
     "unique": list(spec.unique),
+    "at_most": dict(spec.at_most),
     "balance": list(spec.balance),
     "derive": spec.derive,
-    "answer": spec.data.get("answer"),
+    "fields": dict(spec.fields),
+    "answer": asdict(spec.answer) if spec.answer else None,
     "text": spec.data.get("text"),
-    "templates": {each["name"]: _wording(each) for each in spec.data.get("templates") or ()},
+    "templates": {template.name: _wording(template) for template in spec.templates},
     "unseen": [template.name for template in spec.templates if template.unseen],
     "licence": spec.licence,
     "citation": spec.citation,
@@ -168,9 +169,10 @@ def _dataset(spec: DatasetSpec, data_dir: Path, task: MixtureTask) -> dict[str, 
   return about
 
 
-def _wording(template: Mapping[str, Any]) -> str:
+def _wording(template: AnyTemplate) -> str:
   """The hash of what a template says under whatever name."""
-  return _hash({key: value for key, value in template.items() if key != "name"})
+  _, *words = template.words
+  return _hash([words, template.turned_around, template.metrics])
 
 
 def _reason(task: MixtureTask) -> str:

@@ -14,6 +14,7 @@ Wherever a mixture is named, "mini without topic, stress" is the one that trains
 "mini only topic, stress" the one that trains on nothing else.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -68,10 +69,16 @@ class Mixture:
   def __post_init__(self):
     if not self.datasets:
       raise ConfigError(f"the mixture {self.name!r} has no datasets.")
-    for setting in ("max_examples", "rate_cap", "temperature"):
+    for setting in ("max_examples", "rate_cap"):
       value = getattr(self, setting)
-      if not value > 0:
-        raise ConfigError(f"the mixture {self.name!r}: {setting} is {value}; it must be above 0.")
+      if not isinstance(value, int) or value < 1:
+        raise ConfigError(
+          f"the mixture {self.name!r}: {setting} is {value!r}; it must be a whole number above 0."
+        )
+    if not isinstance(self.temperature, int | float) or not 0.1 <= self.temperature < math.inf:
+      raise ConfigError(
+        f"the mixture {self.name!r}: temperature is {self.temperature!r}; it must be a number of 0.1 or more."
+      )
     for member, weight in self.datasets.items():
       multiplier_and_share(self.name, member, weight)
 
@@ -148,10 +155,14 @@ def keep_only(mixture: Mixture | str, *clusters: str) -> Mixture:
 
   Raises:
     UnknownName: the mixture has no such cluster.
+    ConfigError: only others of its clusters are kept already.
   """
   mixture = as_mixture(mixture)
-  name = f"{mixture.name}{ONLY}{', '.join(clusters)}"
-  return replace(mixture, name=name, only=_clusters(mixture, clusters, "kept of"))
+  chosen = _clusters(mixture, clusters, "kept of")
+  kept = tuple(cluster for cluster in chosen if cluster in (mixture.only or chosen))
+  if not kept:
+    raise ConfigError(f"{mixture.name!r} keeps none of {', '.join(clusters)}.")
+  return replace(mixture, name=f"{mixture.name}{ONLY}{', '.join(clusters)}", only=kept)
 
 
 def get_mixture(name: str) -> Mixture:
@@ -224,7 +235,7 @@ def clusters_held_out(mixture: Mixture) -> list[tuple[str, bool]]:
       raise UnknownName("cluster", cluster, clusters.values(), hint)
   out = {*hold_out}.union(*(group for group in together if {*hold_out} & {*group}))
   if mixture.only:
-    out = {*clusters.values()} - {*mixture.only} | {*hold_out}
+    out |= {*clusters.values()} - {*mixture.only}
   return [(name, cluster in out) for name, cluster in clusters.items()]
 
 
@@ -280,7 +291,7 @@ def multiplier_and_share(name: str, member: str, weight: Weight) -> tuple[float,
       share = 0.0
     if sign and not rest.strip() and 0 < share <= 1:
       return 1.0, share
-  elif weight > 0:
+  elif isinstance(weight, int | float) and 0 < weight < math.inf:
     return float(weight), None
   raise ConfigError(
     f"the mixture {name!r}: the weight of {member!r} is {weight!r}; it must be None, a number above "

@@ -103,6 +103,10 @@ def training_tasks(
       f"the mixture {as_mixture(mixture).name!r} has nothing to train on: every cluster is held out."
     )
   tasks = _tasks(as_mixture(mixture), trained, data_dir, strict, missing)
+  if all(task.missing for task in tasks):
+    raise SourceError(
+      f"nothing of the mixture {as_mixture(mixture).name!r} can be had. {tasks[0].missing}"
+    )
   if split == "train":
     return tasks
   sizes = {
@@ -144,7 +148,7 @@ def mixture_tasks(
   Raises:
     UnknownName: a member or a held-out cluster is unknown.
     ConfigError: the shares that are fixed leave nothing for the others.
-    SourceError: strict, and records cannot be had; or none of what is trained on can be.
+    SourceError: strict, and records cannot be had.
   """
   mixture = as_mixture(mixture)
   names = [name for name, _ in clusters_held_out(mixture)]
@@ -176,10 +180,6 @@ def _tasks(
   for name in trained - missing.keys():
     if not sizes[name]:
       raise ConfigError(f"{name} is trained on and has no train split.")
-  if trained and trained <= missing.keys():
-    raise SourceError(
-      f"nothing of the mixture {mixture.name!r} can be had. {missing[min(trained)]}"
-    )
   leaves = _rates(mixture, sizes, trained - missing.keys())
   total = sum(leaf.rate for leaf in leaves.values())
   tasks = []

@@ -1,7 +1,9 @@
 """Records of TensorFlow Datasets."""
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 from typing import Any
 
 from flan_jax.data.sources import Source
@@ -52,7 +54,10 @@ class TFDSSource(Source):
       logging.getLogger("urllib3").setLevel(logging.ERROR)
       advice = "Prepare the dataset once where that works, and name its folder by `data_dir:` in the source."
       try:
-        builder.download_and_prepare()
+        with redirect_stdout(
+          sys.stderr
+        ):  # where TFDS tells of it; what is printed here may be for a program
+          builder.download_and_prepare()
       except RequestException as error:
         raise NetworkError(
           f"TFDS cannot download {self.settings['tfds']}: {error}. {advice}"

@@ -35,14 +35,22 @@ def write_html(
   write_whole(Path(path), [html_page(report, title, losses)])
 
 
-def write_curve(path: Path | str, *, title: str, run_dir: Path | str) -> None:
+def write_curve(
+  path: Path | str, *, title: str, run_dir: Path | str, notes: Sequence[str] = ()
+) -> None:
   """Write a page with the loss curve of a training run that is not judged.
 
   Raises:
     StorageError: the disk refused.
   """
-  body = f"<h1>{escape(title)}</h1>" + _figure(charts.loss_curve(*losses_of(run_dir)))
+  curve = _figure(charts.loss_curve(*losses_of(run_dir)))
+  body = f"<h1>{escape(title)}</h1>{curve}{_notes(notes)}"
   write_whole(Path(path), [page(title, body, _STYLE)])
+
+
+def _notes(notes: Sequence[str]) -> str:
+  listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
+  return f"<ul>{listed}</ul>" if notes else ""
 
 
 class Losses(NamedTuple):
@@ -78,8 +86,7 @@ def _sections(report: Report, title: str, losses: Losses) -> Iterator[str]:
     f"by <code>{escape(report.scoring)}</code>.</p>"
   )
   yield _cards(report)
-  if report.notes:
-    yield "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in report.notes) + "</ul>"
+  yield _notes(report.notes)
   rows = sorted(report.tasks, key=lambda row: row["held_out"])
   yield "<h2>Tasks</h2>" + _legend(report)
   yield _figure(charts.task_bars(rows))

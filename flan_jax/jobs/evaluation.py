@@ -115,15 +115,17 @@ class EvaluationPlan:
     ]
 
   def check_trained(self, mixture: str) -> None:
-    """Raises ConfigError where what would be told as held out is trained on in this mixture."""
-    seen = set(training_datasets(mixture)) if is_known(mixture) else set()
-    both = [
-      task.dataset for task in self.evaluation_tasks() if task.held_out and task.dataset in seen
-    ]
+    """Raises ConfigError where what would be told as held out is of a cluster that this mixture trains on."""
+    trained = training_datasets(mixture) if is_known(mixture) else []
+    seen = {dataset_spec(name).cluster: name for name in trained}
+    tasks = [task.dataset for task in self.evaluation_tasks() if task.held_out]
+    judged = [(name, dataset_spec(name).cluster) for name in tasks]
+    both = [name for name, cluster in judged if cluster in seen]
     if both:
+      cluster = dict(judged)[both[0]]
       raise ConfigError(
-        f"{', '.join(both)} would be judged as held out, and {mixture!r} trains on it: hold its cluster out of "
-        f"data.mixture too, or say so with evaluation.trained_on={both!r}."
+        f"{', '.join(both)} would be judged as held out, and {mixture!r} trains on that cluster ({cluster}: "
+        f"{seen[cluster]}): hold it out of data.mixture too, or say so with evaluation.trained_on={both!r}."
       )
 
   def available(self) -> tuple["EvaluationPlan", dict[str, str]]:

@@ -183,7 +183,7 @@ def train(
       return False
     if evaluation is None:
       if is_first():
-        write_curve(run / "report.html", title=run.name, run_dir=run)
+        write_curve(run / "report.html", title=run.name, run_dir=run, notes=(*notes, *without))
       return True
     with phases("evaluate after"):
       step = int(result.state.step)

@@ -1,11 +1,13 @@
 """Finding a dataset's derive function by name, and knowing when its code has changed."""
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
+from hashlib import sha256
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -111,4 +113,11 @@ def _constant(value: Any) -> str:
     return "[" + ", ".join(map(_constant, value)) + "]"
   if value is None or isinstance(value, (str, bytes, int, float, re.Pattern)):
     return repr(value)
-  return f"<{type(value).__module__}.{type(value).__qualname__}>"
+  known = getattr(value, "_fingerprint", "")  # of a dataset of Hugging Face's, whatever its size
+  if dataclasses.is_dataclass(value):
+    known = _constant(
+      {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    )
+  elif hasattr(value, "tobytes") and hasattr(value, "dtype"):  # an array
+    known = f"{value.dtype} {value.shape} {sha256(value.tobytes()).hexdigest()}"
+  return f"<{type(value).__module__}.{type(value).__qualname__} {known}>"

@@ -156,7 +156,7 @@ def test_another_order_is_a_change(folder):
   assert changes(one, other) == {"": ["settings.datasets: in another order"]}
   edited(folder, "small", answer={"field": "label", "choices": {"n": "no", "y": "yes"}})
   assert changes(one, locked(Mixture("m", {"small": None, "large": None}), folder)) == {
-    "small": ["answer.choices: in another order"]
+    "small": ["answer.labels: in another order"]
   }
   weighted = [locked(Mixture("m", {"small": weight}), folder) for weight in (2, 2.0)]
   assert changes(*weighted) == {"": ["the same, written otherwise"]}

@@ -137,6 +137,10 @@ def test_some_clusters_alone_are_kept_by_name(datasets, make_dataset):
   assert get_mixture("each only a, b") == keep_only("each", "a", "b")
   assert training_datasets("each only a, c without c") == ["small"]
   assert training_datasets("each without c only a, c") == ["small"]
+  assert training_datasets("each only a, b, c without a") == ["other"]
+  assert training_datasets("each without a only b, c") == ["other"]
+  with pytest.raises(ConfigError, match="'each only a' keeps none of b"):
+    get_mixture("each only a only b")
   with pytest.raises(UnknownName, match="cluster 'd'.*It is to be kept of each"):
     get_mixture("each only a, d")
 

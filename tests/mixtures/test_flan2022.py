@@ -271,4 +271,7 @@ def test_what_is_gone_or_held_out_leaves_its_share_to_the_others_in_proportion(s
   found, parts = shares("flan2022 without entailment, instructions")
   assert not found.keys() & {"cot_esnli", "snli", "glue_mrpc", "natural_instructions"}
   assert {"cot_gsm8k", "p3_qasc", "squad_v1"} <= found.keys()
+  found, _ = shares("flan2022 without commonsense")
+  assert not found.keys() & {"cot_ecqa", "p3_cos_e_v1.11", "p3_social_i_qa", "cosmos_qa", "copa"}
+  assert {"p3_quoref", "squad_v1", "cot_esnli"} <= found.keys()
   assert parts["niv2"] == 0 and parts["cot"] == pytest.approx(0.018 / 0.758)

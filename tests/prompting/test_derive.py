@@ -110,3 +110,30 @@ def test_a_change_in_a_shared_module_is_noticed(package):
 @pytest.mark.parametrize(("old", "new"), [("UNUSED = 1", "UNUSED = 2"), ("None", "{{}}")])
 def test_a_change_elsewhere_is_not(package, old, new):
   assert source(package()) == source(package(MODULE.replace(old, new)))
+
+
+TABLES = """
+  import dataclasses
+
+  import numpy
+
+  @dataclasses.dataclass
+  class Limits:
+    longest: int
+
+  class Kept:
+    _fingerprint = "a1"
+
+  LIMITS, TABLE, KEPT = Limits(3), numpy.arange(3), Kept()
+
+  def reviews(record):
+    return [LIMITS, TABLE, KEPT]
+"""
+
+
+@pytest.mark.parametrize(
+  ("old", "new"), [("Limits(3)", "Limits(4)"), ("arange(3)", "zeros(3)"), ("a1", "b2")]
+)
+def test_a_change_in_a_dataclass_an_array_or_a_fingerprinted_dataset_is_noticed(package, old, new):
+  before, same = source(package(TABLES)), source(package(TABLES))
+  assert before == same != source(package(TABLES.replace(old, new)))
