@@ -5,13 +5,14 @@ many values as it has items, and the label of a choice is none. A record of trai
 is evaluated
 
 - the whole **record**: the values that do not hold the answer are equal, in any order and under any names;
-- a **field**: one value of 8 words or more is equal;
+- a **field**: one value is equal that has 8 words or more, or is on both sides the longest of what is asked
+  and has 20 characters or more, as a short question, or one in a script without spaces;
 - an **n-gram**: n words in a row stand within one value of each, where n is 13, or the length of the
   evaluated value if that is 8 to 12. Words are runs of letters and digits; all else parts them.
 
 Brown et al. 2020 (appendix C) take n from 8 to 13 by the length of a task's examples, and Wei et al. 2022
-(appendix C) follow them. Values of fewer than 8 words, a name or an option, are shared by nature and
-count as a part of the whole record alone.
+(appendix C) follow them. Shorter values, a name or an option, are shared by nature and count as a part of
+the whole record alone. Of a raw record, which does not say what its answer is, no value is taken for one.
 """
 
 import re
@@ -26,16 +27,27 @@ from flan_jax.prompting import DatasetSpec
 SHORTEST, LONGEST = 8, 13
 """Words of an n-gram: of an evaluated value between the two the whole, of a longer one any 13 in a row."""
 
+LONGEST_ASKED = 20
+"""Characters from which on the longest of what a record asks tells it from others."""
+
 _WORD = re.compile(r"[^\W_]+")
 _SPACES = str.maketrans({chr(i): " " for i in range(128) if not chr(i).isalnum()})
 
 
 class Value(NamedTuple):
-  """One text of a record, normalised, and its words with a space between them."""
+  """One text of a record.
+
+  Attributes:
+    field: that it stands in.
+    text: normalised.
+    words: those of the text, with a space between them.
+    tells: it counts as a whole.
+  """
 
   field: str
   text: str
   words: str
+  tells: bool
 
   @property
   def length(self) -> int:
@@ -52,15 +64,20 @@ class Compared(NamedTuple):
 
 def compared(spec: DatasetSpec, record: Mapping[str, Any]) -> Compared:
   """What is compared of a record."""
-  values, asked = [], []
+  texts, asked = [], []
   for name in spec.fields or record:
     if name == spec.label_field:
       continue
     for raw in _texts(record[name]):
-      text = normalise(raw)
-      values.append(Value(name, text, _words(text)))
+      texts.append((name, normalise(raw)))
       if name in spec.asked_fields or not spec.fields:
-        asked.append(text)
+        asked.append(texts[-1][1])
+  longest = max(asked, key=len, default="")
+  values = []
+  for name, text in texts:
+    words = _words(text)
+    tells = words.count(" ") + 1 >= SHORTEST or (text == longest and len(text) >= LONGEST_ASKED)
+    values.append(Value(name, text, words, tells))
   return Compared(values, "\n".join(sorted(filter(None, asked))))
 
 

@@ -198,8 +198,15 @@ class _Batch:
       texts = [self._records[place].asked for place in asking]
       return _Keys(_hashes(texts), np.array(asking, np.int64), texts.__getitem__)
     if kind == "field":
-      texts = [value.text for value in self._values]
-      return _Keys(_hashes(texts), self._record_of, texts.__getitem__)
+      telling = [
+        (place, value.text)
+        for place, record in enumerate(self._records)
+        for value in record.values
+        if value.tells
+      ]
+      texts = [text for _, text in telling]
+      places = np.array([place for place, _ in telling], np.int64)
+      return _Keys(_hashes(texts), places, texts.__getitem__)
     chosen = self._left >= size
     if evaluated and size < LONGEST:
       chosen &= self._length == size

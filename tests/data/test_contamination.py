@@ -80,6 +80,17 @@ def test_short_fields_count_for_nothing_alone_and_long_ones_do(compare):
   assert found.train[0].overlapping == 1
 
 
+@pytest.mark.parametrize(
+  "question", ["where do herons sleep?", "为什么白鹭在下雨的时候会一只脚站在浅水里等待?"]
+)
+def test_the_longest_that_is_asked_counts_however_few_words_it_has(compare, question):
+  found = compare([row("Long ago.", question)], [row("Now.", question.title())])
+  assert found.evaluated[0].fields == {"question": 1}
+  assert not compare(
+    [row(LONG, question)], [row("Now.", question)]
+  ).pairs  # there the passage is the longest
+
+
 def test_n_grams_are_of_thirteen_words_or_of_a_short_value_s_own_number(compare):
   words = LONG.split()
   nine, eight = "one two three four five six seven eight nine", "a b c d e f g h"
@@ -145,6 +156,18 @@ def naive_text(text):
   return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def naive_whole(record):
+  """The fields whose whole value counts."""
+  texts = {name: naive_text(record[name]) for name in ("passage", "question")}
+  longest = max(map(len, texts.values()))
+  first = next(text for text in texts.values() if len(text) == longest)
+  return {
+    name
+    for name, text in texts.items()
+    if len(naive_words(record[name])) >= 8 or (text == first and longest >= 20)
+  }
+
+
 def naive_matches(trained, judged):
   """Every match of two lists of records, by sets of texts and of tuples of words."""
   index = defaultdict(set)
@@ -153,9 +176,10 @@ def naive_matches(trained, judged):
     index["record", tuple(sorted(asked))].add((place, ""))
     for name in ("passage", "question"):
       words = naive_words(record[name])
+      if name in naive_whole(record):
+        index["field", naive_text(record[name])].add((place, name))
       if len(words) < 8:
         continue
-      index["field", naive_text(record[name])].add((place, name))
       n = min(13, len(words))
       for i in range(len(words) - n + 1):
         index["ngram", tuple(words[i : i + n])].add((place, name))
@@ -166,7 +190,7 @@ def naive_matches(trained, judged):
     }
     for name in ("passage", "question"):
       words = naive_words(record[name])
-      if len(words) >= 8:
+      if name in naive_whole(record):
         keys.add(("field", naive_text(record[name])))
       for n in range(8, 14):
         keys.update(("ngram", tuple(words[i : i + n])) for i in range(len(words) - n + 1))

@@ -224,3 +224,21 @@ def test_what_is_missing_is_told_without_the_places_of_this_machine(folder, make
 def test_a_source_is_put_into_words_and_loses_its_places(source, words, kept):
   assert in_words(source) == words
   assert portable(source) == kept
+
+
+def test_fields_caps_and_borrowed_templates_are_locked(folder, mine):
+  before = locked(mine, folder)
+  edited(folder, "small", at_most={"label": 100})
+  (path,) = (folder / "templates").glob("*/large.yaml")
+  data = yaml.safe_load(path.read_text())
+  lender = path.with_name("lender.yaml")
+  lender.write_text(path.read_text())
+  own = {
+    key: data[key] for key in ("cluster", "description", "source", "splits", "record", "licence")
+  }
+  path.write_text(yaml.safe_dump({**own, "templates": {"like": "lender.yaml"}}, sort_keys=False))
+  after = locked(mine, folder)
+  assert after["datasets"]["large"]["templates"] == before["datasets"]["large"]["templates"]
+  assert after["datasets"]["large"]["fields"] == data["fields"]
+  found = changes(before, after)
+  assert "large" not in found and any("at_most" in line for line in found["small"])
