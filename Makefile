@@ -35,7 +35,7 @@ test-parity: install oracles
 	$(BIN)/python -m pytest -n auto --dist load -m oracle
 
 test-network: install
-	$(BIN)/python -m pytest -m "network and not oracle"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "network and not oracle"
 
 test-slow: install
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not oracle and not network"

@@ -222,7 +222,7 @@ def test_what_is_judged_cannot_be_trained_on(monkeypatch, tmp_path):
   assert sorted(held_out_datasets("t0_evaluation")) == sorted(listed("evaluation"))
   assert training_datasets("t0_evaluation") == []
   with pytest.raises(ConfigError, match="'t0_evaluation' has nothing to train on"):
-    mixture_tasks("t0_evaluation", tmp_path)
+    training_tasks("t0_evaluation", tmp_path)
 
 
 @from_package

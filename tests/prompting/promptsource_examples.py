@@ -241,6 +241,17 @@ def raw_records() -> dict[str, list[dict[str, Any]]]:
   return records
 
 
+def drawn_out(value: Any) -> Any:
+  """The value with so many words of one letter behind each text of several words that every cut is seen."""
+  if isinstance(value, str):
+    return value + " q" * 1300 if " " in value else value
+  if isinstance(value, list):
+    return [drawn_out(item) for item in value]
+  if isinstance(value, dict):
+    return {key: drawn_out(item) for key, item in value.items()}
+  return value
+
+
 def lengthened(value: Any, length: float) -> Any:
   """The value with every longer text in it repeated up to a length."""
   if isinstance(value, str):

@@ -11,7 +11,7 @@ from flan_jax.prompting import DoesNotApply, Draw, promptsource, read_dataset
 from flan_jax.prompting.promptsource import VALUE_LIMIT, PromptsourceTemplate, read_promptsource
 
 from . import promptsource_itself
-from .promptsource_examples import examples, lengthened, raw_records
+from .promptsource_examples import drawn_out, examples, lengthened, raw_records
 
 
 def template(jinja, answer_choices=None, **more):
@@ -203,6 +203,16 @@ def collection(tmp_path_factory):
   return promptsource_itself.load(tmp_path_factory.mktemp("promptsource"))
 
 
+# Templates that promptsource cuts in the wrong place, since its filter acts on the last operand of `+` alone: in these
+# the text's first letter, made small, stands before the cut rest, and 2,048 characters become one or two more.
+REPAIRED = {
+  ("piqa", "Correct the solution if false: from sol 1"),
+  ("piqa", "Correct the solution if false: from sol 2"),
+  ("piqa", "Does this solution make sense? sol1"),
+}
+
+
+@pytest.mark.oracle
 @pytest.mark.network
 @pytest.mark.slow
 def test_every_template_gives_promptsource_s_text(collection, monkeypatch):
@@ -210,7 +220,7 @@ def test_every_template_gives_promptsource_s_text(collection, monkeypatch):
   for environment in (module.env, promptsource._environment):
     for name in ("choice", "random"):
       monkeypatch.setitem(environment.filters, name, by_content)
-  compared, never, more = 0, [], raw_records()
+  compared, never, more, otherwise = 0, [], raw_records(), set()
   for path in sorted(folder.glob("**/templates.yaml")):
     theirs = list(yaml.load(path.read_text(), yaml.FullLoader)["templates"].values())
     ours = read_promptsource(path)
@@ -218,7 +228,10 @@ def test_every_template_gives_promptsource_s_text(collection, monkeypatch):
     jinjas = [jinja for t in theirs for jinja in (t.jinja, t.answer_choices) if jinja]
     records = [*examples(jinjas, 4), *more.get(str(path.parent.relative_to(folder)), ())]
     records.append(lengthened(records[-1], 1.3 * VALUE_LIMIT))
+    long = list(map(drawn_out, records))
     for their, our in zip(theirs, ours, strict=True):
+      if any(differ(their, our, record) for record in long):
+        otherwise.add((str(path.parent.relative_to(folder)), our.title))
       texts = [(parts_of(their, record), our_parts_of(our, record)) for record in records]
       for one, other in texts:
         assert one == other, (path, our.title)
@@ -226,6 +239,13 @@ def test_every_template_gives_promptsource_s_text(collection, monkeypatch):
       if not any(len(one[0]) == 2 and all(one[0]) for one, _ in texts):
         never.append(f"{path.parent.relative_to(folder)}: {our.title}")
   assert compared == 2085 and not never, never
+  assert otherwise == REPAIRED
+
+
+def differ(their, our, record):
+  """Whether the two give different texts of a record of which promptsource gives any."""
+  parts, choices = parts_of(their, record)
+  return bool(parts) and (parts, choices) != our_parts_of(our, record)
 
 
 def parts_of(template, record):
