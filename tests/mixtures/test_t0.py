@@ -14,7 +14,6 @@ from flan_jax.data import (
   dataset_spec,
   get_mixture,
   held_out_datasets,
-  mixture_tasks,
   rates,
   training_datasets,
   training_tasks,
