@@ -17,6 +17,11 @@ _SHOWN_WORDS = 25
 
 def show_contamination(options: argparse.Namespace) -> None:
   """Tables of what the two sides share; JSON with `--json`, and in the file that `--out` names."""
+  if options.out:
+    with Path(options.out).open(
+      "a"
+    ):  # a place that cannot be written is told before the work, not after
+      pass
   found = contamination(
     options.train,
     options.eval,

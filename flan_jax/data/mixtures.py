@@ -233,6 +233,10 @@ def clusters_held_out(mixture: Mixture) -> list[tuple[str, bool]]:
     if cluster not in clusters.values():
       hint = f"The mixture {holder} holds it out."
       raise UnknownName("cluster", cluster, clusters.values(), hint)
+  for cluster in {cluster for group in together for cluster in group}:
+    if cluster not in clusters.values():
+      hint = f"In the mixture {mixture.name} it is to be held out together with others."
+      raise UnknownName("cluster", cluster, clusters.values(), hint)
   out = {*hold_out}.union(*(group for group in together if {*hold_out} & {*group}))
   if mixture.only:
     out |= {*clusters.values()} - {*mixture.only}
