@@ -48,6 +48,7 @@ class BadSteps:
     gradients: names of the gradients that the metrics tell of.
     describe: from row numbers to lines that tell what these rows hold.
     forward: the forward pass that is looked into.
+    backward: from parameters, batch, key, number of steps before and frozen parameters to the gradients.
   """
 
   def __init__(
@@ -59,9 +60,11 @@ class BadSteps:
     gradients: Sequence[str],
     describe: Callable[[Iterable[int]], Iterable[str]] | None = None,
     forward: ForwardPass | None = None,
+    backward: Callable[..., PyTree] | None = None,
   ):
     self._limit, self._directory, self._layout = limit, directory, layout
-    self._gradients, self._describe, self._forward = tuple(gradients), describe, forward
+    self._gradients, self._describe = tuple(gradients), describe
+    self._forward, self._backward = forward, backward
     self._counts = dict.fromkeys(_REASONS, 0)
     self._in_a_row = 0
 
@@ -115,17 +118,18 @@ class BadSteps:
       raise TrainingError(self._stopped(taken, broken, first))
 
   def _first(self, taken: Taken, params: PyTree, key: jax.Array, frozen: PyTree) -> str:
-    """Where the forward pass of a step stopped being finite."""
-    assert self._forward is not None
+    """Where a step stopped being finite."""
+    assert self._forward is not None and self._backward is not None
     first, stop = taken.rows
     batch = put_batch(taken.batch, self._layout, stop - first)
     step = int(taken.metrics["step"]) - 1
-    found = self._forward.first_not_finite(params, batch, key, step, frozen)
-    if found:
+    if found := self._forward.first_not_finite(params, batch, key, step, frozen):
       return f"in the forward pass the output of {found} is the first"
     if not taken.metrics["finite"]["loss"]:
       return "the outputs of all layers are finite: logits or weights of the loss are not"
-    return "the forward pass is finite: the backward pass is not"
+    gradients = jax.jit(self._backward, static_argnums=3)(params, batch, key, step, frozen)
+    names = not_finite(gradients, self._layout)
+    return f"the forward pass is finite and the backward pass is not, in {_some(names, most=12)}"
 
   def _stopped(self, taken: Taken, broken: Sequence[str], first: str | None) -> str:
     """Saves the batch with a report, and says why the run stops."""

@@ -128,6 +128,21 @@ def make_train_step(
   return jax.jit(step, donate_argnums=(0,), out_shardings=outputs)
 
 
+def gradients_of(
+  loss: Loss,
+  accumulation: int,
+  params: PyTree,
+  batch: PyTree,
+  key: jax.Array,
+  step: int,
+  frozen: PyTree = None,
+) -> PyTree:
+  """The gradients that `make_train_step` takes in the step after `step` others, to be jitted."""
+  weights = {name: _f32(weight) for name, weight in loss.weights(batch).items()}
+  key = jax.random.fold_in(key, step)
+  return _accumulate(loss, params, batch, key, frozen, weights, accumulation)[1]
+
+
 def _accumulate(
   loss: Loss,
   params: PyTree,
@@ -197,8 +212,8 @@ def _update(
 
 
 def _divide(total: jax.Array, weight: jax.Array) -> jax.Array:
-  """The quotient; 0 for a term that weighs nothing in this batch."""
-  some = weight > 0
+  """The quotient; 0 for a term that weighs nothing in this batch, NaN where its weight is."""
+  some = ~(weight <= 0)
   return jnp.where(some, _f32(total) / jnp.where(some, weight, np.float32(1)), np.float32(0))
 
 

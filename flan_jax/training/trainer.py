@@ -1,6 +1,7 @@
 """The training loop: begin or go on, step, log, save, stop."""
 
 import dataclasses
+import functools
 import itertools
 import signal
 import sys
@@ -32,7 +33,7 @@ from flan_jax.training.partitioning import (
   put_batch,
   state_shardings,
 )
-from flan_jax.training.step import Metrics, TrainState, make_train_step
+from flan_jax.training.step import Metrics, TrainState, gradients_of, make_train_step
 from flan_jax.training.validation import HeldOutLoss
 
 PyTree = Any
@@ -179,6 +180,7 @@ class Trainer:
       gradients=["/".join(path_of(keys)) for keys, _ in gradients],
       describe=describe,
       forward=forward,
+      backward=functools.partial(gradients_of, loss, config.accumulation),
     )
     self._waits = forward is not None
 

@@ -32,9 +32,9 @@ def with_weights(factors):
   def batches(start):
     for row in itertools.count(start, ROWS):
       batch = batch_of(rows=ROWS, tasks=run_tiny.TASKS, seed=row)
-      weights = batch["decoder_loss_weights"]
+      counts = batch["decoder_loss_weights"] > 0
       factor = np.float32(factors.get(row // ROWS, 1))
-      batch["decoder_loss_weights"] = np.where(weights > 0, factor * weights, 0)
+      batch["decoder_loss_weights"] = np.where(counts, factor, np.float32(0))
       yield batch
 
   return batches
@@ -163,6 +163,17 @@ def test_a_run_that_breaks_off_within_the_window_takes_the_same_decisions(tmp_pa
   assert skipped[0] == skipped[1] and [pair[0] for pair in skipped[0]].count(1) == 2
 
 
+def test_the_decisions_are_the_same_on_another_mesh(tmp_path):
+  settings = {"loss": ABSOLUTE, "config": SPIKES | {"accumulation": 1}}
+  meshes = {"one": MeshConfig(data=1), "four": MeshConfig(data=2, tensor=2)}
+  for name, mesh in meshes.items():
+    devices = jax.devices()[: mesh.data * mesh.tensor]
+    layout = make_layout(TABLE, make_mesh(mesh, devices))
+    run(tmp_path / name, {5: 50, 9: 1.02}, layout=layout, **settings)
+  one, four = ([line["skipped"] for line in read_log(tmp_path / name)] for name in meshes)
+  assert one == four and sum(one) == 1
+
+
 def test_to_look_out_for_spikes_changes_no_bit_and_may_begin_in_a_run_that_did_not(tmp_path):
   run(tmp_path / "off", {}, loss=ABSOLUTE)
   run(tmp_path / "late", {}, loss=ABSOLUTE, config={"steps": 6})
@@ -249,6 +260,25 @@ def test_debugging_tells_a_batch_from_a_layer(tmp_path):
     run(tmp_path, {2: jnp.nan}, forward=_NothingFound())
   assert "logits or weights of the loss are not" in str(stop.value)
   assert "--debug" not in str(stop.value)
+
+
+def test_debugging_tells_the_backward_pass_from_the_forward_pass(tmp_path):
+  trainer = run_tiny.make_trainer(tmp_path, loss=_Steep(TABLE), forward=_NothingFound())
+  with pytest.raises(
+    TrainingError, match=r"^step 1 .*: not finite: the gradients of table; "
+  ) as stop:
+    trainer.run()
+  assert "the forward pass is finite and the backward pass is not, in table" in str(stop.value)
+
+
+class _Steep(SupervisedLoss):
+  """A loss that is finite with a gradient that is not: that of a root at zero."""
+
+  def sums(self, params, batch, key=None, frozen=None):
+    sums = super().sums(params, batch, key, frozen)
+    term = sums.terms["cross_entropy"]
+    steep = jnp.sqrt(0 * jnp.sum(params["table"]))
+    return sums._replace(terms={"cross_entropy": term._replace(sum=term.sum + steep)})
 
 
 class _NothingFound:
