@@ -53,6 +53,10 @@ class StorageError(FlanJaxError):
   """The disk refused a write."""
 
 
+class TrainingError(FlanJaxError):
+  """Training goes nowhere: its steps are skipped."""
+
+
 class EvaluationError(FlanJaxError):
   """An evaluation that was asked for cannot be scored."""
 

@@ -14,6 +14,7 @@ from flan_jax.data import Provenance, Store, dataset_names, dataset_spec, load_r
 from flan_jax.data.home import data_home
 from flan_jax.data.records import are_built
 from flan_jax.data.sources import is_large
+from flan_jax.data.told import told_example
 from flan_jax.errors import ConfigError, SourceError, TemplateError
 
 
@@ -89,8 +90,7 @@ def show_rows(options: argparse.Namespace) -> None:
         about = {"row": number, "place": place, **asdict(provenance)}
         print(json.dumps({**about, "inputs": read, "targets": written}, ensure_ascii=False))
       else:
-        print(f"row {number}, example {place}: {_told(provenance)}")
-        print("\n".join([*_quoted("|", read), *_quoted(">", written), ""]))
+        print("\n".join(told_example(number, place, provenance, read, written)))
 
 
 def _chosen_rows(store: Store, options: argparse.Namespace) -> Iterator[int]:
@@ -104,20 +104,6 @@ def _chosen_rows(store: Store, options: argparse.Namespace) -> Iterator[int]:
 def _is_asked_for(provenance: Provenance, options: argparse.Namespace) -> bool:
   wanted = ((options.dataset, provenance.dataset), (options.index, provenance.index))
   return all(asked in (None, found) for asked, found in wanted)
-
-
-def _told(provenance: Provenance) -> str:
-  words = [f"{provenance.dataset} {provenance.split} {provenance.index}"]
-  words += [f"template {provenance.template}"] if provenance.template else []
-  words += [f"options {provenance.style}"] if provenance.style != "none" else []
-  words += [f"epoch {provenance.epoch}", f"seed {provenance.seed}"]
-  if provenance.exemplars:
-    words.append(f"after {', '.join(map(str, provenance.exemplars))}")
-  return "; ".join(words)
-
-
-def _quoted(mark: str, text: str) -> list[str]:
-  return [f"  {mark} {line}".rstrip() for line in text.split("\n")] if text else []
 
 
 def show_checkpoints(options: argparse.Namespace) -> None:

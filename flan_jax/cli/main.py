@@ -107,6 +107,8 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
   gin_bindings = [a.removeprefix("--gin.") for a in arguments if a.startswith("--gin.")]
   rest = [a for a in arguments if not a.startswith("--gin.")]
   options = _parser().parse_args(rest)
+  if getattr(options, "debug", False):
+    gin_bindings.append("train.debug=True")
   if gin_bindings and options.command not in JOBS:
     _parser().error(f"{options.command} takes no --gin.{gin_bindings[0]}")
   return options, gin_bindings
@@ -129,6 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     if name == "schedule":
       job.add_argument("--out", metavar="PATH.png", help="draw the curves into this file as well")
+    if name == "train":
+      job.add_argument(
+        "--debug",
+        action="store_true",
+        help="stop at the first step that is not finite, and say in which layer and parameter that began",
+      )
     job.epilog = "--gin.NAME=VALUE sets a macro or a binding and wins over the files."
   _add_mixtures(commands)
   templates = _command(commands, "templates", "show each template of a dataset on real examples")

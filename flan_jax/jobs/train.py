@@ -5,6 +5,7 @@ store (prepared if missing) --> untuned model judged --> training --> tuned mode
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from flan_jax.checkpoints import Checkpoints
 from flan_jax.data.atomic import claimed, write_whole
 from flan_jax.data.batches import Batches
 from flan_jax.data.store import Store
+from flan_jax.data.told import told_rows
 from flan_jax.errors import ConfigError
 from flan_jax.evaluation.html import write_curve
 from flan_jax.jobs.data import DataPlan
@@ -35,6 +37,7 @@ from flan_jax.jobs.schedule import schedule
 from flan_jax.training.averages import averaged_params
 from flan_jax.training.lora import AdaptedLoss
 from flan_jax.training.losses import Loss, SupervisedLoss
+from flan_jax.training.not_finite import ForwardPass
 from flan_jax.training.partitioning import (
   DEFAULT_RULES,
   Layout,
@@ -69,6 +72,10 @@ def train(
   evaluation: EvaluationPlan | None = None,
   notes: tuple[str, ...] = (),
   seed: int = 0,
+  max_bad_steps: int | None = 10,
+  spike_window: int | None = None,
+  spike_sigmas: float | None = None,
+  debug: bool = False,
 ) -> bool | ModelSource:
   """Tunes a model. The same command again goes on where it was.
 
@@ -87,6 +94,10 @@ def train(
     evaluation: judge the model zero-shot before and after; None: train only.
     notes: sentences for the report, such as what the untuned model may already have seen.
     seed: of fresh parameters and of dropout; the data has its own.
+    max_bad_steps: skipped steps in a row that stop the run; None: no number of them does.
+    spike_window, spike_sigmas: skip a step whose loss lies more than `spike_sigmas` standard deviations
+      above the mean of the last `spike_window` updates' losses; None: none.
+    debug: stop at the first step that is not finite, and say in which layer and parameter that began.
 
   Returns:
     Whether it came to its end; False: SIGTERM came while it trained. In a rehearsal, the model.
@@ -102,7 +113,17 @@ def train(
   layout = make_layout(model.model, make_mesh(mesh), axis_rules)
   if not phase.rehearsal:
     _say_of_model(model, layout)
-  config = TrainerConfig(steps, batch_size, accumulation, checkpoint_every, keep, seed)
+  config = TrainerConfig(
+    steps,
+    batch_size,
+    accumulation,
+    checkpoint_every,
+    keep,
+    seed,
+    max_bad_steps=max_bad_steps,
+    spike_window=spike_window,
+    spike_sigmas=spike_sigmas,
+  )
   check_batch(batch_size, accumulation, layout)
   schedule(optimizer, steps)  # refuses a run that would learn nothing, or never be warm
   tx = optimizer.transformation(lora or model.model)
@@ -166,6 +187,8 @@ def train(
       "config": dataclasses.asdict(model.model.config),
       "gin": operative_config(),
     },
+    describe=functools.partial(told_rows, store),
+    forward=_forward(model, layout, accumulation) if debug else None,
   )
   _check_begun(trainer)
   with claimed(run) if is_first() else contextlib.nullcontext():
@@ -203,6 +226,12 @@ def train(
       run, after, before, (*notes, *without), {**environment(phases), "training": training}
     )
   return True
+
+
+def _forward(model: ModelSource, layout: Layout, accumulation: int) -> ForwardPass:
+  if model.lora is None:
+    return ForwardPass(model.model, layout, accumulation)
+  return ForwardPass(model.model, layout, accumulation, model.lora.join)
 
 
 def _folder(run_dir: str) -> Path:

@@ -22,7 +22,7 @@ def stacked(layer: type[nn.Module], config: Any, length: int, name: str = "layer
     layer = nn.remat(layer, policy=_POLICIES[config.remat], prevent_cse=not config.scan_layers)
   scanned = nn.scan(
     layer,
-    variable_axes={"params": 0},
+    variable_axes={"params": 0, "intermediates": 0},
     split_rngs={"params": True, "dropout": True},
     in_axes=(0, nn.broadcast),
     length=length,

@@ -129,8 +129,12 @@ def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 def _summary(record: Mapping[str, Any]) -> str:
   padding = record["positions"] - record["tokens"]
   pace = 1 / max(record["seconds"], 1e-9)
-  loss = "not finite, step skipped" if record["loss"] is None else f"{record['loss']:.4f}"
-  return f"loss {loss}, {record['tokens'] * pace:,.0f} tokens/s + {padding * pace:,.0f} padding/s"
+  loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
+  skipped = sum(record["skipped_so_far"].values())
+  skips = f"{skipped} skipped, " if skipped else ""
+  return (
+    f"loss {loss}, {skips}{record['tokens'] * pace:,.0f} tokens/s + {padding * pace:,.0f} padding/s"
+  )
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from flan_jax.training.losses import Loss
 
@@ -25,19 +25,24 @@ class TrainState:
   Args:
     step: batches consumed.
     updates: updates made. A skipped step makes none, so optimizer and schedule stand still.
+    recent: losses of the last updates, oldest first, NaN where there was none yet; None: nobody asks.
   """
 
   params: PyTree
   opt_state: optax.OptState
   step: Int[Array, ""]
   updates: Int[Array, ""]
+  recent: Float[Array, " window"] | None = None
 
   @classmethod
-  def create(cls, params: PyTree, tx: optax.GradientTransformation) -> "TrainState":
-    """The state before the first step."""
+  def create(
+    cls, params: PyTree, tx: optax.GradientTransformation, window: int | None = None
+  ) -> "TrainState":
+    """The state before the first step, which remembers the losses of `window` updates."""
     with jax.numpy_dtype_promotion("standard"):
       opt_state = tx.init(params)
-    return cls(params, opt_state, jnp.int32(0), jnp.int32(0))
+    recent = None if window is None else jnp.full(window, jnp.nan, jnp.float32)
+    return cls(params, opt_state, jnp.int32(0), jnp.int32(0), recent)
 
 
 def make_train_step(
@@ -47,6 +52,7 @@ def make_train_step(
   trained: Callable[[PyTree], PyTree] = lambda gradients: gradients,
   accumulation: int = 1,
   schedule: optax.Schedule | None = None,
+  spike_sigmas: float | None = None,
   shardings: TrainState | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """A jitted `step(state, batch, key, frozen=None) -> (state, metrics)`, which donates the state.
@@ -56,17 +62,20 @@ def make_train_step(
   microbatches carry. Randomness comes from `fold_in(key, state.step)`, so a resumed run draws what
   the uninterrupted one would have drawn.
 
-  A step whose loss or gradient is not finite, or whose batch weighs nothing, changes nothing but
-  `state.step`.
+  A step whose loss or gradient is not finite, whose batch weighs nothing, or whose loss is a spike
+  changes nothing but `state.step`.
 
   Metrics: "loss" (what is minimised), "terms" (each divided by its weight), "weights", "tallies",
-  "grad_norm" (of what is trained, before clipping), "skipped" (0 or 1), "step" and "updates" (after
-  this step), and with a schedule "learning_rate".
+  "grad_norm" (of what is trained, before clipping), "finite" ("loss", and "gradients": [leaves] of
+  what is trained), "spike" and "skipped" (0 or 1), "step" and "updates" (after this step), and with a
+  schedule "learning_rate".
 
   Args:
     trained: from gradients to those that `tx` reads. The others are asked for by nobody, so that the
       compiler leaves them out.
     schedule: reported, not applied: `tx` has its own.
+    spike_sigmas: a loss is a spike that lies more than so many standard deviations above the mean of
+      `state.recent`, once that is full; None: none is.
     shardings: of the state; None leaves the layout to the compiler.
   """
 
@@ -78,9 +87,15 @@ def make_train_step(
     total, gradients, report = _accumulate(
       loss, state.params, batch, key, frozen, weights, accumulation
     )
-    norm = _norm(trained(gradients))
+    squares = [jnp.sum(jnp.square(x)) for x in jax.tree.leaves(trained(gradients))]
+    norm = jnp.sqrt(sum(squares, jnp.float32(0)))
     weighs = functools.reduce(jnp.logical_or, (weight > 0 for weight in weights.values()))
     good = jnp.isfinite(total) & jnp.isfinite(norm) & weighs
+    recent, spike = state.recent, jnp.bool_(False)
+    if spike_sigmas is not None and recent is not None:
+      spike = good & _is_spike(total, recent, spike_sigmas)
+      good &= ~spike
+      recent = jnp.where(good, jnp.append(recent[1:], total), recent)
     params, opt_state = jax.lax.cond(
       good,
       functools.partial(_update, tx),
@@ -90,11 +105,16 @@ def make_train_step(
       state.params,
     )
     made = good.astype(jnp.int32)
-    after = TrainState(params, opt_state, state.step + 1, state.updates + made)
+    after = TrainState(params, opt_state, state.step + 1, state.updates + made, recent)
     metrics = {
       "loss": total,
       "weights": weights,
       "grad_norm": norm,
+      "finite": {
+        "loss": jnp.isfinite(total),
+        "gradients": jnp.stack([jnp.isfinite(square) for square in squares]),
+      },
+      "spike": spike.astype(jnp.int32),
       "skipped": 1 - made,
       "step": after.step,
       "updates": after.updates,
@@ -106,6 +126,21 @@ def make_train_step(
 
   outputs = None if shardings is None else (shardings, None)
   return jax.jit(step, donate_argnums=(0,), out_shardings=outputs)
+
+
+def gradients_of(
+  loss: Loss,
+  accumulation: int,
+  params: PyTree,
+  batch: PyTree,
+  key: jax.Array,
+  step: int,
+  frozen: PyTree = None,
+) -> PyTree:
+  """The gradients that `make_train_step` takes in the step after `step` others, to be jitted."""
+  weights = {name: _f32(weight) for name, weight in loss.weights(batch).items()}
+  key = jax.random.fold_in(key, step)
+  return _accumulate(loss, params, batch, key, frozen, weights, accumulation)[1]
 
 
 def _accumulate(
@@ -140,7 +175,7 @@ def _accumulate(
     new = (total, jax.tree.map(_f32, gradients), report)
     return jax.tree.map(jnp.add, carry, new), None
 
-  microbatches = jax.tree.map(lambda x: _microbatches(x, accumulation), batch)
+  microbatches = in_microbatches(batch, accumulation)
   first = jax.tree.map(lambda x: x[0], microbatches)
   (total, report), gradients = jax.eval_shape(gradient, params, first, key)
   zeros = (
@@ -153,14 +188,18 @@ def _accumulate(
   return jax.lax.scan(add, zeros, (indices, microbatches))[0]
 
 
-def _microbatches(x: jax.Array, count: int) -> jax.Array:
+def in_microbatches(batch: PyTree, count: int) -> PyTree:
   """[B, ...] -> [count, B / count, ...].
 
   Microbatch j holds rows j, j + count, ..., so it spans every shard.
   """
-  if x.shape[0] % count:
-    raise ValueError(f"{x.shape[0]} rows do not divide into {count} microbatches")
-  return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
+
+  def cut(x: jax.Array) -> jax.Array:
+    if x.shape[0] % count:
+      raise ValueError(f"{x.shape[0]} rows do not divide into {count} microbatches")
+    return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
+
+  return jax.tree.map(cut, batch)
 
 
 def _update(
@@ -173,13 +212,17 @@ def _update(
 
 
 def _divide(total: jax.Array, weight: jax.Array) -> jax.Array:
-  """The quotient; 0 for a term that weighs nothing in this batch."""
-  some = weight > 0
+  """The quotient; 0 for a term that weighs nothing in this batch, NaN where its weight is."""
+  some = ~(weight <= 0)
   return jnp.where(some, _f32(total) / jnp.where(some, weight, np.float32(1)), np.float32(0))
 
 
-def _norm(tree: PyTree) -> Float[Array, ""]:
-  return jnp.sqrt(sum((jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)), jnp.float32(0)))
+def _is_spike(
+  loss: Float[Array, ""], recent: Float[Array, " window"], sigmas: float
+) -> Bool[Array, ""]:
+  """False as long as the window is not full: no number is above NaN."""
+  mean = jnp.mean(recent)
+  return loss > mean + np.float32(sigmas) * jnp.sqrt(jnp.mean(jnp.square(recent - mean)))
 
 
 def _f32(x: jax.typing.ArrayLike) -> jax.Array:

@@ -1,6 +1,7 @@
 """The training loop: begin or go on, step, log, save, stop."""
 
 import dataclasses
+import functools
 import itertools
 import signal
 import sys
@@ -19,17 +20,20 @@ from jax.sharding import NamedSharding, PartitionSpec
 from flan_jax.checkpoints import Checkpoints
 from flan_jax.errors import CheckpointError, ConfigError
 from flan_jax.training.averages import AveragedState, averaged_params
+from flan_jax.training.bad_steps import BadSteps, Taken
 from flan_jax.training.logging import RunLog
 from flan_jax.training.losses import Loss
+from flan_jax.training.not_finite import ForwardPass
 from flan_jax.training.partitioning import (
   Layout,
   ShardedModel,
   check_batch,
   param_shardings,
+  path_of,
   put_batch,
   state_shardings,
 )
-from flan_jax.training.step import Metrics, TrainState, make_train_step
+from flan_jax.training.step import Metrics, TrainState, gradients_of, make_train_step
 from flan_jax.training.validation import HeldOutLoss
 
 PyTree = Any
@@ -49,6 +53,9 @@ class TrainerConfig:
     keep: checkpoints kept; None: all.
     seed: of fresh parameters and of dropout.
     progress: draw a progress bar.
+    max_bad_steps: skipped steps in a row that stop the run; None: no number of them does.
+    spike_window, spike_sigmas: a step is skipped whose loss lies more than `spike_sigmas` standard
+      deviations above the mean of the last `spike_window` updates' losses; None: none is.
   """
 
   steps: int
@@ -58,11 +65,24 @@ class TrainerConfig:
   keep: int | None = 2
   seed: int = 0
   progress: bool = True
+  max_bad_steps: int | None = 10
+  spike_window: int | None = None
+  spike_sigmas: float | None = None
 
   def __post_init__(self) -> None:
-    for name in ("steps", "batch_size", "accumulation", "checkpoint_every"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"{name}={getattr(self, name)} must be 1 or more")
+    for name in ("steps", "batch_size", "accumulation", "checkpoint_every", "max_bad_steps"):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise ConfigError(f"{name}={value} must be 1 or more")
+    window, sigmas = self.spike_window, self.spike_sigmas
+    if (window is None) != (sigmas is None):
+      raise ConfigError(
+        f"spike_window={window} and spike_sigmas={sigmas}: set both, or neither for no loss to be a spike"
+      )
+    if window is not None and sigmas is not None and not (window >= 2 and sigmas > 0):
+      raise ConfigError(
+        f"spike_window={window} must be 2 or more, and spike_sigmas={sigmas} above 0"
+      )
     if self.keep is not None and self.keep < 1:
       raise ConfigError(f"keep={self.keep}: at least one checkpoint has to be kept")
     if not 0 <= self.seed < 1 << 32:
@@ -104,6 +124,9 @@ class Trainer:
     tasks: (name, cluster) of each task id, for losses by task and cluster.
     fingerprints: what must be the same when a run goes on, by name (store, tokenizer, model, ...).
     meta: other facts to keep beside each checkpoint; plain JSON values.
+    describe: from row numbers to lines that tell what these rows hold.
+    forward: the forward pass of the loss. With it the first step that is not finite is looked into and stops
+      the run, and every step waits for the one before.
     say: told, in a sentence, what the user should know.
   """
 
@@ -124,6 +147,8 @@ class Trainer:
     tasks: Sequence[tuple[str, str]] = (),
     fingerprints: Mapping[str, str | int] | None = None,
     meta: Mapping[str, Any] | None = None,
+    describe: Callable[[Iterable[int]], Iterable[str]] | None = None,
+    forward: ForwardPass | None = None,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
   ):
     check_batch(config.batch_size, config.accumulation, layout)
@@ -144,8 +169,20 @@ class Trainer:
       trained=trained,
       accumulation=config.accumulation,
       schedule=schedule,
+      spike_sigmas=config.spike_sigmas,
       shardings=self._shardings,
     )
+    gradients = jax.tree_util.tree_leaves_with_path(trained(self._shapes.params))
+    self._bad_steps = BadSteps(
+      config.max_bad_steps,
+      self.directory,
+      layout,
+      gradients=["/".join(path_of(keys)) for keys, _ in gradients],
+      describe=describe,
+      forward=forward,
+      backward=functools.partial(gradients_of, loss, config.accumulation),
+    )
+    self._waits = forward is not None
 
   def check(self) -> dict[str, Any] | None:
     """Whether this run may go on from what the directory holds.
@@ -178,6 +215,7 @@ class Trainer:
     Raises:
       StorageError: the disk is full.
       CheckpointError: the directory holds the checkpoint of another model or run.
+      TrainingError: too many steps in a row were skipped, or a parameter is not finite.
     """
     folder = self.directory / "checkpoints"
     with (
@@ -194,6 +232,8 @@ class Trainer:
         self._validate(log, state, frozen)
         state = self._loop(state, row, frozen, checkpoints, log, termination)
         checkpoints.wait()
+      if skipped := self._bad_steps.summary(int(state.step)):
+        self._say(skipped)
       stopped = termination.came
       if stopped:
         self._say(f"stopped by SIGTERM; step {int(state.step)} is saved, the same command goes on")
@@ -217,13 +257,15 @@ class Trainer:
       # The metrics of a step are fetched while the next one runs, so that the devices never wait
       # for the log.
       if waiting is not None:
-        clock = self._write(log, waiting, clock)
-      waiting = _Made((row, row + config.batch_size), _positions(arrays), metrics)
+        clock = self._write(log, waiting, clock, state, frozen)
+      waiting = _Made((row, row + config.batch_size), _positions(arrays), batch, metrics)
       row += config.batch_size
       last = termination.asked(step) or step == config.steps
-      if last or step % config.checkpoint_every == 0:
+      saves = last or step % config.checkpoint_every == 0
+      if saves or self._waits:
         # The log first: a checkpoint whose steps are missing from the log would leave a hole in it.
-        clock, waiting = self._write(log, waiting, clock), None
+        clock, waiting = self._write(log, waiting, clock, state, frozen), None
+      if saves:
         clock += self._validate(log, state, frozen)
         checkpoints.save(step, _parts(state), self._facts(state, row))
       if last:
@@ -241,9 +283,20 @@ class Trainer:
     )
     saved, meta = checkpoints.restore(_parts(wanted))
     self._check_fingerprints(meta, checkpoints.directory)
-    state = _state(saved)
+    self._bad_steps.go_on_from(meta.get("bad_steps", {}))
+    state = dataclasses.replace(_state(saved), recent=self._recent(meta.get("recent_losses", ())))
     self._say(f"going on from step {meta['step']} (row {meta['row']}) in {checkpoints.directory}")
     return state, int(meta["row"])
+
+  def _recent(self, losses: Sequence[float]) -> jax.Array | None:
+    """The window with the last of some losses in it."""
+    window = self.config.spike_window
+    if window is None:
+      return None
+    kept = np.full(window, np.nan, np.float32)
+    last = losses[-window:]
+    kept[window - len(last) :] = last
+    return jax.device_put(kept, self._shardings.recent)
 
   def _check_fingerprints(self, meta: Mapping[str, Any], directory: Path) -> None:
     theirs = meta["fingerprints"]
@@ -262,24 +315,30 @@ class Trainer:
     else:
       params = self._load(self._layout, key)
     create = jax.jit(
-      lambda params: dataclasses.replace(TrainState.create(params, self._tx), params=None),
+      lambda params: dataclasses.replace(self._create(params), params=None),
       out_shardings=dataclasses.replace(self._shardings, params=None),
     )
     return dataclasses.replace(create(params), params=params)
 
   def _plan(self) -> tuple[TrainState, TrainState]:
     """Shapes and shardings of the state."""
-    shapes = jax.eval_shape(
-      lambda key: TrainState.create(self._model.init(key), self._tx), jax.random.key(0)
-    )
+    shapes = jax.eval_shape(lambda key: self._create(self._model.init(key)), jax.random.key(0))
     everywhere: Any = NamedSharding(self._layout.mesh, PartitionSpec())
     params = param_shardings(self._model, self._layout)
     opt_state = state_shardings(self._tx, shapes.params, params)
-    return shapes, TrainState(params, opt_state, everywhere, everywhere)
+    recent = None if shapes.recent is None else everywhere
+    return shapes, TrainState(params, opt_state, everywhere, everywhere, recent)
+
+  def _create(self, params: PyTree) -> TrainState:
+    return TrainState.create(params, self._tx, self.config.spike_window)
 
   def _facts(self, state: TrainState, row: int) -> dict[str, Any]:
     counts = {"step": int(state.step), "updates": int(state.updates), "row": row}
-    return {**self._meta, **counts, "fingerprints": self._fingerprints}
+    facts = {**self._meta, **counts, "bad_steps": self._bad_steps.facts()}
+    if state.recent is not None:
+      losses = np.asarray(jax.device_get(state.recent))
+      facts["recent_losses"] = losses[~np.isnan(losses)].tolist()
+    return {**facts, "fingerprints": self._fingerprints}
 
   def _log(self, start: int) -> "RunLog | _NoLog":
     if jax.process_index() != 0:
@@ -295,11 +354,16 @@ class Trainer:
       log.validated(int(state.step), self._held_out(params, frozen))
     return time.perf_counter() - begun
 
-  def _write(self, log: "RunLog | _NoLog", made: "_Made", clock: float) -> float:
-    """Logs a step once its numbers are there, and returns the time."""
+  def _write(
+    self, log: "RunLog | _NoLog", made: "_Made", clock: float, state: TrainState, frozen: PyTree
+  ) -> float:
+    """Logs a step once its numbers are there, looks into it if it was skipped, and returns the time."""
     metrics = jax.device_get(made.metrics)
     now = time.perf_counter()
-    log.write(_record(made, metrics, self._tasks, now - clock))
+    skipped = self._bad_steps.count(metrics)
+    log.write(_record(made, metrics, self._tasks, now - clock) | skipped)
+    taken = Taken(made.rows, made.batch, metrics)
+    self._bad_steps.check(taken, state.params, _keys(self.config.seed)[1], frozen)
     return now
 
 
@@ -308,6 +372,7 @@ class _Made(NamedTuple):
 
   rows: tuple[int, int]
   positions: int
+  batch: Mapping[str, Any]
   metrics: Metrics
 
 
@@ -405,7 +470,6 @@ def _record(
     "terms": {name: _number(value) for name, value in metrics["terms"].items()},
     "learning_rate": _number(metrics["learning_rate"]),
     "grad_norm": _number(metrics["grad_norm"]),
-    "skipped": int(metrics["skipped"]),
     "tokens": tokens,
     "targets": int(tallies.get("targets", 0)),
     "positions": made.positions,

@@ -49,6 +49,18 @@ def test_a_folder_of_dataset_files_can_be_named_in_place_of_a_module(flan_jax, f
   assert "tickets train" in shown
 
 
+def test_a_run_that_diverges_stops_with_a_report_and_debugging_names_the_layer(flan_jax, folder):
+  hot = ("--gin.LEARNING_RATE=1e15", "--gin.train.max_bad_steps=2")
+  done = flan_jax("train", *RECIPE, *hot, status=2)
+  assert "the last of 2 in a row: not finite: " in done.stderr
+  (report,) = (folder / "runs/tuned/bad_steps").glob("*/report.txt")
+  told = report.read_text()
+  assert "gradients that are not finite:\n  " in told
+  assert "tickets train " in told and "\n  | " in told and "\n  > " in told
+  done = flan_jax("train", *RECIPE, *hot, "--gin.RUN_DIR=runs/looked_into", "--debug", status=2)
+  assert "in the forward pass the output of encoder/layers/" in done.stderr
+
+
 def test_adafactor_at_a_constant_rate(flan_jax, folder):
   flan_jax("train", *RECIPE, "--gin_file=optimizers/adafactor.gin", "--gin.LEARNING_RATE=1e-2")
   rows = metrics(folder / "runs/tuned")

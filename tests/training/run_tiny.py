@@ -26,10 +26,13 @@ def batches(start, kill_at=-1, how=signal.SIGKILL):
     row += ROWS
 
 
+def layout_of(model):
+  mesh = partitioning.make_mesh(partitioning.MeshConfig(fsdp=2, data=1), jax.devices()[:2])
+  return partitioning.make_layout(model, mesh)
+
+
 def make_trainer(directory, model=TABLE, **changes):
-  layout = partitioning.make_layout(
-    model, partitioning.make_mesh(partitioning.MeshConfig(fsdp=2, data=1), jax.devices()[:2])
-  )
+  layout = layout_of(model)
   schedule = schedules.cosine(1e-2, total_steps=STEPS, warmup_steps=3)
   config = trainer.TrainerConfig(
     **{"steps": STEPS, "batch_size": ROWS, "accumulation": 2, "checkpoint_every": 3, "keep": 3}
