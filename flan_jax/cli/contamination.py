@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from flan_jax.cli.table import print_table
+from flan_jax.data.atomic import write_whole
 from flan_jax.data.contamination import SAME_RECORDS, Contamination, Overlap, Pair, contamination
 from flan_jax.data.exemplars import ExemplarOverlap, exemplar_overlaps
 from flan_jax.data.home import data_home
+from flan_jax.errors import ConfigError
 
 _SHOWN_WORDS = 25
 
 
 def show_contamination(options: argparse.Namespace) -> None:
   """Tables of what the two sides share; JSON with `--json`, and in the file that `--out` names."""
-  if options.out:
-    with Path(options.out).open(
-      "a"
-    ):  # a place that cannot be written is told before the work, not after
-      pass
+  if options.out and not Path(options.out).resolve().parent.is_dir():
+    raise ConfigError(f"--out {options.out}: there is no such folder; make it, or name another.")
   found = contamination(
     options.train,
     options.eval,
@@ -35,7 +34,7 @@ def show_contamination(options: argparse.Namespace) -> None:
   if options.json or options.out:
     text = json.dumps(_as_json(found, exemplars), indent=2, ensure_ascii=False)
     if options.out:
-      Path(options.out).write_text(text + "\n")
+      write_whole(Path(options.out), [text + "\n"])
     if options.json:
       print(text)
       return

@@ -41,7 +41,7 @@ PASSES_OF = 10_000
 _CONVENTIONS = {
   "rate": "weight * min(available, max_examples, rate_cap) ** (1 / temperature)",
   "per_template": "templates * min(available, max_examples) ** (1 / temperature), with "
-  "rate_cap // templates in place of what is above rate_cap",
+  "max(rate_cap // templates, 1) in place of what is above rate_cap",
   "order": "max_examples and rate_cap before temperature, temperature before weight",
   "nesting": "a mixture within a mixture has the sum of its rates",
   "share": "rate / sum of rates; a weight in per cent is the share itself",
@@ -154,7 +154,8 @@ def _dataset(spec: DatasetSpec, data_dir: Path, task: MixtureTask) -> dict[str, 
     "derive": spec.derive,
     "fields": dict(spec.fields),
     "answer": asdict(spec.answer) if spec.answer else None,
-    "text": spec.data.get("text"),
+    "text": spec.data.get("text")
+    or (spec.text and spec.text.words),  # the latter where it is borrowed
     "templates": {template.name: _wording(template) for template in spec.templates},
     "unseen": [template.name for template in spec.templates if template.unseen],
     "licence": spec.licence,

@@ -88,7 +88,7 @@ class Mixture:
     if not self.per_template:
       templates, counted = 1, min(used, self.rate_cap)
     else:
-      counted = used if used <= self.rate_cap else self.rate_cap // templates
+      counted = used if used <= self.rate_cap else max(self.rate_cap // templates, 1)
     return templates * counted ** (1.0 / self.temperature)
 
 

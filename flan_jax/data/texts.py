@@ -297,7 +297,7 @@ def _specs(task: TextTask) -> list[DatasetSpec]:
 def _text_key(task: TextTask, split: str, vocabulary: Vocabulary, data_dir: Path | str) -> str:
   """What decides the ids of a text."""
   sources = [
-    (spec.name, load_records(spec, data_dir).fingerprint, spec.data["text"].strip())
+    (spec.name, load_records(spec, data_dir).fingerprint, spec.text and spec.text.words)
     for spec in _specs(task)
   ]
   content = [sources, split, vocabulary.fingerprint, task.objective.ends_documents]

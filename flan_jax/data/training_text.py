@@ -11,7 +11,7 @@ import numpy as np
 from flan_jax.data.draws import DrawStream
 from flan_jax.data.library import dataset_spec
 from flan_jax.data.mixtures import Mixture
-from flan_jax.data.rates import MixtureTask, training_tasks
+from flan_jax.data.rates import MixtureTask, specs_of, training_tasks
 from flan_jax.data.records import load_records
 from flan_jax.data.rendering import DatasetDraws
 from flan_jax.data.texts import documents, registered_texts
@@ -63,11 +63,13 @@ def training_text_fingerprint(mixture: Mixture | str, data_dir: Path | str) -> s
   """
   content = []
   for task in training_tasks(mixture, data_dir, strict=True):
-    text = registered_texts().get(task.name)
-    specs = [dataset_spec(name) for name in (text.datasets if text else (task.name,))]
+    is_text = task.name in registered_texts()
     said = [
-      (spec.data["text"] if text else spec.fingerprint, load_records(spec, data_dir).fingerprint)
-      for spec in specs
+      (
+        spec.text and spec.text.words if is_text else spec.fingerprint,
+        load_records(spec, data_dir).fingerprint,
+      )
+      for spec in specs_of(task.name)
     ]
     content.append((task.name, task.examples, task.share, said))
   return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -114,7 +114,7 @@ def _constant(value: Any) -> str:
   if value is None or isinstance(value, (str, bytes, int, float, re.Pattern)):
     return repr(value)
   known = getattr(value, "_fingerprint", "")  # of a dataset of Hugging Face's, whatever its size
-  if dataclasses.is_dataclass(value):
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
     known = _constant(
       {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     )

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flan_jax.errors import TemplateError
 from flan_jax.prompting.options import BLOCK_STYLES
@@ -96,6 +97,11 @@ class CompiledText:
       "%s" if piece.is_placeholder else piece.text.replace("%", "%%") for piece in pieces
     ).strip()
     self._only = self._names[0] if self._format == "%s" else None
+
+  @property
+  def words(self) -> list[Any]:
+    """What decides the text, as JSON has it."""
+    return [self._format, *self._names]
 
   def fill(self, values: Mapping[str, str]) -> str:
     """The text with its placeholders' values, without white space around it."""

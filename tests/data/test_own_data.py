@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import types
+from operator import itemgetter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -89,7 +90,7 @@ def test_every_kind_of_source_gives_the_same_records(written, kind, tmp_path):
     write_tfds(tmp_path / "tfds")
   register_dataset("own", {**CONTENT, "source": written[kind]})
   records = load_records(dataset_spec("own"), tmp_path / "home")["train"]
-  by_text = lambda row: row["text"]  # noqa: E731
+  by_text = itemgetter("text")
   assert sorted(records, key=by_text) == sorted(ROWS, key=by_text)
   store = prepare(config("own"), 3, tmp_path / "home", workers=1, progress=False)
   assert {task.name: task.examples for task in store.tasks} == {"own": 20}

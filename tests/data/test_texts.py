@@ -4,11 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
+import yaml
 
 from flan_jax.data import Mixture, StoreConfig, library, register_templates, register_text
 from flan_jax.data import mixtures as registry
 from flan_jax.data import texts as text_registry
 from flan_jax.data.encode import Encoder
+from flan_jax.data.locks import lock_mixture
 from flan_jax.data.mixtures import training_datasets
 from flan_jax.data.objectives import LM, PrefixLM, SpanCorruption
 from flan_jax.data.prepare import prepare
@@ -52,6 +54,21 @@ def test_the_documents_of_a_split_are_its_records_once(facts):
   assert len(train) + len(test) == 40
   assert not {*train} & {*test}
   assert all(document.endswith("odd? Somebody asked.") for document in train)
+
+
+def test_running_text_is_borrowed_with_the_templates(facts, tmp_path):
+  (path,) = (tmp_path / "templates").glob("*/facts.yaml")
+  data = yaml.safe_load(path.read_text())
+  own = {key: data[key] for key in ("cluster", "description", "source", "splits", "record")}
+  borrower = {**own, "templates": {"like": "facts.yaml"}}
+  path.with_name("borrowed.yaml").write_text(yaml.safe_dump(borrower, sort_keys=False))
+  task, borrowed = register_text("t", ["facts"], LM()), register_text("b", ["borrowed"], LM())
+  assert sorted(documents(borrowed, "train", facts)) == sorted(documents(task, "train", facts))
+  _, text = draws(borrowed, facts, layout="decoder")
+  assert text.length > 0
+  assert lock_mixture(Mixture("m", {"b": None}), facts)["datasets"]["b"]["text_of"]["borrowed"][
+    "text"
+  ]
 
 
 def test_a_corrupted_stretch_fills_the_row_and_ends_as_the_format_says(facts):

@@ -87,6 +87,10 @@ def test_a_temperature_acts_on_each_template_s_rate_as_on_a_task_of_seqio():
   assert mixture.rate(600_000, templates=5) == pytest.approx(5 * 100_000**0.5)
 
 
+def test_a_cap_below_the_number_of_templates_leaves_each_of_them_a_rate():
+  assert Mixture("m", {"a": None}, rate_cap=5, per_template=True).rate(40, templates=9) == 9
+
+
 def test_templates_do_not_count_unless_the_mixture_says_so():
   assert Mixture("m", {"a": None}).rate(40, templates=9) == 40
 

@@ -124,10 +124,10 @@ TABLES = """
   class Kept:
     _fingerprint = "a1"
 
-  LIMITS, TABLE, KEPT = Limits(3), numpy.arange(3), Kept()
+  LIMITS, TABLE, KEPT, TYPES = Limits(3), numpy.arange(3), Kept(), [Limits]
 
   def reviews(record):
-    return [LIMITS, TABLE, KEPT]
+    return [LIMITS, TABLE, KEPT, TYPES]
 """
 
 
