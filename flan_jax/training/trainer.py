@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
 
 from flan_jax.checkpoints import Checkpoints
 from flan_jax.errors import CheckpointError, ConfigError
@@ -25,11 +24,9 @@ from flan_jax.training.partitioning import (
   Layout,
   ShardedModel,
   check_batch,
-  param_shardings,
   put_batch,
-  state_shardings,
 )
-from flan_jax.training.step import Metrics, TrainState, make_train_step
+from flan_jax.training.step import Metrics, TrainState, abstract_state, make_train_step
 from flan_jax.training.validation import HeldOutLoss
 
 PyTree = Any
@@ -137,7 +134,7 @@ class Trainer:
     self._meta = dict(meta or {})
     self._say = say if jax.process_index() == 0 else lambda text: None
     with layout.active():
-      self._shapes, self._shardings = self._plan()
+      self._shapes, self._shardings = abstract_state(model, tx, layout)
     self._step = make_train_step(
       loss,
       tx,
@@ -266,16 +263,6 @@ class Trainer:
       out_shardings=dataclasses.replace(self._shardings, params=None),
     )
     return dataclasses.replace(create(params), params=params)
-
-  def _plan(self) -> tuple[TrainState, TrainState]:
-    """Shapes and shardings of the state."""
-    shapes = jax.eval_shape(
-      lambda key: TrainState.create(self._model.init(key), self._tx), jax.random.key(0)
-    )
-    everywhere: Any = NamedSharding(self._layout.mesh, PartitionSpec())
-    params = param_shardings(self._model, self._layout)
-    opt_state = state_shardings(self._tx, shapes.params, params)
-    return shapes, TrainState(params, opt_state, everywhere, everywhere)
 
   def _facts(self, state: TrainState, row: int) -> dict[str, Any]:
     counts = {"step": int(state.step), "updates": int(state.updates), "row": row}
