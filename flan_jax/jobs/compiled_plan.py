@@ -7,6 +7,7 @@ compiler is asked, ahead of time, if `libtpu` is installed; for everything else 
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -31,6 +33,9 @@ from flan_jax.training.partitioning import (
 from flan_jax.training.step import abstract_state, make_train_step
 
 _TPUS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}  # dimensions of the network
+
+# No metadata server is asked, and no TPU is held that another process could want.
+_WITHOUT_TPU = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 
 class Compiled(NamedTuple):
@@ -68,12 +73,15 @@ def compiled_plans(
       f"(no TPU is needed), or ask that of the CPU with --devices={devices}."
     )
   asked = json.dumps([f"{device.name}-{devices}", list(files), list(bindings)])
-  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu", **_WITHOUT_TPU}
   done = subprocess.run(
     [sys.executable, "-m", __name__, asked], capture_output=True, text=True, env=environment
   )
   if done.returncode:
-    words = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    errors = [
+      line for line in done.stderr.splitlines() if re.match(r"[\w.]+(Error|Exception): ", line)
+    ]
+    words = (errors or done.stderr.splitlines() or ["it said nothing"])[-1]
     raise ConfigError(f"the compiler gave up on this launch: {words[:600]}")
   return [Compiled(*each) for each in json.loads(done.stdout.splitlines()[-1])]
 
@@ -81,9 +89,13 @@ def compiled_plans(
 def compile_step(setup: Setup, fake: Sequence[jax.Device], compiler: str) -> Compiled:
   """Compiles one training step for devices that it will never run on."""
   layout = setup.layout(make_mesh(setup.mesh, fake))
-  with layout.active():
-    step, arguments = _lowerable(setup, layout)
-    begun = time.perf_counter()
+  step, arguments = _lowerable(setup, layout)
+  begun = time.perf_counter()
+  # Devices that are not there cannot be given the constants that tracing makes on the way.
+  with (
+    jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh),
+    nn.logical_axis_rules(layout.rules),
+  ):
     made = step.lower(*arguments).compile()
   memory, costs = made.memory_analysis(), made.cost_analysis() or {}
   temporary = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -148,7 +160,7 @@ def _fake_devices(device: Device, devices: int) -> tuple[str, Sequence[jax.Devic
   from jax.experimental import topologies
 
   sides = _sides(devices, _TPUS[device.name])
-  host = tuple(min(2, side) for side in sides[:2]) + (1,)
+  host = (*(min(2, side) for side in sides[:2]), 1)
   slice_ = topologies.get_topology_desc(
     platform="tpu",
     topology_name=f"{device.name}:{'x'.join(map(str, sides))}",

@@ -188,9 +188,7 @@ def make_plan(setup: Setup, device: Device, devices: int) -> Plan:
       gradients=gradient_bytes(pairs(*learnt), work.accumulation),
       kernels=(whole, whole_shardings),
     ),
-    step_flops(
-      config, work, _by_path(setup.optimizer.trained(shapes.params)), _by_path(whole)
-    ),
+    step_flops(config, work, _by_path(setup.optimizer.trained(shapes.params)), _by_path(whole)),
     step_traffic(config, work, layout, trained, frozen),
   )
 
@@ -202,7 +200,9 @@ def _by_path(shapes: Any) -> Mapping[tuple[str, ...], tuple[int, ...]]:
 def _workload(model: LanguageModel, settings: Mapping[str, Any], example: float | None) -> Workload:
   data: DataPlan = settings["data"]
   if missing := {"inputs", "targets"} - set(data.lengths):
-    raise ConfigError(f"data.lengths={dict(data.lengths)} does not say {', '.join(sorted(missing))}.")
+    raise ConfigError(
+      f"data.lengths={dict(data.lengths)} does not say {', '.join(sorted(missing))}."
+    )
   inputs, targets = data.lengths["inputs"], data.lengths["targets"]
   decoder = model.layout == "decoder"
   length = inputs + targets if decoder else targets

@@ -89,7 +89,9 @@ def kept_bytes(arrays: Iterable[Kept], remat: str, layout: Layout) -> float:
   return sum(array.share(layout) for array in arrays if remat in array.policies)
 
 
-def layers(config: DecoderConfig | EncoderDecoderConfig, work: Workload) -> list[tuple[int, list[Kept]]]:
+def layers(
+  config: DecoderConfig | EncoderDecoderConfig, work: Workload
+) -> list[tuple[int, list[Kept]]]:
   """How many layers there are of each kind, and the arrays of one of them for a microbatch."""
   rows, length, inputs = work.microbatch, work.length, work.inputs
   if isinstance(config, DecoderConfig):
@@ -99,15 +101,15 @@ def layers(config: DecoderConfig | EncoderDecoderConfig, work: Workload) -> list
   return [(config.num_encoder_layers, encoder), (config.num_decoder_layers, decoder)]
 
 
-def outside_layers(
-  config: DecoderConfig | EncoderDecoderConfig, work: Workload
-) -> list[Kept]:
+def outside_layers(config: DecoderConfig | EncoderDecoderConfig, work: Workload) -> list[Kept]:
   """What is kept of embeddings, masks, and the norm after each stack."""
   size, rows = jnp.dtype(config.dtype).itemsize, work.microbatch
   found = []
   for tokens in (work.inputs, work.length):
     if tokens:
-      found.append(_kept("last norm", ("batch", "length", None), (rows, tokens, config.emb_dim), 12 + size))
+      found.append(
+        _kept("last norm", ("batch", "length", None), (rows, tokens, config.emb_dim), 12 + size)
+      )
       found.append(_kept("mask", ("batch", "length", None), (rows, tokens, tokens), 1))
       if work.dropout:
         found.append(_kept("dropout", ("batch", "length", None), (rows, tokens, config.emb_dim), 2))
@@ -122,11 +124,13 @@ def outside_layers(
 def _decoder_layer(c: DecoderConfig, rows: int, length: int, dropout: bool) -> list[Kept]:
   size, make = jnp.dtype(c.dtype).itemsize, functools.partial(_of_tokens, rows, length)
   norms = 1 if c.block == "parallel_shared_norm" else 2
+  # The second norm needs what attention gave, and a norm after each part what that gave.
+  normed = 2 if c.post_norms else (1 if c.block == "sequential" else 0)
   dropped = 2 if dropout else 0
   found = [
     make("layer input", None, c.emb_dim, size, _ONLY_REMAT),
     make("norms", None, c.emb_dim, norms * (12 + size) + (24 if c.post_norms else 0), _NONE),
-    make("attention output", None, c.emb_dim, size, _DOTS),
+    make("products that norms read", None, c.emb_dim, size * normed, _DOTS),
     make("added", None, c.emb_dim, dropped, _NONE),
     *_attention(c, rows, length, length, c.num_kv_heads, False),
     *_feed_forward(c, rows, length, False),
@@ -148,7 +152,7 @@ def _t5_layer(
   found = [
     make("layer input", None, c.emb_dim, size, _ONLY_REMAT),
     make("norms", None, c.emb_dim, parts * (12 + size), _NONE),
-    make("attention output", None, c.emb_dim, (parts - 1) * size, _DOTS),
+    make("products that norms read", None, c.emb_dim, (parts - 1) * size, _DOTS),
     make("added", None, c.emb_dim, parts if dropout else 0, _NONE),
     *_attention(c, rows, length, length, c.num_heads, dropout),
     *_feed_forward(c, rows, length, dropout),
@@ -159,7 +163,12 @@ def _t5_layer(
 
 
 def _attention(
-  c: DecoderConfig | EncoderDecoderConfig, rows: int, length: int, keys: int, kv_heads: int, dropout: bool
+  c: DecoderConfig | EncoderDecoderConfig,
+  rows: int,
+  length: int,
+  keys: int,
+  kv_heads: int,
+  dropout: bool,
 ) -> list[Kept]:
   size = jnp.dtype(c.dtype).itemsize
   wide, narrow = c.num_heads * c.head_dim, kv_heads * c.head_dim
@@ -199,7 +208,13 @@ _ONLY_REMAT = frozenset({"dots", "full"})
 
 
 def _of_tokens(
-  rows: int, tokens: int, name: str, axis: str | None, width: int, size: float, policies: frozenset[str]
+  rows: int,
+  tokens: int,
+  name: str,
+  axis: str | None,
+  width: int,
+  size: float,
+  policies: frozenset[str],
 ) -> Kept:
   return Kept(name, ("batch", "length", axis), (rows, tokens, width), size, policies)
 

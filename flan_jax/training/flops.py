@@ -90,18 +90,20 @@ def _tokens(path: Path, work: Workload) -> int:
   return work.inputs if of_encoder else work.length
 
 
-def _pairs(
-  config: DecoderConfig | EncoderDecoderConfig, work: Workload, *, seen: bool
-) -> float:
+def _pairs(config: DecoderConfig | EncoderDecoderConfig, work: Workload, *, seen: bool) -> float:
   """Pairs of query and key, over layers and rows: those that see each other, or all."""
   length, inputs = work.length, work.inputs
   if isinstance(config, DecoderConfig):
     if not seen:
       return config.num_layers * work.rows * length * length
     example = min(work.example or length, length)
-    return work.rows * length * sum(
-      _seen_before(example, config.sliding_window if windowed else None)
-      for windowed in config.windowed
+    return (
+      work.rows
+      * length
+      * sum(
+        _seen_before(example, config.sliding_window if windowed else None)
+        for windowed in config.windowed
+      )
     )
   if not seen:
     of_encoder, of_decoder = inputs * inputs, length * length + length * inputs
@@ -110,7 +112,9 @@ def _pairs(
     part = min((work.example or length + inputs) / (length + inputs), 1.0)
     of_encoder = part * inputs * inputs
     of_decoder = part * (length * length / 2 + length * inputs)
-  return work.rows * (config.num_encoder_layers * of_encoder + config.num_decoder_layers * of_decoder)
+  return work.rows * (
+    config.num_encoder_layers * of_encoder + config.num_decoder_layers * of_decoder
+  )
 
 
 def _seen_before(example: float, window: int | None) -> float:

@@ -3,8 +3,8 @@
 Parameters, optimizer state and gradients are exact: they are the shapes that `init` gives, each cut as its
 sharding cuts it. What the step needs for a while is an estimate, the largest of three moments:
 
-  a layer's backward pass   what remat computes again of it, its scores' gradients, its kernels gathered over
-                            fsdp, and the gradient of these before it is scattered
+  a layer's backward pass   what remat computes again of it, its scores' gradients, its largest kernel gathered
+                            over fsdp, and the gradient of that before it is scattered
   the logits                a block of them (`cross_entropy.py`), the words' columns and their gradient
   the embedding             its table gathered over fsdp, and the gradient of that
 """
@@ -23,7 +23,9 @@ from flan_jax.training.partitioning import Layout, path_of
 
 PyTree = Any
 _TOKEN_BLOCK, _VOCABULARY_BLOCK = 512, 8192
-_BATCH_KEYS = 6  # int32 and float32 arrays [rows, length]: tokens, targets, weights, segments, positions, tasks
+_BATCH_KEYS = (
+  6  # int32 and float32 arrays [rows, length]: tokens, targets, weights, segments, positions, tasks
+)
 
 
 class Memory(NamedTuple):
@@ -121,13 +123,12 @@ def _moments(
   """
   fsdp = layout.mesh.shape["fsdp"]
   size = jnp.dtype(config.dtype).itemsize
-  gathered: dict[str, float] = {}
+  gathered = 0.0
   leaves = jax.tree_util.tree_leaves_with_path(parameters)
   for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
-    names = path_of(path)
-    if "layers" in names and fsdp > 1:
+    if "layers" in path_of(path) and fsdp > 1:
       numbers = _numbers(leaf, sharding) / leaf.shape[0] * fsdp
-      gathered[names[0]] = gathered.get(names[0], 0) + numbers * (size + leaf.dtype.itemsize)
+      gathered = max(gathered, numbers * (size + leaf.dtype.itemsize))
   backward = 0.0
   for _, arrays in layers(config, work):
     again = kept_bytes(arrays, "none", layout) if config.remat != "none" else 0.0
@@ -136,10 +137,12 @@ def _moments(
   words = -(-config.vocab_size // layout.shards("vocab"))
   block, width = min(tokens, _TOKEN_BLOCK), min(words, _VOCABULARY_BLOCK)
   d = config.emb_dim
-  logits = block * width * (8 + size) + d * width * (size + 4) + d * words / layout.shards("embed") * 4
+  logits = (
+    block * width * (8 + size) + d * width * (size + 4) + d * words / layout.shards("embed") * 4
+  )
   table = words * d * (size + 4) if fsdp > 1 else 0.0
   return {
-    "a layer's backward pass": backward + max(gathered.values(), default=0.0),
+    "a layer's backward pass": backward + gathered,
     "the logits": logits + 4 * tokens * d * size,
     "the embedding": table,
   }
