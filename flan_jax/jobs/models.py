@@ -150,7 +150,7 @@ def pretrained(
   """
   from flan_jax.checkpoints.pretrained import content_digest, open_pretrained
 
-  own = {"dtype": dtype, "remat": remat, "dropout_rate": dropout_rate}
+  own: dict[str, Any] = {"dtype": dtype, "remat": remat, "dropout_rate": dropout_rate}
   if current_phase().planning and vocabulary is not None:
     config = published_config(source, param_dtype, adapters, data_home())
     config = dataclasses.replace(config, param_dtype=param_dtype, **own)

@@ -135,7 +135,7 @@ def make_plans(
     MeshError: mesh, model or batch do not divide.
   """
   made = (make_plan(setup, device, devices) for setup in setups(files, bindings, example))
-  return [dataclasses.replace(plan, advice=_advice(plan)) for plan in made]
+  return [dataclasses.replace(plan, advice=advised(plan)) for plan in made]
 
 
 def setups(
@@ -193,6 +193,31 @@ def make_plan(setup: Setup, device: Device, devices: int) -> Plan:
   )
 
 
+def advised(plan: Plan) -> str:
+  """What would make it fit: the first that does of changes that cost ever more."""
+  if plan.fits:
+    return ""
+  setup, devices = plan.setup, plan.devices
+  for change in _changes(setup, plan.layout):
+    try:
+      other = make_plan(setup.changed(**change), plan.device, devices)
+    except MeshError:
+      continue
+    if other.fits:
+      said = [f"{name}={_said(value)}" for name, value in change.items()]
+      return f"It would fit with {' and '.join(said)}."
+  widest = setup.changed(remat="full", mesh=_all_fsdp(setup.mesh))
+  for times in (2, 4, 8, 16, 32, 64):
+    try:
+      fits = make_plan(widest, plan.device, devices * times).fits
+    except MeshError:
+      continue
+    if fits:
+      how = f"remat='full' and mesh={_said(widest.mesh)}"
+      return f"It would fit on {devices * times} devices, with {how}."
+  return "No remat policy, accumulation, or fsdp of up to 64 times the devices would make it fit."
+
+
 def _by_path(shapes: Any) -> Mapping[tuple[str, ...], tuple[int, ...]]:
   return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes).items()}
 
@@ -215,31 +240,6 @@ def _workload(model: LanguageModel, settings: Mapping[str, Any], example: float 
     example,
     model.config.dropout_rate > 0,
   )
-
-
-def _advice(plan: Plan) -> str:
-  """What would make it fit: the first that does of changes that cost ever more."""
-  if plan.fits:
-    return ""
-  setup, devices = plan.setup, plan.devices
-  for change in _changes(setup, plan.layout):
-    try:
-      other = make_plan(setup.changed(**change), plan.device, devices)
-    except MeshError:
-      continue
-    if other.fits:
-      said = [f"{name}={_said(value)}" for name, value in change.items()]
-      return f"It would fit with {' and '.join(said)}."
-  for times in (2, 4, 8, 16, 32, 64):
-    try:
-      everything = {"remat": "full", "mesh": _all_fsdp(setup.mesh)}
-      other = make_plan(setup.changed(**everything), plan.device, devices * times)
-    except MeshError:
-      continue
-    if other.fits:
-      said = _said(everything["mesh"])
-      return f"It would fit on {devices * times} devices, with remat='full' and mesh={said}."
-  return "No remat policy, accumulation, or fsdp of up to 64 times the devices would make it fit."
 
 
 def _changes(setup: Setup, layout: Layout) -> Iterator[dict[str, Any]]:

@@ -106,7 +106,8 @@ def _pairs(config: DecoderConfig | EncoderDecoderConfig, work: Workload, *, seen
       )
     )
   if not seen:
-    of_encoder, of_decoder = inputs * inputs, length * length + length * inputs
+    of_encoder: float = inputs * inputs
+    of_decoder: float = length * length + length * inputs
   else:
     # A packed example has the same part of the encoder's row as of the decoder's.
     part = min((work.example or length + inputs) / (length + inputs), 1.0)

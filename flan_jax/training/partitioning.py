@@ -82,7 +82,12 @@ class Layout:
   @contextlib.contextmanager
   def active(self) -> Iterator[None]:
     """Within it, jitted functions see the mesh, and models obey the rules."""
-    with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
+    mesh: Any = (
+      jax.set_mesh(self.mesh)
+      if isinstance(self.mesh, Mesh)
+      else jax.sharding.use_abstract_mesh(self.mesh)
+    )
+    with mesh, nn.logical_axis_rules(self.rules):
       yield
 
   def sharding(self, *names: str | None) -> NamedSharding:

@@ -85,15 +85,14 @@ def _activations(
   size = jnp.dtype(config.dtype).itemsize
   tensor, sequence = layout.mesh.shape["tensor"], layout.shards("length")
   rows = work.microbatch // layout.shards("batch")
-  decoder = isinstance(config, DecoderConfig)
-  stacks = (
-    [(config.num_layers, work.length, 2, work.length)]
-    if decoder
-    else [
+  # Of each stack: layers, tokens, products that are summed in a layer, tokens that become keys.
+  if isinstance(config, DecoderConfig):
+    stacks = [(config.num_layers, work.length, 2, work.length)]
+  else:
+    stacks = [
       (config.num_encoder_layers, work.inputs, 2, work.inputs),
       (config.num_decoder_layers, work.length, 3, work.length + work.inputs),
     ]
-  )
   kv_heads = config.num_kv_heads if isinstance(config, DecoderConfig) else config.num_heads
   again = 1 if config.remat == "full" else 0
   total = 0.0

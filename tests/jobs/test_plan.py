@@ -2,21 +2,20 @@
 
 import dataclasses
 import json
-import math
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from flan_jax.errors import ConfigError, MeshError, UnknownName
+import flan_jax.jobs.configurables  # noqa: F401  what recipes name
 from flan_jax.jobs.compiled_plan import compile_step
 from flan_jax.jobs.gin_files import CONFIG_DIRECTORY
 from flan_jax.jobs.optimizer import as_optimizer
-from flan_jax.jobs.plan import Setup, make_plan, make_plans
+from flan_jax.jobs.plan import Setup, advised, make_plan, make_plans
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig, LoraConfig, build_model
 from flan_jax.training import optimizers, schedules
 from flan_jax.training.activations import Workload, kept_bytes, layers
-from flan_jax.training.devices import DEVICES, parse_devices
+from flan_jax.training.devices import DEVICES
 from flan_jax.training.lora import Lora
 from flan_jax.training.partitioning import (
   DEFAULT_RULES,
@@ -116,10 +115,16 @@ def test_parameters_and_optimizer_take_the_bytes_that_the_arrays_really_have(fam
 KINDS = {
   "llama": dataclasses.replace(DECODER, num_layers=7, dtype="bfloat16"),
   "gemma": dataclasses.replace(
-    DECODER, num_layers=7, mlp_activations=("gelu", "linear"), attention_softcap=50.0, post_norms=True
+    DECODER,
+    num_layers=7,
+    mlp_activations=("gelu", "linear"),
+    attention_softcap=50.0,
+    post_norms=True,
   ),
   "qwen 3": dataclasses.replace(DECODER, num_layers=7, qk_norm=True),
-  "neox": dataclasses.replace(DECODER, num_layers=7, mlp_activations=("gelu_exact",), block="parallel"),
+  "neox": dataclasses.replace(
+    DECODER, num_layers=7, mlp_activations=("gelu_exact",), block="parallel", dtype="bfloat16"
+  ),
   "gpt-j": dataclasses.replace(
     DECODER, num_layers=7, mlp_activations=("relu",), block="parallel_shared_norm", norm="layer"
   ),
@@ -166,9 +171,11 @@ def test_layers_keep_what_the_partial_evaluation_of_jax_saves_of_them(kind, rema
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_executed_flops_are_those_that_the_compiler_counts(family):
-  config = dataclasses.replace(
-    CONFIGS[family], emb_dim=256, mlp_dim=768, head_dim=32, num_kv_heads=8
-  ) if family == "decoder" else dataclasses.replace(T5, emb_dim=256, mlp_dim=768, head_dim=32)
+  config = (
+    dataclasses.replace(CONFIGS[family], emb_dim=256, mlp_dim=768, head_dim=32, num_kv_heads=8)
+    if family == "decoder"
+    else dataclasses.replace(T5, emb_dim=256, mlp_dim=768, head_dim=32)
+  )
   setup = setup_of(config, "lion")
   ours = make_plan(setup, CPU, 1).flops.executed
   theirs = compile_step(setup, jax.devices()[:1], "CPU").flops
@@ -183,3 +190,109 @@ def test_memory_is_near_what_the_compiler_asks_for(family, remat):
   asked = compile_step(setup, jax.devices(), "CPU")
   assert memory.parameters + memory.optimizer <= asked.arguments
   assert 0.75 < memory.total / asked.peak < 1.25
+
+
+def test_the_state_is_cut_over_meshes_of_any_size_that_need_not_be_there():
+  one, many = (
+    make_plan(setup_of(T5, mesh=MeshConfig(1, n), rows=64), CPU, n).memory for n in (1, 64)
+  )
+  assert one.parameters == 64 * many.parameters
+  assert one.gradients == 64 * many.gradients
+
+
+def test_causal_attention_is_counted_as_half_and_packed_examples_apart():
+  def attention(**work):
+    return make_plan(setup_of(DECODER, **work), CPU, 1).flops.attention
+
+  width, pairs = 4 * DECODER.num_heads * DECODER.head_dim, 8 * 48 * 48 / 2
+  assert attention() == 3 * DECODER.num_layers * width * pairs
+  assert attention(example=12) == attention() / 4
+
+
+def test_adapters_ask_for_fewer_flops_and_no_gradient_of_their_base():
+  whole, adapters = (
+    make_plan(setup_of(DECODER, "lion", lora=lora), CPU, 8) for lora in (False, True)
+  )
+  assert adapters.frozen == whole.trained
+  assert adapters.memory.gradients == 4 * adapters.trained < whole.memory.gradients
+  assert (
+    0.6 < adapters.flops.kernels / whole.flops.kernels < 0.75
+  )  # two products of three, and their own
+
+
+def test_what_does_not_fit_is_told_what_would():
+  small = dataclasses.replace(CPU, memory=40 << 20)
+  setup = setup_of(dataclasses.replace(DECODER, remat="none"), rows=64, length=256)
+  plan = make_plan(setup, small, 8)
+  assert not plan.fits
+  assert advised(plan).startswith("It would fit with remat='dots'") or "accumulation=" in advised(
+    plan
+  )
+  hopeless = make_plan(setup, dataclasses.replace(CPU, memory=1), 8)
+  assert advised(hopeless).startswith("No remat policy")
+
+
+T5_JSON = {
+  "model_type": "t5",
+  "d_model": 64,
+  "d_kv": 8,
+  "num_heads": 4,
+  "d_ff": 128,
+  "vocab_size": 512,
+}
+RECIPES = sorted(path.name for path in (CONFIG_DIRECTORY / "recipes").glob("*.gin"))
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "mini_eval.gin"])
+def test_every_shipped_recipe_is_planned_and_opens_nothing(recipe, monkeypatch):
+  monkeypatch.setattr("flan_jax.jobs.models.published_config", lambda *_: DECODER)
+  published = ("flan2021.gin", "flan_t5.gin", "t0.gin")
+  bindings = ("INITIAL_CHECKPOINT=nowhere",) if recipe in published else ()
+  plans = make_plans([f"recipes/{recipe}"], bindings, DEVICES["v5e"], 8)
+  assert [plan.setup.phase for plan in plans] == (
+    ["pretrain", "adapt", "tune"] if recipe == "t5_mini.gin" else [""]
+  )
+  assert all(plan.fits and plan.memory.total > 0 and plan.flops.model > 0 for plan in plans)
+
+
+def test_of_a_published_folder_config_json_is_enough(flan_jax, folder):
+  (folder / "config.json").write_text(json.dumps({**T5_JSON, "num_layers": 2}))
+  recipe = ("--gin_file=recipes/flan_t5.gin", f"--gin.INITIAL_CHECKPOINT={folder}")
+  told = json.loads(flan_jax("plan", *recipe, "--devices=h100-8", "--json").stdout)
+  assert told["mesh"] == {"data": 1, "fsdp": 8, "sequence": 1, "tensor": 1}
+  assert told["bytes"]["total"] == sum(told["bytes"][part] for part in PARTS)
+  table = flan_jax("plan", *recipe, "--devices=h100-8").stdout
+  assert f"{told['parameters']['trained']:,} trained" in table
+  assert "headroom" in table
+
+
+PARTS = ("parameters", "optimizer", "gradients", "batch", "activations", "transient")
+
+
+def test_another_model_after_a_recipe_needs_nothing_of_the_first(flan_jax):
+  files = ("--gin_file=recipes/flan_t5.gin", "--gin_file=models/t5_1_1_xxl.gin")
+  words = flan_jax("plan", *files, "--gin.VOCABULARY_PATH=spiece.model", "--devices=v5e-64").stdout
+  assert "11,135,332,352 trained" in words
+
+
+@pytest.mark.parametrize(
+  ("arguments", "words"),
+  [
+    (("--devices=h100",), "write a kind and how many"),
+    (("--devices=h10-8",), "Did you mean 'h100'"),
+    (("--devices=h100-0",), "write a kind and how many"),
+    (("--devices=v5e-64",), "use a multiple of 64"),
+    (("--utilisation=40",), "part of the peak"),
+    (("--gin.STEPS=0",), "must be 1 or more"),
+    (("--gin.STPES=5",), "STEPS"),
+    (("--gin.data.lengths={'inputs': 8}",), "targets"),
+  ],
+)
+def test_what_cannot_be_planned_is_refused(flan_jax, arguments, words):
+  assert words in flan_jax("plan", "--gin_file=recipes/t5_tiny.gin", *arguments, status=2).stderr
+
+
+def test_the_tpu_compiler_is_asked_for_by_name_where_it_is_not_installed(flan_jax, monkeypatch):
+  monkeypatch.setattr("flan_jax.jobs.compiled_plan.find_spec", lambda _: None)
+  recipe = ("--gin_file=recipes/t5_tiny.gin", "--devices=v5e-8", "--compile")
+  assert "pip install libtpu" in flan_jax("plan", *recipe, status=2).stderr
