@@ -194,7 +194,7 @@ def test_memory_is_near_what_the_compiler_asks_for(family, remat):
 
 def test_the_state_is_cut_over_meshes_of_any_size_that_need_not_be_there():
   one, many = (
-    make_plan(setup_of(T5, mesh=MeshConfig(1, n), rows=64), CPU, n).memory for n in (1, 64)
+    make_plan(setup_of(DECODER, mesh=MeshConfig(1, n), rows=64), CPU, n).memory for n in (1, 64)
   )
   assert one.parameters == 64 * many.parameters
   assert one.gradients == 64 * many.gradients
@@ -252,7 +252,9 @@ def test_every_shipped_recipe_is_planned_and_opens_nothing(recipe, monkeypatch):
   assert [plan.setup.phase for plan in plans] == (
     ["pretrain", "adapt", "tune"] if recipe == "t5_mini.gin" else [""]
   )
-  assert all(plan.fits and plan.memory.total > 0 and plan.flops.model > 0 for plan in plans)
+  assert all(
+    (plan.fits or plan.advice) and plan.memory.total > 0 and plan.flops.model > 0 for plan in plans
+  )
 
 
 def test_of_a_published_folder_config_json_is_enough(flan_jax, folder):
