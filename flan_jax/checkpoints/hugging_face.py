@@ -51,17 +51,7 @@ def open_folder(folder: Path, dtype: str = "float32", adapters: Path | None = No
       f"{folder} holds adapters, not a model: open their base, which they call {base_of(folder)!r}, with "
       f"adapters={str(folder)!r}."
     )
-  settings = _json(folder / "config.json")
-  pictures = settings.get("model_type") == "gemma3" and "text_config" in settings
-  if pictures:
-    settings = {**settings, **settings["text_config"], "model_type": "gemma3_text"}
-  try:
-    family = family_of(settings)
-    config = family.read(settings)
-  except KeyError as error:
-    raise CheckpointError(f"{folder / 'config.json'} does not say {error}.") from None
-  except (FlanJaxError, TypeError, AttributeError) as error:
-    raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
+  settings, family, config, pictures = _described(folder)
   tensors: dict[str, SourceTensor] = dict(stored_tensors(folder))
   if pictures:
     tensors = _text_model(tensors)
@@ -85,6 +75,31 @@ def open_folder(folder: Path, dtype: str = "float32", adapters: Path | None = No
     generation.get("decoder_start_token_id") or 0,
     generation,
   )
+
+
+def folder_config(folder: Path) -> ModelConfig:
+  """What config.json alone says of the model in a folder.
+
+  Raises:
+    CheckpointError: it is torn, or tells a model that this library does not compute.
+  """
+  return _described(folder)[2]
+
+
+def _described(folder: Path) -> tuple[dict[str, Any], Family, ModelConfig, bool]:
+  """The settings in config.json, what they mean, and whether the model also sees pictures."""
+  settings = _json(folder / "config.json")
+  pictures = settings.get("model_type") == "gemma3" and "text_config" in settings
+  if pictures:
+    settings = {**settings, **settings["text_config"], "model_type": "gemma3_text"}
+  try:
+    family = family_of(settings)
+    config = family.read(settings)
+  except KeyError as error:
+    raise CheckpointError(f"{folder / 'config.json'} does not say {error}.") from None
+  except (FlanJaxError, TypeError, AttributeError) as error:
+    raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
+  return settings, family, config, pictures
 
 
 def _is_tied(config: ModelConfig, family: Family, tensors: Mapping[str, SourceTensor]) -> bool:

@@ -26,6 +26,7 @@ _HOMES = {
   "templates": "inspect",
   "rows": "inspect",
   "checkpoints": "inspect",
+  "plan": "plan",
 }
 
 
@@ -109,7 +110,9 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
   options = _parser().parse_args(rest)
   if getattr(options, "debug", False):
     gin_bindings.append("train.debug=True")
-  if gin_bindings and options.command not in JOBS:
+  if options.command == "plan":
+    options.gin_bindings = gin_bindings
+  elif gin_bindings and options.command not in JOBS:
     _parser().error(f"{options.command} takes no --gin.{gin_bindings[0]}")
   return options, gin_bindings
 
@@ -138,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         help="stop at the first step that is not finite, and say in which layer and parameter that began",
       )
     job.epilog = "--gin.NAME=VALUE sets a macro or a binding and wins over the files."
+  _add_plan(commands)
   _add_mixtures(commands)
   templates = _command(commands, "templates", "show each template of a dataset on real examples")
   templates.add_argument("dataset", nargs="?")
@@ -177,6 +181,40 @@ def _parser() -> argparse.ArgumentParser:
   checkpoints.add_argument("directory")
   checkpoints.add_argument("--json", action="store_true")
   return parser
+
+
+def _add_plan(commands) -> None:
+  plan = _command(
+    commands,
+    "plan",
+    "tell memory, arithmetic and traffic of a training step on devices that need not be there",
+  )
+  plan.add_argument(
+    "--gin_file", action="append", default=[], metavar="FILE", help="as of `flan-jax train`"
+  )
+  plan.add_argument(
+    "--devices",
+    default="1",
+    metavar="KIND-N",
+    help="v4-8, v5e-64, v5p-8, v6e-16, a100-40-8, a100-80-8, h100-8, h200-8; a number alone: CPUs",
+  )
+  plan.add_argument(
+    "--utilisation",
+    type=float,
+    default=0.4,
+    help="part of the devices' peak that a step reaches, for its time; 0.4 unless given",
+  )
+  plan.add_argument(
+    "--example_tokens",
+    type=_count,
+    metavar="N",
+    help="of a packed example on average, which attention stays within; without, a row",
+  )
+  plan.add_argument(
+    "--compile", action="store_true", help="ask the compiler as well, which takes minutes"
+  )
+  plan.add_argument("--json", action="store_true")
+  plan.epilog = "--gin.NAME=VALUE sets a macro or a binding and wins over the files."
 
 
 def _add_mixtures(commands) -> None:

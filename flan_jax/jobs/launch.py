@@ -6,6 +6,7 @@ a known configurable and one of its parameters, and must be reachable from the j
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from flan_jax.jobs.gin_files import (
   parse,
   read_file,
 )
+from flan_jax.jobs.planned_models import UnreadVocabulary
 from flan_jax.jobs.typed_calls import typed
 
 
@@ -69,6 +71,7 @@ class Phase:
     own: the names of the settings that are of this phase alone.
     rehearsal: the job is to go as far as it can without beginning its work.
     rehearsed_before: what the rehearsal of the phase before returned.
+    planning: shapes alone are asked for; no vocabulary and no parameters are opened.
   """
 
   name: str = ""
@@ -78,6 +81,7 @@ class Phase:
   own: tuple[str, ...] = ()
   rehearsal: bool = False
   rehearsed_before: Any = None
+  planning: bool = False
 
   def __enter__(self) -> None:
     _running.append(self)
@@ -87,6 +91,8 @@ class Phase:
       # Gin's own scopes end where a macro is read: a setting of the phase would not reach behind one.
       for setting in self.own:
         gin.bind_parameter(setting, gin.query_parameter(f"{self.name}/{setting}"))
+      for setting, unread in _OPENED.items() if self.planning else ():
+        gin.bind_parameter(setting, unread)
     except (ValueError, SyntaxError) as error:
       raise ConfigError(f"gin refuses this launch: {error}") from error
 
@@ -97,6 +103,9 @@ class Phase:
 
 
 _running: list[Phase] = []
+
+# What factories of models open and shapes do not depend on.
+_OPENED = {"scratch.vocabulary": UnreadVocabulary(), "pretrained.vocabulary": UnreadVocabulary()}
 
 
 def current_phase() -> Phase:
@@ -120,6 +129,23 @@ def configure(job: str, files: Sequence[str], bindings: Sequence[str]) -> list[P
     )
     for before, name, after in zip(("", *names), names, (*names[1:], ""), strict=False)
   ]
+
+
+def settings_of(job: str) -> dict[str, Any]:
+  """What the running launch would call a job with, defaults included, without calling it.
+
+  Raises:
+    ConfigError: a parameter is missing, or of the wrong type.
+  """
+  function = inspect.unwrap(CONFIGURABLES[job])
+
+  @functools.wraps(function)
+  def settings(**given: Any) -> dict[str, Any]:
+    bound = inspect.signature(function).bind(**given)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+  return typed(settings, job, CONFIGURABLES)(**gin.get_bindings(f"flan_jax.{job}"))
 
 
 def operative_config() -> str:
@@ -230,8 +256,10 @@ def _check(job: str, statements: Sequence[Statement], phases: Sequence[str]) -> 
       _require(name, CONFIGURABLES, "configurable", s.where)
   macros = {s.selector for s in statements if not s.argument}
   _check_cycles(statements)
+  # What a later file has taken the use from may want a macro that nobody gives any more.
+  alive = _reachable(JOBS | {job}, _effective(statements))
   for s in statements:
-    for name in s.macros:
+    for name in s.macros if s.selector in alive else ():
       _require(name, macros, "macro", s.where)
   here = {
     phase: [s for s in statements if s.scope in ("", phase)]

@@ -17,6 +17,8 @@ from flan_jax.checkpoints import Checkpoints
 from flan_jax.data.atomic import write_whole
 from flan_jax.data.home import data_home
 from flan_jax.errors import CheckpointError, ConfigError, FlanJaxError, VocabularyError
+from flan_jax.jobs.launch import current_phase
+from flan_jax.jobs.planned_models import published_config
 from flan_jax.jobs.processes import is_first
 from flan_jax.models import (
   DecoderConfig,
@@ -148,6 +150,11 @@ def pretrained(
   """
   from flan_jax.checkpoints.pretrained import content_digest, open_pretrained
 
+  own: dict[str, Any] = {"dtype": dtype, "remat": remat, "dropout_rate": dropout_rate}
+  if current_phase().planning and vocabulary is not None:
+    config = published_config(source, param_dtype, adapters, data_home())
+    config = dataclasses.replace(config, param_dtype=param_dtype, **own)
+    return dataclasses.replace(scratch(config, vocabulary), origin=source)
   settings: dict[str, Any] = {
     "source": source,
     "dtype": dtype,
@@ -166,7 +173,7 @@ def pretrained(
       f"{source} came without a tokenizer: set pretrained.vocabulary, such as "
       "@sentencepiece(), or put its tokenizer.json beside it."
     )
-  config = dataclasses.replace(found.config, dtype=dtype, remat=remat, dropout_rate=dropout_rate)
+  config = dataclasses.replace(found.config, **own)
   model = build_model(config)
 
   def load(layout: Layout, key: jax.Array) -> PyTree:

@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flan_jax.errors import ConfigError, MeshError, UnknownName
 
@@ -70,19 +70,24 @@ class Layout:
   """A mesh together with the rules that hold on it for one model.
 
   Args:
-    mesh: of the axes `AXES`.
+    mesh: of the axes `AXES`; an abstract one tells shares of arrays and holds none.
     rules: one rule a name, every one of which divides the model's dimensions.
     fallbacks: a sentence for each rule whose alternative was taken.
   """
 
-  mesh: Mesh
+  mesh: Mesh | AbstractMesh
   rules: Rules
   fallbacks: tuple[str, ...] = ()
 
   @contextlib.contextmanager
   def active(self) -> Iterator[None]:
     """Within it, jitted functions see the mesh, and models obey the rules."""
-    with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
+    mesh: Any = (
+      jax.set_mesh(self.mesh)
+      if isinstance(self.mesh, Mesh)
+      else jax.sharding.use_abstract_mesh(self.mesh)
+    )
+    with mesh, nn.logical_axis_rules(self.rules):
       yield
 
   def sharding(self, *names: str | None) -> NamedSharding:
@@ -101,22 +106,37 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     MeshError: the sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
+  # Explicit axes, the default of jax.make_mesh, would refuse gathers from a sharded embedding.
+  types = (AxisType.Auto,) * len(AXES)
+  return jax.make_mesh(_mesh_sizes(config, len(devices)), AXES, axis_types=types, devices=devices)
+
+
+def make_abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
+  """The mesh of so many devices that need not be there, to reckon with.
+
+  Raises:
+    MeshError: the sizes do not multiply to the number of devices.
+  """
+  return AbstractMesh(_mesh_sizes(config, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
   sizes = [getattr(config, axis) for axis in AXES]
   written = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
   if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
     raise MeshError(f"mesh {written}: each axis is 1 or more, and at most one is -1 (the rest)")
   fixed = math.prod(size for size in sizes if size != -1)
-  if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
+  if devices % fixed or (-1 not in sizes and fixed != devices):
     raise MeshError(
       f"mesh {written} asks for {fixed}{' times something' if -1 in sizes else ''} devices, and "
-      f"there are {len(devices)}; choose sizes that multiply to {len(devices)}, or -1 for one axis"
+      f"there are {devices}; choose sizes that multiply to {devices}, or -1 for one axis"
     )
-  shape = tuple(len(devices) // fixed if size == -1 else size for size in sizes)
-  # Explicit axes, the default of jax.make_mesh, would refuse gathers from a sharded embedding.
-  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  return tuple(devices // fixed if size == -1 else size for size in sizes)
 
 
-def make_layout(model: ShardedModel, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Layout:
+def make_layout(
+  model: ShardedModel, mesh: Mesh | AbstractMesh, rules: Rules = DEFAULT_RULES
+) -> Layout:
   """Settles which rules hold for a model on a mesh.
 
   Raises:
@@ -285,7 +305,7 @@ def _dimension_sizes(model: ShardedModel) -> dict[str, dict[int, str]]:
 
 
 def _settle(
-  name: str, choices: Sequence[Any], sizes: Mapping[int, str], mesh: Mesh
+  name: str, choices: Sequence[Any], sizes: Mapping[int, str], mesh: Mesh | AbstractMesh
 ) -> tuple[Any, list[str]]:
   """The first of a name's rules that divides all its dimensions, and what to say of the others."""
   report: list[str] = []

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from flan_jax.training.losses import Loss
+from flan_jax.training.partitioning import Layout, ShardedModel, param_shardings, state_shardings
 
 PyTree = Any
 Metrics = Mapping[str, Any]
@@ -43,6 +45,23 @@ class TrainState:
       opt_state = tx.init(params)
     recent = None if window is None else jnp.full(window, jnp.nan, jnp.float32)
     return cls(params, opt_state, jnp.int32(0), jnp.int32(0), recent)
+
+
+def abstract_state(
+  model: ShardedModel,
+  tx: optax.GradientTransformation,
+  layout: Layout,
+  window: int | None = None,
+) -> tuple[TrainState, TrainState]:
+  """Shapes and shardings of the state that training a model begins with; nothing is made."""
+  shapes = jax.eval_shape(
+    lambda key: TrainState.create(model.init(key), tx, window), jax.random.key(0)
+  )
+  everywhere: Any = NamedSharding(layout.mesh, PartitionSpec())
+  params = param_shardings(model, layout)
+  opt_state = state_shardings(tx, shapes.params, params)
+  recent = None if window is None else everywhere
+  return shapes, TrainState(params, opt_state, everywhere, everywhere, recent)
 
 
 def make_train_step(

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
 
 from flan_jax.checkpoints import Checkpoints
 from flan_jax.errors import CheckpointError, ConfigError
@@ -28,12 +27,16 @@ from flan_jax.training.partitioning import (
   Layout,
   ShardedModel,
   check_batch,
-  param_shardings,
   path_of,
   put_batch,
-  state_shardings,
 )
-from flan_jax.training.step import Metrics, TrainState, gradients_of, make_train_step
+from flan_jax.training.step import (
+  Metrics,
+  TrainState,
+  abstract_state,
+  gradients_of,
+  make_train_step,
+)
 from flan_jax.training.validation import HeldOutLoss
 
 PyTree = Any
@@ -162,7 +165,7 @@ class Trainer:
     self._meta = dict(meta or {})
     self._say = say if jax.process_index() == 0 else lambda text: None
     with layout.active():
-      self._shapes, self._shardings = self._plan()
+      self._shapes, self._shardings = abstract_state(model, tx, layout, config.spike_window)
     self._step = make_train_step(
       loss,
       tx,
@@ -315,22 +318,12 @@ class Trainer:
     else:
       params = self._load(self._layout, key)
     create = jax.jit(
-      lambda params: dataclasses.replace(self._create(params), params=None),
+      lambda params: dataclasses.replace(
+        TrainState.create(params, self._tx, self.config.spike_window), params=None
+      ),
       out_shardings=dataclasses.replace(self._shardings, params=None),
     )
     return dataclasses.replace(create(params), params=params)
-
-  def _plan(self) -> tuple[TrainState, TrainState]:
-    """Shapes and shardings of the state."""
-    shapes = jax.eval_shape(lambda key: self._create(self._model.init(key)), jax.random.key(0))
-    everywhere: Any = NamedSharding(self._layout.mesh, PartitionSpec())
-    params = param_shardings(self._model, self._layout)
-    opt_state = state_shardings(self._tx, shapes.params, params)
-    recent = None if shapes.recent is None else everywhere
-    return shapes, TrainState(params, opt_state, everywhere, everywhere, recent)
-
-  def _create(self, params: PyTree) -> TrainState:
-    return TrainState.create(params, self._tx, self.config.spike_window)
 
   def _facts(self, state: TrainState, row: int) -> dict[str, Any]:
     counts = {"step": int(state.step), "updates": int(state.updates), "row": row}

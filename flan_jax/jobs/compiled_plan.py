@@ -1,0 +1,190 @@
+"""`flan-jax plan --compile`: what the compiler says of a step, on devices that are not there.
+
+It runs in a process of its own, for devices have to be faked before JAX looks for any. For a TPU its own
+compiler is asked, ahead of time, if `libtpu` is installed; for everything else that of the CPU.
+"""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flan_jax.errors import ConfigError
+from flan_jax.jobs.plan import Setup, setups
+from flan_jax.training.devices import Device, parse_devices
+from flan_jax.training.lora import AdaptedLoss
+from flan_jax.training.losses import SupervisedLoss
+from flan_jax.training.partitioning import (
+  Layout,
+  batch_shardings,
+  make_mesh,
+  param_shardings,
+)
+from flan_jax.training.step import abstract_state, make_train_step
+
+_TPUS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}  # dimensions of the network
+
+# No metadata server is asked, and no TPU is held that another process could want.
+_WITHOUT_TPU = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+
+
+class Compiled(NamedTuple):
+  """What the compiler says of one device, in bytes and FLOPs.
+
+  Args:
+    arguments: parameters, optimizer state and batch, which the step is called with.
+    temporary: what it needs beside them while it runs.
+    flops: of one pass through the program: the body of a loop counts once, however often it runs.
+    seconds: that compiling took.
+  """
+
+  compiler: str
+  arguments: int
+  temporary: int
+  flops: float
+  seconds: float
+
+  @property
+  def peak(self) -> int:
+    return self.arguments + self.temporary
+
+
+def compiled_plans(
+  files: Sequence[str], bindings: Sequence[str], device: Device, devices: int
+) -> list[Compiled]:
+  """For each phase of a launch, in the order of `make_plans`.
+
+  Raises:
+    ConfigError: the TPU compiler is not installed, or the compiler gave up; its last words are told.
+  """
+  if device.name in _TPUS and find_spec("libtpu") is None:
+    raise ConfigError(
+      f"--compile for {device.name} asks the TPU compiler, which is not installed: pip install libtpu "
+      f"(no TPU is needed), or ask that of the CPU with --devices={devices}."
+    )
+  asked = json.dumps([f"{device.name}-{devices}", list(files), list(bindings)])
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu", **_WITHOUT_TPU}
+  done = subprocess.run(
+    [sys.executable, "-m", __name__, asked], capture_output=True, text=True, env=environment
+  )
+  if done.returncode:
+    errors = [
+      line for line in done.stderr.splitlines() if re.match(r"[\w.]+(Error|Exception): ", line)
+    ]
+    words = (errors or done.stderr.splitlines() or ["it said nothing"])[-1]
+    raise ConfigError(f"the compiler gave up on this launch: {words[:600]}")
+  return [Compiled(*each) for each in json.loads(done.stdout.splitlines()[-1])]
+
+
+def compile_step(setup: Setup, fake: Sequence[jax.Device], compiler: str) -> Compiled:
+  """Compiles one training step for devices that it will never run on."""
+  layout = setup.layout(make_mesh(setup.mesh, fake))
+  step, arguments = _lowerable(setup, layout)
+  begun = time.perf_counter()
+  # Devices that are not there cannot be given the constants that tracing makes on the way.
+  with (
+    jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh),
+    nn.logical_axis_rules(layout.rules),
+  ):
+    made = step.lower(*arguments).compile()
+  memory, costs = made.memory_analysis(), made.cost_analysis() or {}
+  temporary = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+  return Compiled(
+    compiler,
+    memory.argument_size_in_bytes,
+    temporary,
+    costs.get("flops", math.nan),
+    time.perf_counter() - begun,
+  )
+
+
+def _lowerable(setup: Setup, layout: Layout) -> tuple[Any, tuple[Any, ...]]:
+  """The step as training makes it, and the shapes that it is called with."""
+  tx = setup.optimizer.transformation(setup.trained)
+  state = jax.tree.map(_placed, *abstract_state(setup.trained, tx, layout))
+  supervised = SupervisedLoss(setup.model, z_loss=setup.z_loss)
+  loss = AdaptedLoss(supervised, setup.lora) if setup.lora else supervised
+  frozen = None
+  if setup.lora:
+    shapes = jax.eval_shape(setup.model.init, jax.random.key(0))
+    frozen = jax.tree.map(_placed, shapes, param_shardings(setup.model, layout))
+  step = make_train_step(
+    loss,
+    tx,
+    trained=setup.optimizer.trained,
+    accumulation=setup.work.accumulation,
+    schedule=setup.optimizer.schedule,
+    shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
+  )
+  batch = _batch(setup)
+  batch = jax.tree.map(_placed, batch, batch_shardings(batch, layout))
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return step, (state, batch, key, frozen)
+
+
+def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes of the keys that `flan_jax.data.batches` gives a model."""
+  work, names = setup.work, ("input_tokens", "segment_ids", "positions")
+
+  def of(length: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((work.rows, length), dtype)
+
+  batch = {f"decoder_{name}": of(work.length) for name in (*names, "target_tokens")}
+  batch["decoder_loss_weights"] = of(work.length, jnp.float32)
+  if work.inputs:
+    batch |= {f"encoder_{name}": of(work.inputs) for name in names}
+  if setup.model.bidirectional_inputs:
+    batch["decoder_causal_attention"] = of(work.length)
+  return batch
+
+
+def _fake_devices(device: Device, devices: int) -> tuple[str, Sequence[jax.Device]]:
+  """The compiler that is asked, and devices for it."""
+  if device.name not in _TPUS:
+    jax.config.update("jax_num_cpu_devices", devices)
+    return "CPU", jax.devices()
+  from jax.experimental import topologies
+
+  sides = _sides(devices, _TPUS[device.name])
+  host = (*(min(2, side) for side in sides[:2]), 1)
+  slice_ = topologies.get_topology_desc(
+    platform="tpu",
+    topology_name=f"{device.name}:{'x'.join(map(str, sides))}",
+    chips_per_host_bounds=host,
+  )
+  return f"TPU {device.name}", slice_.devices
+
+
+def _sides(devices: int, dimensions: int) -> list[int]:
+  """The most even box of so many chips, each side a power of two: 32 are 4 x 8."""
+  power = devices.bit_length() - 1
+  if devices != 1 << power:
+    raise ConfigError(f"--compile knows slices of 2, 4, 8, ... TPU chips, and not of {devices}.")
+  part, more = divmod(power, dimensions)
+  return [1 << (part + (i >= dimensions - more)) for i in range(dimensions)]
+
+
+def _main(asked: str) -> None:
+  import flan_jax.jobs.configurables  # noqa: F401  what gin files name
+
+  kind, files, bindings = json.loads(asked)
+  compiler, fake = _fake_devices(*parse_devices(kind))
+  print(json.dumps([compile_step(setup, fake, compiler) for setup in setups(files, bindings)]))
+
+
+if __name__ == "__main__":
+  _main(sys.argv[1])

@@ -1,0 +1,69 @@
+"""What the makers of accelerators say of them: memory, peak and links, and how many a plan is for.
+
+The numbers are those of one chip as JAX counts devices (a v4 or v5p chip is one device, two cores together).
+Memory is in GiB: the makers write GB and build powers of two. A link's number is what a chip can send while it
+receives as much, over all of its links together; one ring along one mesh axis has a part of it.
+
+  v4, v5e, v5p, v6e   Google Cloud, "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e": HBM, bf16 peak, "interchip
+                      interconnect bandwidth" per chip
+  a100-40, a100-80    NVIDIA A100 Tensor Core GPU datasheet (SXM; NVLink 600 GB/s both ways together)
+  h100, h200          NVIDIA H100 and H200 datasheets (SXM, dense bf16; NVLink 900 GB/s both ways together)
+"""
+
+import dataclasses
+import re
+
+from flan_jax.errors import ConfigError, UnknownName
+
+GIB = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+  """One kind of accelerator.
+
+  Args:
+    memory: bytes; None: not known, as of a CPU, which has what its machine has.
+    peak: bf16 products and sums a second, dense; None: not known.
+    interconnect: bytes a second that it sends while it receives as many; None: not known.
+  """
+
+  name: str
+  memory: int | None = None
+  peak: float | None = None
+  interconnect: float | None = None
+
+
+DEVICES = {
+  device.name: device
+  for device in (
+    Device("v4", 32 * GIB, 275e12, 300e9),
+    Device("v5e", 16 * GIB, 197e12, 200e9),
+    Device("v5p", 95 * GIB, 459e12, 600e9),
+    Device("v6e", 32 * GIB, 918e12, 400e9),
+    Device("a100-40", 40 * GIB, 312e12, 300e9),
+    Device("a100-80", 80 * GIB, 312e12, 300e9),
+    Device("h100", 80 * GIB, 989e12, 450e9),
+    Device("h200", 141 * GIB, 989e12, 450e9),
+    Device("cpu"),
+  )
+}
+
+
+def parse_devices(text: str) -> tuple[Device, int]:
+  """The kind and the number that "v5e-64", "a100-80-8" or "8" names; a number alone is of CPUs.
+
+  Raises:
+    UnknownName: no such kind.
+    ConfigError: it names no number.
+  """
+  if text.isdecimal():
+    text = f"cpu-{text}"
+  kind, _, count = text.rpartition("-")
+  if text in DEVICES or not re.fullmatch(r"[1-9]\d*", count):
+    raise ConfigError(
+      f"--devices={text}: write a kind and how many, such as v5e-64 or h100-8, or a number alone."
+    )
+  if kind not in DEVICES:
+    raise UnknownName("kind of device", kind, DEVICES, f"It stands in --devices={text}.")
+  return DEVICES[kind], int(count)
