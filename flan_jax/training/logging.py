@@ -4,10 +4,11 @@ import contextlib
 import errno
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -91,10 +92,84 @@ class RunLog:
       self._board.close()
 
 
+class NoLog:
+  """The log of the processes that keep none."""
+
+  def __enter__(self) -> "NoLog":
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    pass
+
+  def write(self, record: Mapping[str, Any]) -> None:
+    pass
+
+  def validated(self, step: int, record: Mapping[str, Any]) -> None:
+    pass
+
+
 def read_log(directory: str | Path, name: str = METRICS) -> list[dict[str, Any]]:
   """The lines of a run's metrics.jsonl or validation.jsonl, without a last one that a kill left unfinished."""
   path = Path(directory) / name
   return list(_records(path)) if path.is_file() else []
+
+
+def step_record(
+  metrics: Mapping[str, Any],
+  rows: tuple[int, int],
+  positions: int,
+  seconds: float,
+  tasks: Sequence[tuple[str, str]] = (),
+) -> dict[str, Any]:
+  """One line of the log.
+
+  Args:
+    metrics: those of `make_train_step`, on the host.
+    rows: the first row of the batch and the one after its last.
+    positions: tokens of the batch, padding included.
+    seconds: that the step took.
+    tasks: (name, cluster) of each task id.
+  """
+  tallies = metrics["tallies"]
+  tokens = int(tallies.get("tokens", 0))
+  record: dict[str, Any] = {
+    "step": int(metrics["step"]),
+    "updates": int(metrics["updates"]),
+    "rows": list(rows),
+    "loss": _number(metrics["loss"]),
+    "terms": {name: _number(value) for name, value in metrics["terms"].items()},
+    "learning_rate": _number(metrics["learning_rate"]),
+    "grad_norm": _number(metrics["grad_norm"]),
+    "tokens": tokens,
+    "targets": int(tallies.get("targets", 0)),
+    "positions": positions,
+    "seconds": round(seconds, 6),
+    "tokens_per_second": tokens / max(seconds, 1e-9),
+    "padding_per_second": (positions - tokens) / max(seconds, 1e-9),
+  }
+  if tasks and "task_loss" in tallies:
+    losses, weights = np.asarray(tallies["task_loss"]), np.asarray(tallies["task_weight"])
+    record["tasks"] = _means([name for name, _ in tasks], losses, weights)
+    record["clusters"] = _means([cluster for _, cluster in tasks], losses, weights)
+  return record
+
+
+def _number(value: Any) -> float | None:
+  """JSON knows no infinity and no NaN, which skipped steps have."""
+  return float(value) if np.isfinite(value) else None
+
+
+def _means(
+  names: Sequence[str], losses: np.ndarray, weights: np.ndarray
+) -> dict[str, float | None]:
+  """Weighted mean loss of each name that has any weight in this batch."""
+  sums: dict[str, tuple[float, float]] = {}
+  for name, loss, weight in zip(names, losses.tolist(), weights.tolist(), strict=True):
+    total = sums.get(name, (0.0, 0.0))
+    sums[name] = (total[0] + loss, total[1] + weight)
+  return {
+    name: _number(loss / weight) for name, (loss, weight) in sorted(sums.items()) if weight > 0
+  }
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:

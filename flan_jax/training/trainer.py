@@ -3,9 +3,7 @@
 import dataclasses
 import functools
 import itertools
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,13 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 
 from flan_jax.checkpoints import Checkpoints
 from flan_jax.errors import CheckpointError, ConfigError
-from flan_jax.training.averages import AveragedState, averaged_params
+from flan_jax.training.averages import averaged_params
 from flan_jax.training.bad_steps import BadSteps, Taken
-from flan_jax.training.logging import RunLog
+from flan_jax.training.logging import NoLog, RunLog, step_record
 from flan_jax.training.losses import Loss
 from flan_jax.training.not_finite import ForwardPass
 from flan_jax.training.partitioning import (
@@ -30,6 +27,7 @@ from flan_jax.training.partitioning import (
   path_of,
   put_batch,
 )
+from flan_jax.training.saved_state import parts_of, state_of
 from flan_jax.training.step import (
   Metrics,
   TrainState,
@@ -37,6 +35,7 @@ from flan_jax.training.step import (
   gradients_of,
   make_train_step,
 )
+from flan_jax.training.termination import Termination
 from flan_jax.training.validation import HeldOutLoss
 
 PyTree = Any
@@ -200,7 +199,7 @@ class Trainer:
     for step in reversed(checkpoints.steps()):
       try:
         meta = checkpoints.meta(step)
-        checkpoints.compare(_parts(self._shapes), step)
+        checkpoints.compare(parts_of(self._shapes), step)
       except CheckpointError:
         raise
       except Exception:  # a torn one; restoring says so
@@ -222,7 +221,7 @@ class Trainer:
     """
     folder = self.directory / "checkpoints"
     with (
-      _Termination() as termination,
+      Termination() as termination,
       Checkpoints(folder, keep=self.config.keep, say=self._say) as checkpoints,
       self._layout.active(),
     ):
@@ -248,8 +247,8 @@ class Trainer:
     row: int,
     frozen: PyTree,
     checkpoints: Checkpoints,
-    log: "RunLog | _NoLog",
-    termination: "_Termination",
+    log: RunLog | NoLog,
+    termination: Termination,
   ) -> TrainState:
     config, key = self.config, _keys(self.config.seed)[1]
     step, waiting, clock = int(state.step), None, time.perf_counter()
@@ -270,7 +269,7 @@ class Trainer:
         clock, waiting = self._write(log, waiting, clock, state, frozen), None
       if saves:
         clock += self._validate(log, state, frozen)
-        checkpoints.save(step, _parts(state), self._facts(state, row))
+        checkpoints.save(step, parts_of(state), self._facts(state, row))
       if last:
         return state
     raise ConfigError(f"the batches ended after {step} of {config.steps} steps")
@@ -284,10 +283,10 @@ class Trainer:
       self._shapes,
       self._shardings,
     )
-    saved, meta = checkpoints.restore(_parts(wanted))
+    saved, meta = checkpoints.restore(parts_of(wanted))
     self._check_fingerprints(meta, checkpoints.directory)
     self._bad_steps.go_on_from(meta.get("bad_steps", {}))
-    state = dataclasses.replace(_state(saved), recent=self._recent(meta.get("recent_losses", ())))
+    state = dataclasses.replace(state_of(saved), recent=self._recent(meta.get("recent_losses", ())))
     self._say(f"going on from step {meta['step']} (row {meta['row']}) in {checkpoints.directory}")
     return state, int(meta["row"])
 
@@ -333,13 +332,13 @@ class Trainer:
       facts["recent_losses"] = losses[~np.isnan(losses)].tolist()
     return {**facts, "fingerprints": self._fingerprints}
 
-  def _log(self, start: int) -> "RunLog | _NoLog":
+  def _log(self, start: int) -> RunLog | NoLog:
     if jax.process_index() != 0:
-      return _NoLog()
+      return NoLog()
     total = self.config.steps
     return RunLog(self.directory, start=start, total=total, progress=self.config.progress)
 
-  def _validate(self, log: "RunLog | _NoLog", state: TrainState, frozen: PyTree) -> float:
+  def _validate(self, log: RunLog | NoLog, state: TrainState, frozen: PyTree) -> float:
     """Logs the held-out loss, and returns the seconds that it took."""
     begun = time.perf_counter()
     if self._held_out is not None:
@@ -348,13 +347,13 @@ class Trainer:
     return time.perf_counter() - begun
 
   def _write(
-    self, log: "RunLog | _NoLog", made: "_Made", clock: float, state: TrainState, frozen: PyTree
+    self, log: RunLog | NoLog, made: "_Made", clock: float, state: TrainState, frozen: PyTree
   ) -> float:
     """Logs a step once its numbers are there, looks into it if it was skipped, and returns the time."""
     metrics = jax.device_get(made.metrics)
     now = time.perf_counter()
     skipped = self._bad_steps.count(metrics)
-    log.write(_record(made, metrics, self._tasks, now - clock) | skipped)
+    log.write(step_record(metrics, made.rows, made.positions, now - clock, self._tasks) | skipped)
     taken = Taken(made.rows, made.batch, metrics)
     self._bad_steps.check(taken, state.params, _keys(self.config.seed)[1], frozen)
     return now
@@ -369,50 +368,6 @@ class _Made(NamedTuple):
   metrics: Metrics
 
 
-class _NoLog:
-  """The log of the processes that keep none."""
-
-  def __enter__(self) -> "_NoLog":
-    return self
-
-  def __exit__(self, *error: object) -> None:
-    pass
-
-  def write(self, record: Mapping[str, Any]) -> None:
-    pass
-
-  def validated(self, step: int, record: Mapping[str, Any]) -> None:
-    pass
-
-
-class _Termination:
-  """Whether SIGTERM has come; on several processes, whether all agreed to stop at this step."""
-
-  def __init__(self) -> None:
-    self.came = False
-    # JAX itself listens on several processes, and a handler of ours would take the signal from it.
-    self._listens = (
-      jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-    )
-
-  def __enter__(self) -> "_Termination":
-    if self._listens:
-      self._before = signal.signal(signal.SIGTERM, self._note)
-    return self
-
-  def __exit__(self, *error: object) -> None:
-    if self._listens:
-      signal.signal(signal.SIGTERM, self._before)
-
-  def asked(self, step: int) -> bool:
-    if jax.process_count() > 1:
-      self.came = multihost_utils.reached_preemption_sync_point(step)
-    return self.came
-
-  def _note(self, *_: object) -> None:
-    self.came = True
-
-
 def _where_they_part(was: str, now: str) -> tuple[str, str]:
   """The two from shortly before they differ on, where they are long."""
   same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(was, now, strict=False))
@@ -421,75 +376,12 @@ def _where_they_part(was: str, now: str) -> tuple[str, str]:
   return dots + was[alike : alike + 60], dots + now[alike : alike + 60]
 
 
-def _keys(seed: int) -> tuple[jax.Array, jax.Array]:
-  """For the parameters, and for the steps."""
-  first, second = jax.random.split(jax.random.key(seed))
-  return first, second
-
-
-def _parts(state: TrainState) -> dict[str, PyTree]:
-  """A state as a checkpoint keeps it: parameters and averages apart from what only training needs."""
-  rest = {"opt_state": state.opt_state, "step": state.step, "updates": state.updates}
-  if not isinstance(state.opt_state, AveragedState):
-    return {"params": state.params, "optimizer": rest}
-  rest["opt_state"] = state.opt_state.inner
-  return {"params": state.params, "averages": state.opt_state.averages, "optimizer": rest}
-
-
-def _state(parts: Mapping[str, PyTree]) -> TrainState:
-  """The state that `_parts` took apart."""
-  rest = dict(parts["optimizer"])
-  if "averages" in parts:
-    rest["opt_state"] = AveragedState(rest["opt_state"], parts["averages"])
-  return TrainState(parts["params"], **rest)
-
-
 def _positions(arrays: Mapping[str, jax.Array]) -> int:
   """Tokens of a batch, padding included."""
   return sum(x.size for name, x in arrays.items() if name.endswith("_segment_ids"))
 
 
-def _record(
-  made: _Made, metrics: Metrics, tasks: Sequence[tuple[str, str]], seconds: float
-) -> dict[str, Any]:
-  """One line of the log."""
-  tallies = metrics["tallies"]
-  tokens = int(tallies.get("tokens", 0))
-  record: dict[str, Any] = {
-    "step": int(metrics["step"]),
-    "updates": int(metrics["updates"]),
-    "rows": list(made.rows),
-    "loss": _number(metrics["loss"]),
-    "terms": {name: _number(value) for name, value in metrics["terms"].items()},
-    "learning_rate": _number(metrics["learning_rate"]),
-    "grad_norm": _number(metrics["grad_norm"]),
-    "tokens": tokens,
-    "targets": int(tallies.get("targets", 0)),
-    "positions": made.positions,
-    "seconds": round(seconds, 6),
-    "tokens_per_second": tokens / max(seconds, 1e-9),
-    "padding_per_second": (made.positions - tokens) / max(seconds, 1e-9),
-  }
-  if tasks and "task_loss" in tallies:
-    losses, weights = np.asarray(tallies["task_loss"]), np.asarray(tallies["task_weight"])
-    record["tasks"] = _means([name for name, _ in tasks], losses, weights)
-    record["clusters"] = _means([cluster for _, cluster in tasks], losses, weights)
-  return record
-
-
-def _number(value: Any) -> float | None:
-  """JSON knows no infinity and no NaN, which skipped steps have."""
-  return float(value) if np.isfinite(value) else None
-
-
-def _means(
-  names: Sequence[str], losses: np.ndarray, weights: np.ndarray
-) -> dict[str, float | None]:
-  """Weighted mean loss of each name that has any weight in this batch."""
-  sums: dict[str, tuple[float, float]] = {}
-  for name, loss, weight in zip(names, losses.tolist(), weights.tolist(), strict=True):
-    total = sums.get(name, (0.0, 0.0))
-    sums[name] = (total[0] + loss, total[1] + weight)
-  return {
-    name: _number(loss / weight) for name, (loss, weight) in sorted(sums.items()) if weight > 0
-  }
+def _keys(seed: int) -> tuple[jax.Array, jax.Array]:
+  """For the parameters, and for the steps."""
+  first, second = jax.random.split(jax.random.key(seed))
+  return first, second

@@ -18,7 +18,8 @@ from flan_jax.training.logging import read_log
 from flan_jax.training.losses import SupervisedLoss
 from flan_jax.training.not_finite import ForwardPass, not_finite
 from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh, put_batch
-from flan_jax.training.trainer import TrainerConfig, _parts
+from flan_jax.training.saved_state import parts_of
+from flan_jax.training.trainer import TrainerConfig
 
 ROWS = run_tiny.ROWS
 SPIKES = {"spike_window": 4, "spike_sigmas": 8.0}
@@ -107,7 +108,7 @@ def test_a_nan_in_a_parameter_of_a_checkpoint_stops_the_run_at_once_and_is_named
   trainer = run_tiny.make_trainer(tmp_path, config={"steps": 6})
   trainer.run()
   with Checkpoints(tmp_path / "checkpoints", keep=None) as checkpoints:
-    state, meta = checkpoints.restore(_parts(trainer._shapes))
+    state, meta = checkpoints.restore(parts_of(trainer._shapes))
     state["params"]["table"] = np.array(state["params"]["table"])
     state["params"]["table"][3, 4] = np.nan
     shutil.rmtree(tmp_path / "checkpoints/6")
