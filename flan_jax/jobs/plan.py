@@ -23,10 +23,12 @@ from flan_jax.training.flops import StepFlops, step_flops
 from flan_jax.training.lora import Lora
 from flan_jax.training.memory import Memory, gradient_bytes, pairs, share, step_memory
 from flan_jax.training.partitioning import (
+  AXES,
   Layout,
   MeshConfig,
   Rules,
   check_batch,
+  check_lengths,
   make_abstract_mesh,
   make_layout,
   param_shardings,
@@ -64,6 +66,7 @@ class Setup:
     """On a mesh, once the batch divides over it."""
     layout = make_layout(self.model, mesh, self.rules)
     check_batch(self.work.rows, self.work.accumulation, layout)
+    check_lengths((self.work.inputs, self.work.length), layout)
     return layout
 
   def changed(self, **to: Any) -> "Setup":
@@ -267,5 +270,5 @@ def _all_fsdp(mesh: MeshConfig) -> MeshConfig:
 
 def _said(value: Any) -> str:
   if isinstance(value, MeshConfig):
-    return "(" + ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(value).items() if v != 1) + ")"
+    return "(" + ", ".join(f"{k}={getattr(value, k)}" for k in AXES if getattr(value, k) != 1) + ")"
   return repr(value)

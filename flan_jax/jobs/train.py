@@ -15,6 +15,7 @@ import jax
 from flan_jax.checkpoints import Checkpoints
 from flan_jax.data.atomic import claimed, write_whole
 from flan_jax.data.batches import Batches
+from flan_jax.data.encode import row_capacities
 from flan_jax.data.store import Store
 from flan_jax.data.told import told_rows
 from flan_jax.errors import ConfigError
@@ -44,6 +45,7 @@ from flan_jax.training.partitioning import (
   MeshConfig,
   Rules,
   check_batch,
+  check_lengths,
   make_layout,
   make_mesh,
   rows_of_process,
@@ -128,6 +130,7 @@ def train(
   schedule(optimizer, steps)  # refuses a run that would learn nothing, or never be warm
   tx = optimizer.transformation(lora or model.model)
   written = data.encoder(model).format
+  check_lengths(row_capacities(model.model.layout, data.lengths), layout)
   if evaluation is not None:
     evaluation.check_trained(data.mixture)
   judged = [task.dataset for task in evaluation.evaluation_tasks()] if evaluation else []

@@ -381,6 +381,7 @@ def _positions(arrays: Mapping[str, jax.Array]) -> int:
   return sum(x.size for name, x in arrays.items() if name.endswith("_segment_ids"))
 
 
+@functools.cache
 def _keys(seed: int) -> tuple[jax.Array, jax.Array]:
   """For the parameters, and for the steps."""
   first, second = jax.random.split(jax.random.key(seed))
