@@ -32,7 +32,7 @@ from flan_jax.training.partitioning import (
   make_layout,
   param_shardings,
 )
-from flan_jax.training.step import abstract_state
+from flan_jax.training.step import abstract_state, check_accumulator
 from flan_jax.training.traffic import Traffic, step_traffic
 
 
@@ -44,6 +44,7 @@ class Setup:
     phase: its name; "" where there are none.
     work: rows and lengths of a step, of which `steps` are made.
     z_loss: as training is given it; only the compiler asks.
+    accumulator_dtype: of the sums of gradients over microbatches.
   """
 
   phase: str
@@ -55,6 +56,7 @@ class Setup:
   work: Workload
   steps: int
   z_loss: float = 0.0
+  accumulator_dtype: str = "float32"
 
   @property
   def trained(self) -> LanguageModel | Lora:
@@ -150,6 +152,7 @@ def setups(
     source, steps = settings["model"], settings["steps"]
     if steps < 1:
       raise ConfigError(f"train.steps={steps} must be 1 or more")
+    check_accumulator(settings["accumulator_dtype"], settings["accumulation"])
     yield Setup(
       phase.name,
       settings["data"].read_by(source).model,
@@ -160,6 +163,7 @@ def setups(
       _workload(source.model, settings, example),
       steps,
       settings["z_loss"],
+      settings["accumulator_dtype"],
     )
 
 
@@ -187,7 +191,7 @@ def make_plan(setup: Setup, device: Device, devices: int) -> Plan:
       layout,
       parameters=share([*trained, *frozen]),
       optimizer=share(pairs(shapes.opt_state, shardings.opt_state)),
-      gradients=gradient_bytes(pairs(*learnt), work.accumulation),
+      gradients=gradient_bytes(pairs(*learnt), work.accumulation, setup.accumulator_dtype),
       kernels=(whole, whole_shardings),
     ),
     step_flops(

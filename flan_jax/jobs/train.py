@@ -73,6 +73,7 @@ def train(
   mesh: MeshConfig = MeshConfig(),
   axis_rules: Rules = DEFAULT_RULES,
   accumulation: int = 1,
+  accumulator_dtype: str = "float32",
   z_loss: float = 0.0,
   label_smoothing: float = 0.0,
   normalising_factor: float | None = None,
@@ -103,6 +104,7 @@ def train(
     steps: batches in all.
     batch_size: packed rows of a batch, over all devices.
     accumulation: microbatches that a batch is cut into.
+    accumulator_dtype: of the sums of their gradients, "float32" or "bfloat16".
     normalising_factor: divides the loss in place of the sum of its weights.
     checkpoint_every, keep: steps between checkpoints, and how many are kept.
     validation_batches: batches of the validation split whose loss is taken before the first step, with
@@ -151,6 +153,7 @@ def train(
     deterministic=deterministic,
     profile_steps=profile_steps,
     wandb=wandb,
+    accumulator_dtype=accumulator_dtype,
   )
   check_batch(batch_size, accumulation, layout)
   check_layout(model.model.layout, data.lengths)

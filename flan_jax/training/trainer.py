@@ -36,6 +36,7 @@ from flan_jax.training.step import (
   Metrics,
   TrainState,
   abstract_state,
+  check_accumulator,
   gradients_of,
   make_train_step,
 )
@@ -56,6 +57,7 @@ class TrainerConfig:
     steps: batches in all, those of earlier attempts included.
     batch_size: rows of one step, over all processes.
     accumulation: microbatches that a step is cut into.
+    accumulator_dtype: "float32" or "bfloat16", of the sums of their gradients.
     checkpoint_every: steps between checkpoints. There is always one at the end.
     keep: checkpoints kept; None: all.
     seed: of fresh parameters and of dropout.
@@ -85,8 +87,10 @@ class TrainerConfig:
   deterministic: bool = False
   profile_steps: tuple[int, int] | None = None
   wandb: str | None = None
+  accumulator_dtype: str = "float32"
 
   def __post_init__(self) -> None:
+    check_accumulator(self.accumulator_dtype, self.accumulation)
     for name in (
       "steps",
       "batch_size",
@@ -221,6 +225,7 @@ class Trainer:
       tx,
       trained=trained,
       accumulation=config.accumulation,
+      accumulator_dtype=config.accumulator_dtype,
       schedule=schedule,
       spike_sigmas=config.spike_sigmas,
       shardings=self._shardings,
@@ -234,7 +239,7 @@ class Trainer:
       gradients=["/".join(path_of(keys)) for keys, _ in gradients],
       describe=describe,
       forward=forward,
-      backward=functools.partial(gradients_of, loss, config.accumulation),
+      backward=functools.partial(gradients_of, loss, config.accumulation, config.accumulator_dtype),
     )
     self._waits = forward is not None
 
