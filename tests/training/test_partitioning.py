@@ -117,7 +117,7 @@ def test_a_mesh_axis_that_cuts_nothing_is_told():
 
 def test_an_array_is_not_cut_twice_over_one_axis():
   rules = (("mlp", "fsdp"), *DEFAULT_RULES)
-  with pytest.raises(MeshError, match="both 'embed' and 'mlp' of .*kernel over 'fsdp'"):
+  with pytest.raises(MeshError, match="both 'mlp' and 'embed' of .*kernel over 'fsdp'"):
     make_layout(DECODER, make_mesh(MeshConfig(data=4, fsdp=2)), rules)
   make_layout(DECODER, make_mesh(MeshConfig(data=8)), rules)
 
