@@ -411,7 +411,8 @@ class Trainer:
 
   def _facts(self, state: TrainState, row: int) -> dict[str, Any]:
     counts = {"step": int(state.step), "updates": int(state.updates), "row": row}
-    facts = {**self._meta, **counts, "bad_steps": self._bad_steps.facts()}
+    finished = counts["step"] == self.config.steps or self._out_of_patience()
+    facts = {**self._meta, **counts, "finished": finished, "bad_steps": self._bad_steps.facts()}
     if self._held_out_losses:
       facts["held_out_losses"] = self._held_out_losses
     if state.recent is not None:
