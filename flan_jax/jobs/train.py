@@ -31,7 +31,8 @@ from flan_jax.jobs.models import (
   merged,
 )
 from flan_jax.jobs.optimizer import Optimizer
-from flan_jax.jobs.processes import is_first
+from flan_jax.jobs.preflight import check_same
+from flan_jax.jobs.processes import is_first, watchdog_of
 from flan_jax.jobs.report import Phases, environment, write_report
 from flan_jax.jobs.schedule import schedule
 from flan_jax.training.averages import averaged_params
@@ -50,6 +51,7 @@ from flan_jax.training.partitioning import (
 )
 from flan_jax.training.trainer import Trainer, TrainerConfig
 from flan_jax.training.validation import HeldOutLoss
+from flan_jax.training.watchdog import WatchdogConfig
 
 
 def train(
@@ -76,6 +78,7 @@ def train(
   spike_window: int | None = None,
   spike_sigmas: float | None = None,
   debug: bool = False,
+  watchdog: WatchdogConfig = WatchdogConfig(),
 ) -> bool | ModelSource:
   """Tunes a model. The same command again goes on where it was.
 
@@ -98,6 +101,7 @@ def train(
     spike_window, spike_sigmas: skip a step whose loss lies more than `spike_sigmas` standard deviations
       above the mean of the last `spike_window` updates' losses; None: none.
     debug: stop at the first step that is not finite, and say in which layer and parameter that began.
+    watchdog: how often to say where the processes are, and how long a step may take.
 
   Returns:
     Whether it came to its end; False: SIGTERM came while it trained. In a rehearsal, the model.
@@ -141,6 +145,9 @@ def train(
       without += not_judged(missing)
   if phase.rehearsal:
     return model
+  own = {"tokenizer": model.vocabulary.fingerprint, "model": model.fingerprint}
+  held_out_rows = unseen.fingerprint if unseen else "none"
+  check_same(f"run {run}", {"store": store.fingerprint, "held-out store": held_out_rows, **own})
   share = rows_of_process(batch_size, layout)
 
   def batches(store: Store, first: int, stop: int) -> Batches:
@@ -189,6 +196,7 @@ def train(
     },
     describe=functools.partial(told_rows, store),
     forward=_forward(model, layout, accumulation) if debug else None,
+    watchdog=watchdog_of(watchdog),
   )
   _check_begun(trainer)
   with claimed(run) if is_first() else contextlib.nullcontext():

@@ -37,6 +37,7 @@ from flan_jax.training.step import (
 )
 from flan_jax.training.termination import Termination
 from flan_jax.training.validation import HeldOutLoss
+from flan_jax.training.watchdog import Watchdog
 
 PyTree = Any
 _MADE_OF = {"store": ": other records, templates, rates, format, lengths or data seed"}
@@ -129,6 +130,7 @@ class Trainer:
     describe: from row numbers to lines that tell what these rows hold.
     forward: the forward pass of the loss. With it the first step that is not finite is looked into and stops
       the run, and every step waits for the one before.
+    watchdog: is told of every step, and of what is done between two.
     say: told, in a sentence, what the user should know.
   """
 
@@ -151,6 +153,7 @@ class Trainer:
     meta: Mapping[str, Any] | None = None,
     describe: Callable[[Iterable[int]], Iterable[str]] | None = None,
     forward: ForwardPass | None = None,
+    watchdog: Watchdog | None = None,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
   ):
     check_batch(config.batch_size, config.accumulation, layout)
@@ -185,6 +188,7 @@ class Trainer:
       backward=functools.partial(gradients_of, loss, config.accumulation),
     )
     self._waits = forward is not None
+    self._watchdog = watchdog or Watchdog()
 
   def check(self) -> dict[str, Any] | None:
     """Whether this run may go on from what the directory holds.
@@ -230,10 +234,11 @@ class Trainer:
       if start >= self.config.steps:
         self._say(f"all {start} steps are made: nothing left to train")
         return TrainingResult(state, start, False)
-      with self._log(start) as log:
+      with self._log(start) as log, self._watchdog:
         self._validate(log, state, frozen)
         state = self._loop(state, row, frozen, checkpoints, log, termination)
-        checkpoints.wait()
+        with self._watchdog.pause("saving"):
+          checkpoints.wait()
       if skipped := self._bad_steps.summary(int(state.step)):
         self._say(skipped)
       stopped = termination.came
@@ -256,6 +261,7 @@ class Trainer:
       arrays = put_batch(batch, self._layout, config.batch_size)
       state, metrics = self._step(state, arrays, key, frozen)
       step += 1
+      self._watchdog.beat(step)
       # The metrics of a step are fetched while the next one runs, so that the devices never wait
       # for the log.
       if waiting is not None:
@@ -268,8 +274,9 @@ class Trainer:
         # The log first: a checkpoint whose steps are missing from the log would leave a hole in it.
         clock, waiting = self._write(log, waiting, clock, state, frozen), None
       if saves:
-        clock += self._validate(log, state, frozen)
-        checkpoints.save(step, parts_of(state), self._facts(state, row))
+        with self._watchdog.pause("saving"):
+          clock += self._validate(log, state, frozen)
+          checkpoints.save(step, parts_of(state), self._facts(state, row))
       if last:
         return state
     raise ConfigError(f"the batches ended after {step} of {config.steps} steps")
