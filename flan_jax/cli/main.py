@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from flan_jax.errors import FlanJaxError
+from flan_jax.errors import ConfigError, FlanJaxError
 from flan_jax.jobs import supervision, user_modules
 
 JOBS = {
@@ -67,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(compare_schedules(options.gin_file, gin_bindings, options.out))
         return 0
+      if options.local_processes and not supervision.supervised():
+        raise ConfigError("--local_processes is for the command `flan-jax`, and for Linux.")
       timeouts = Timeouts(*(getattr(options, f"{name}_timeout") for name in Timeouts._fields))
       place = find_place(options.coordinator, options.processes, options.process, timeouts[0])
       with joined(place, timeouts):
@@ -102,8 +104,8 @@ def run() -> None:
   """`flan-jax` itself: `main` in a child of this process, which says how it died, and the end of both."""
   options, _ = _parse(sys.argv[1:])
   if options.command in JOBS and options.command != "schedule" and supervision.possible():
-    local = supervision.local_processes(options.local_processes)
-    ended = supervision.supervise(local, options.heartbeat_timeout)
+    environments = supervision.local_processes(options.local_processes)
+    ended = supervision.supervise(environments, options.heartbeat_timeout)
     if ended is not None:
       os._exit(ended)
   status = main()
@@ -121,6 +123,12 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
   options = _parser().parse_args(rest)
   if getattr(options, "debug", False):
     gin_bindings.append("train.debug=True")
+  if getattr(options, "local_processes", None) is not None:
+    own = (options.coordinator, options.processes, options.process)
+    if options.local_processes < 1 or own != (None, None, None):
+      _parser().error(
+        "--local_processes N starts all N of a run: 1 or more, and none on other hosts"
+      )
   if options.command == "plan":
     options.gin_bindings = gin_bindings
   elif gin_bindings and options.command not in JOBS:

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -85,7 +86,7 @@ def end_all(reason: str) -> None:
 
 def watchdog_of(config: WatchdogConfig) -> Watchdog:
   """One that knows the processes of this run, and whose steps this process's parent learns."""
-  return Watchdog(config, NAMES, made=supervision.signs.made, end=end_all)
+  return Watchdog(config, NAMES, begun=supervision.signs.begun, end=end_all)
 
 
 def _join(place: Place, timeouts: Timeouts) -> None:
@@ -140,9 +141,14 @@ def _end_with_others(failing: threading.Event) -> None:
 
 
 def _end(reason: str, stacks: bool) -> None:
-  print(f"flan-jax: {reason}. {supervision.GO_ON}", file=sys.stderr, flush=True)
+  said = f"flan-jax: {reason}. {supervision.GO_ON}\n"
   if stacks:
-    faulthandler.dump_traceback(sys.stderr)
+    with tempfile.TemporaryFile() as file:
+      faulthandler.dump_traceback(file)
+      file.seek(0)
+      said += file.read().decode(errors="replace")
+  sys.stderr.write(said)  # at once: processes may share it
+  sys.stderr.flush()
   os._exit(supervision.LOST)
 
 

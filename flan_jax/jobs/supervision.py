@@ -47,7 +47,7 @@ class Signs:
     self._memory[self._HEAD.size : self._HEAD.size + len(text)] = text
     self._HEAD.pack_into(self._memory, 0, index, count, self.step, len(text))
 
-  def made(self, step: int) -> None:
+  def begun(self, step: int) -> None:
     struct.pack_into("q", self._memory, 8, step)
 
   @property
@@ -61,7 +61,7 @@ class Signs:
 
   @property
   def step(self) -> int:
-    """The last that was made; -1: none."""
+    """The last that was begun; -1: none."""
     return self._head()[2]
 
   def name(self, index: int) -> str:
@@ -128,6 +128,11 @@ def local_processes(count: int | None) -> list[dict[str, str]]:
 def possible() -> bool:
   """Whether this system has what the parent needs; macOS has not."""
   return hasattr(signal, "sigtimedwait") and hasattr(os, "fork")
+
+
+def supervised() -> bool:
+  """Whether this is a child of `supervise`."""
+  return _errors_pipe is not None
 
 
 def end_with_parent(number: int = signal.SIGTERM) -> None:
@@ -212,10 +217,10 @@ class _Child:
     return named(self.signs.index, socket.gethostname(), self.pid)
 
   def when(self) -> str:
-    """At what time, how long after the start, and after which step."""
+    """At what time, how long after the start, and in which step."""
     now, step = time.strftime("%Y-%m-%d %H:%M:%S"), self.signs.step
-    made = "before its first step" if step < 0 else f"after step {step}"
-    return f"at {now}, {time.monotonic() - self._began:.0f} s after the start, {made}"
+    where = "before its first step" if step < 0 else f"in step {step}"
+    return f"at {now}, {time.monotonic() - self._began:.0f} s after the start, {where}"
 
   def lost(self) -> str:
     """Who was lost that it could not go on without, as JAX's coordination service wrote; "" for nobody."""

@@ -237,7 +237,7 @@ class Trainer:
       with self._log(start) as log, self._watchdog:
         self._validate(log, state, frozen)
         state = self._loop(state, row, frozen, checkpoints, log, termination)
-        with self._watchdog.pause("saving"):
+        with self._watchdog.pause("saving step"):
           checkpoints.wait()
       if skipped := self._bad_steps.summary(int(state.step)):
         self._say(skipped)
@@ -259,9 +259,9 @@ class Trainer:
     step, waiting, clock = int(state.step), None, time.perf_counter()
     for batch in self._batches(row):
       arrays = put_batch(batch, self._layout, config.batch_size)
-      state, metrics = self._step(state, arrays, key, frozen)
       step += 1
       self._watchdog.beat(step)
+      state, metrics = self._step(state, arrays, key, frozen)
       # The metrics of a step are fetched while the next one runs, so that the devices never wait
       # for the log.
       if waiting is not None:
@@ -274,7 +274,7 @@ class Trainer:
         # The log first: a checkpoint whose steps are missing from the log would leave a hole in it.
         clock, waiting = self._write(log, waiting, clock, state, frozen), None
       if saves:
-        with self._watchdog.pause("saving"):
+        with self._watchdog.pause("saving step"):
           clock += self._validate(log, state, frozen)
           checkpoints.save(step, parts_of(state), self._facts(state, row))
       if last:

@@ -27,8 +27,8 @@ class WatchdogConfig:
     heartbeat: seconds between two lines in which process 0 says how far each process is. One that is alone says so
       where a step takes longer than that. None: nothing is said.
     step_timeout: seconds after which a step ends the run, with the stacks of all threads and the name of the process
-      that is late; None: 1800 on several processes, no limit on one. Compiling the first step, saving and held-out
-      losses do not count.
+      that is late; None: 1800 on several processes, no limit on one. The first step, which is compiled, saving and
+      held-out losses do not count.
   """
 
   heartbeat: float | None = 60.0
@@ -45,20 +45,20 @@ class Pulse:
   """What a process last did.
 
   Attributes:
-    step: the last that it handed to its devices; 0: none yet.
-    doing: what it does between two steps, such as "saving".
+    step: the last that it began, with its batch at hand; 0: none yet.
+    doing: what it does instead of going on to the next one, such as "saving".
     at: since when, in seconds since 1970; clocks of hosts are taken to agree.
   """
 
   step: int = 0
-  doing: str = "compiling"
+  doing: str = "before step"
   at: float = dataclasses.field(default_factory=time.time)
 
   def age(self) -> float:
     return max(time.time() - self.at, 0.0)
 
   def __str__(self) -> str:
-    return f"{self.doing or 'after'} step {self.step} for {self.age():.0f} s"
+    return f"{self.doing or 'in step'} {self.step} for {self.age():.0f} s"
 
 
 class Watchdog:
@@ -68,7 +68,7 @@ class Watchdog:
 
   Args:
     names: of the processes; none where there is one alone.
-    made: told each step.
+    begun: told each step.
     end: ends all processes of the run, with a reason.
   """
 
@@ -77,10 +77,10 @@ class Watchdog:
     config: WatchdogConfig = WatchdogConfig(),
     names: Sequence[str] = (),
     *,
-    made: Callable[[int], None] = lambda step: None,
+    begun: Callable[[int], None] = lambda step: None,
     end: Callable[[str], None] = lambda reason: None,
   ):
-    self._names, self._made, self._end = names, made, end
+    self._names, self._begun, self._end = names, begun, end
     self._limit = config.step_timeout or (_LONGEST if names else math.inf)
     self._heartbeat = config.heartbeat or math.inf
     self._tick = min(_TICK, self._heartbeat / 4, self._limit / 4)
@@ -98,17 +98,17 @@ class Watchdog:
     self._thread.join(self._tick + 1)
 
   def beat(self, step: int) -> None:
-    """A step was handed to the devices."""
-    self._pulse = Pulse(step, "")
-    self._made(step)
+    """A step begins: its batch is at hand, and the devices get it now."""
+    self._pulse = Pulse(step, "" if self._pulse.step else "compiling step")
+    self._begun(step)
 
   @contextlib.contextmanager
   def pause(self, doing: str) -> Iterator[None]:
     """What is done within takes as long as it takes."""
-    before = self._pulse
-    self._pulse = Pulse(before.step, doing)
+    step = self._pulse.step
+    self._pulse = Pulse(step, doing)
     yield
-    self._pulse = Pulse(before.step, before.doing)
+    self._pulse = Pulse(step, "" if step else "before step")
 
   def _watch(self) -> None:
     spoken = time.monotonic()
@@ -158,7 +158,7 @@ class Watchdog:
     last = min(pulse.step for pulse in pulses.values())
     behind = busy or {i for i, pulse in pulses.items() if pulse.step == last}
     if len(busy) == len(pulses):
-      return f"all are {pulses[0].doing}"
+      return f"all are {pulses[0].doing} {last}"
     if len(behind) == len(pulses):
-      return f"all have come to step {last}: a device hangs, or what they say to each other"
+      return f"all are in step {last}: a device hangs, or what they say to each other"
     return "late: " + "; ".join(f"{self._names[i]}, {pulses[i]}" for i in sorted(behind))
