@@ -5,6 +5,7 @@ import faulthandler
 import functools
 import json
 import os
+import re
 import socket
 import sys
 import tempfile
@@ -152,9 +153,16 @@ def _end(reason: str, stacks: bool) -> None:
   os._exit(supervision.LOST)
 
 
-def _may_be_of_another(error: BaseException) -> bool:
-  """What a collective says when one of its processes is gone is not told from other failures of the runtime."""
-  return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
+def _may_be_of_another(error: BaseException | None) -> bool:
+  """Whether it comes from the runtime, which says the same of its own faults and of a peer that is gone."""
+  while error is not None:
+    if _OF_RUNTIME.match(str(error)):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
+_OF_RUNTIME = re.compile(r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED)\b")
 
 
 def _first_line(error: BaseException) -> str:

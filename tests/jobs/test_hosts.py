@@ -150,13 +150,14 @@ def test_another_code_is_told_by_its_hash(tmp_path):
   assert ends[0][1].count("process 1 (") == 1
 
 
+@pytest.mark.slow
 def test_a_hung_step_ends_the_run_and_says_who_is_late_with_its_stack():
   launches = Launches(2, "--late=1:3", "--step_timeout=4", "--heartbeat=1.5")
   ends = launches.ends()
   for status, said in ends.values():
     assert status == 3
     assert re.search(
-      r"^flan-jax: no step for \d s, and watchdog\.step_timeout is 4 s: late: process 1 \(host \S+, pid \d+\), in step 2",
+      r"^flan-jax: no step for \d s, and watchdog\.step_timeout is 4 s: late: process 1 \(.*\), in step 2",
       said,
       re.MULTILINE,
     )
@@ -165,6 +166,7 @@ def test_a_hung_step_ends_the_run_and_says_who_is_late_with_its_stack():
   assert "heartbeat:" not in ends[1][1]
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_ends_the_others_with_its_reason():
   ends = Launches(2, "--fails=1").ends()
   assert ends[1][0] == 2 and sentences(ends[1][1]) == ["this one fails"]
