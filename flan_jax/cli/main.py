@@ -13,6 +13,7 @@ from flan_jax.jobs import supervision, user_modules
 JOBS = {
   "train": "tune a model on a mixture; the same command again goes on where it was",
   "evaluate": "judge a checkpoint zero-shot on the templates of held-out tasks",
+  "follow": "judge the checkpoints of a run as they come, beside it",
   "prepare": "render, tokenise and pack a mixture into a store, ahead of training",
   "infer": "answer the prompts of a file",
   "convert": "write a model as a folder that transformers and vLLM open",

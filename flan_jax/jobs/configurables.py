@@ -14,6 +14,7 @@ from flan_jax.jobs.convert import convert
 from flan_jax.jobs.data import DataPlan
 from flan_jax.jobs.evaluate import evaluate
 from flan_jax.jobs.evaluation import EvaluationPlan
+from flan_jax.jobs.follow import follow
 from flan_jax.jobs.infer import infer
 from flan_jax.jobs.launch import configurable
 from flan_jax.jobs.models import lora, pretrained, scratch, tuned
@@ -63,7 +64,7 @@ def _made(cls: type) -> Callable[..., Any]:
   return make
 
 
-for job in (train, evaluate, prepare, infer, convert, schedule, train_vocabulary):
+for job in (train, evaluate, follow, prepare, infer, convert, schedule, train_vocabulary):
   configurable(job, job=True, phased=job in (train, prepare, schedule), rehearsed=job is train)
 for source in (
   scratch,
