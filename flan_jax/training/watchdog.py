@@ -122,7 +122,7 @@ class Watchdog:
       limit = self._limit if pulses else 1.5 * self._limit + 2 * self._tick
       if not own.doing and own.age() > limit:
         self._end(
-          f"no step for {own.age():.0f} s, and watchdog.step_timeout is {self._limit:.0f} s: "
+          f"no step for {own.age():.0f} s, and watchdog.step_timeout is {self._limit:g} s: "
           f"{self._who_is_late(pulses) or own}"
         )
       if pulses and time.monotonic() - spoken > self._heartbeat:
