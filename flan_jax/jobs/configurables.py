@@ -28,6 +28,7 @@ from flan_jax.jobs.train_vocabulary import train_vocabulary, trained_vocabulary
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig
 from flan_jax.training import optimizers, schedules
 from flan_jax.training.partitioning import MeshConfig
+from flan_jax.training.watchdog import WatchdogConfig
 from flan_jax.vocabularies import (
   ByteVocabulary,
   SentencePieceVocabulary,
@@ -86,6 +87,7 @@ for name, cls in {
   "data": DataPlan,
   "evaluation": EvaluationPlan,
   "mesh": MeshConfig,
+  "watchdog": WatchdogConfig,
 }.items():
   configurable(_made(cls), name)
 for optimizer in (optimizers.adamw, optimizers.adafactor, optimizers.lion, optimizers.muon):
