@@ -37,14 +37,22 @@ def write_html(
 
 
 def write_course(
-  path: Path | str, *, title: str, run_dir: Path | str, notes: Sequence[str] = ()
+  path: Path | str,
+  *,
+  title: str,
+  run_dir: Path | str,
+  judged: Path | str | None = None,
+  notes: Sequence[str] = (),
 ) -> None:
-  """Write a page with the course of a training run that is not judged.
+  """Write a page with the course of a training run.
+
+  Args:
+    judged: the folder of its evaluation.jsonl, where that is not the run's.
 
   Raises:
     StorageError: the disk refused.
   """
-  figures = "".join(_figures(course_of(run_dir)))
+  figures = "".join(_figures(course_of(run_dir, judged)))
   body = f"<h1>{escape(title)}</h1>{figures}{_notes(notes)}"
   write_whole(Path(path), [page(title, body, _STYLE)])
 
@@ -74,7 +82,7 @@ def html_page(report: Report, title: str, course: Course | None = None) -> str:
   return page(title, "\n".join(_sections(report, title, course or Course())), _STYLE)
 
 
-def course_of(run_dir: Path | str) -> Course:
+def course_of(run_dir: Path | str, judged: Path | str | None = None) -> Course:
   """The course of a run, from its logs; a step whose loss is not finite has none."""
   # Here, since it brings TensorBoard's writer, which loads torch wherever torch is installed.
   from flan_jax.training.logging import EVALUATION, METRICS, VALIDATION, read_log
@@ -84,7 +92,7 @@ def course_of(run_dir: Path | str) -> Course:
     for log in (METRICS, VALIDATION)
   )
   means: dict[str, list[tuple[int, float]]] = {}
-  for line in read_log(run_dir, EVALUATION):
+  for line in read_log(judged or run_dir, EVALUATION):
     for name, mean in line["means"].items():
       means.setdefault(name, []).append((line["step"], mean))
   time = goodput(run_dir)

@@ -35,7 +35,8 @@ from flan_jax.jobs.models import (
   merged,
 )
 from flan_jax.jobs.optimizer import Optimizer
-from flan_jax.jobs.processes import is_first
+from flan_jax.jobs.preflight import check_same
+from flan_jax.jobs.processes import is_first, watchdog_of
 from flan_jax.jobs.report import environment, write_environment, write_report
 from flan_jax.jobs.schedule import schedule
 from flan_jax.training.averages import averaged_params
@@ -57,6 +58,7 @@ from flan_jax.training.partitioning import (
 from flan_jax.training.timers import Timers, goodput
 from flan_jax.training.trainer import Trainer, TrainerConfig, TrainingResult, out_of_patience
 from flan_jax.training.validation import HeldOutLoss
+from flan_jax.training.watchdog import WatchdogConfig
 from flan_jax.vocabularies import Format
 
 PyTree = Any
@@ -93,6 +95,7 @@ def train(
   deterministic: bool = False,
   profile_steps: tuple[int, int] | None = None,
   wandb: str | None = None,
+  watchdog: WatchdogConfig = WatchdogConfig(),
 ) -> bool | ModelSource:
   """Tunes a model. The same command again goes on where it was.
 
@@ -123,6 +126,7 @@ def train(
     deterministic: make a GPU add up in the same order every time; it takes longer.
     profile_steps: first and last step, counted from 1, that are traced for XProf (`profile/`).
     wandb: a project of Weights & Biases that is told what the log is.
+    watchdog: how often to say where the processes are, and how long a step may take.
 
   Returns:
     Whether it came to its end; False: SIGTERM came while it trained. In a rehearsal, the model.
@@ -181,6 +185,9 @@ def train(
       without += not_judged(missing)
   if phase.rehearsal:
     return model
+  own = {"tokenizer": model.vocabulary.fingerprint, "model": model.fingerprint}
+  held_out_rows = unseen.fingerprint if unseen else "none"
+  check_same(f"run {run}", {"store": store.fingerprint, "held-out store": held_out_rows, **own})
   made = _Run(run, model, data, store, layout, batch_size, evaluation, (*notes, *without), timers)
   trainer = Trainer(
     config,
@@ -212,6 +219,7 @@ def train(
     saved=functools.partial(export_saved, model, run) if export else None,
     timers=timers,
     forward=_forward(model, layout, accumulation) if debug else None,
+    watchdog=watchdog_of(watchdog),
   )
   _check_begun(trainer)
   with claimed(run) if is_first() else contextlib.nullcontext(), timers("init"):

@@ -43,6 +43,7 @@ from flan_jax.training.step import (
 from flan_jax.training.termination import Termination
 from flan_jax.training.timers import STEP, Timers
 from flan_jax.training.validation import HeldOutLoss
+from flan_jax.training.watchdog import Watchdog
 
 PyTree = Any
 _MADE_OF = {"store": ": other records, templates, rates, format, lengths or data seed"}
@@ -173,6 +174,7 @@ class Trainer:
     timers: of the launch.
     forward: the forward pass of the loss. With it the first step that is not finite is looked into and stops
       the run, and every step waits for the one before.
+    watchdog: is told of every step, and of what is done between two.
     say: told, in a sentence, what the user should know.
   """
 
@@ -199,6 +201,7 @@ class Trainer:
     saved: Callable[[int, PyTree, PyTree], None] | None = None,
     timers: Timers | None = None,
     forward: ForwardPass | None = None,
+    watchdog: Watchdog | None = None,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
   ):
     check_batch(config.batch_size, config.accumulation, layout)
@@ -242,6 +245,7 @@ class Trainer:
       backward=functools.partial(gradients_of, loss, config.accumulation, config.accumulator_dtype),
     )
     self._waits = forward is not None
+    self._watchdog = watchdog or Watchdog()
 
   def check(self) -> dict[str, Any] | None:
     """Whether this run may go on from what the directory holds.
@@ -289,13 +293,13 @@ class Trainer:
         made = "out of patience with the held-out loss" if start < self.config.steps else "all made"
         self._say(f"{start} steps, {made}: nothing left to train")
         return TrainingResult(state, start, stopped_early=start < self.config.steps)
-      with self._log(start) as log, self._timers(STEP), collected_at_saves():
+      with self._log(start) as log, self._timers(STEP), collected_at_saves(), self._watchdog:
         if not self._held_out_losses:
           self._validate(log, state, frozen)
         if start:  # an attempt that was killed may not have come to it
           self._look_at(log, state, frozen, checkpoints)
         state = self._loop(state, row, frozen, checkpoints, log, termination)
-        with self._timers("save"):
+        with self._timers("save"), self._watchdog.pause("saving step"):
           checkpoints.wait()
         log.reached(int(state.step))
       self._tell_end(int(state.step), termination.came)
@@ -327,6 +331,7 @@ class Trainer:
     profile, kind = Profile(config.profile_steps, self.directory), "compile"
     for batch in self._timers.each("feed", self._batches(row)):
       step += 1
+      self._watchdog.beat(step)
       profile.before(step)
       with self._timers(kind):
         arrays = put_batch(batch, self._layout, config.batch_size)
@@ -347,16 +352,16 @@ class Trainer:
         clock, waiting = self._write(log, waiting, clock, state, frozen), None
       if saves:
         begun = time.perf_counter()
-        if (
-          regular
-        ):  # whoever sends SIGTERM is in a hurry, and the curve stays that of an unbroken run
-          self._validate(log, state, frozen)
-        with self._timers("save"):
-          checkpoints.save(step, parts_of(state), self._facts(state, row))
-          log.reached(step)
-        gc.collect()
-        if regular:
-          self._look_at(log, state, frozen, checkpoints)
+        with self._watchdog.pause("saving step"):
+          # Whoever sends SIGTERM is in a hurry, and the curve stays that of an unbroken run.
+          if regular:
+            self._validate(log, state, frozen)
+          with self._timers("save"):
+            checkpoints.save(step, parts_of(state), self._facts(state, row))
+            log.reached(step)
+          gc.collect()
+          if regular:
+            self._look_at(log, state, frozen, checkpoints)
         clock += time.perf_counter() - begun
       if last or (saves and self._out_of_patience()):
         profile.close()
@@ -416,7 +421,8 @@ class Trainer:
 
   def _facts(self, state: TrainState, row: int) -> dict[str, Any]:
     counts = {"step": int(state.step), "updates": int(state.updates), "row": row}
-    facts = {**self._meta, **counts, "bad_steps": self._bad_steps.facts()}
+    finished = counts["step"] == self.config.steps or self._out_of_patience()
+    facts = {**self._meta, **counts, "finished": finished, "bad_steps": self._bad_steps.facts()}
     if self._held_out_losses:
       facts["held_out_losses"] = self._held_out_losses
     if state.recent is not None:
