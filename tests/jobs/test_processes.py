@@ -98,7 +98,6 @@ def test_processes_on_a_mesh_of_all_axes_give_the_curve_of_one_device(folder, fa
   settings = (
     "--gin.STEPS=30",
     "--gin.train.evaluation=None",
-    "--gin.VALIDATION_BATCHES=2",
     "--gin.BATCH_SIZE=16",
     "--gin.train.accumulation=2",
   )
@@ -107,9 +106,6 @@ def test_processes_on_a_mesh_of_all_axes_give_the_curve_of_one_device(folder, fa
   run_together("runs/many", *settings, *mesh, processes=processes, devices=8 // processes)
   one, many = losses(folder / "runs/one"), losses(folder / "runs/many")
   assert len(many) == 30 and many == pytest.approx(one, rel=1e-5)
-  logs = [folder / f"runs/{run}/validation.jsonl" for run in ("one", "many")]
-  unseen = [[json.loads(line)["loss"] for line in log.read_text().splitlines()] for log in logs]
-  assert len(unseen[1]) == 2 and unseen[1] == pytest.approx(unseen[0], rel=1e-5)
 
 
 @pytest.mark.slow

@@ -12,11 +12,12 @@ from tiny import FAMILIES
 
 from flan_jax.models import LoraConfig, build_model
 from flan_jax.training import optimizers, schedules
-from flan_jax.training.logging import read_log
+from flan_jax.training.logging import VALIDATION, read_log
 from flan_jax.training.lora import AdaptedLoss, Lora
 from flan_jax.training.losses import SupervisedLoss
 from flan_jax.training.partitioning import make_layout, make_mesh, param_shardings
 from flan_jax.training.trainer import Trainer, TrainerConfig
+from flan_jax.training.validation import HeldOutLoss
 
 STEPS, RATE = 30, 1e-2
 
@@ -36,7 +37,7 @@ ADAPTERS = LoraConfig(4, 8.0, 0.0, False, ("*attention*kernel",), magnitudes=Tru
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """What decides a curve, and below the line what must not.
+  """What decides a curve and the held-out losses, and below the line what must not.
 
   Args:
     changed: of the model's configuration.
@@ -66,6 +67,8 @@ def curve(case, directory):
   mesh = MESHES[case.mesh]
   layout = make_layout(model, make_mesh(mesh, jax.devices()[: devices_of(mesh)]))
 
+  unseen = [packed_batch(model.layout, case.rows, seed) for seed in (100, 101)]
+
   def placed(which, layout):
     made = jax.tree.map(np.asarray, jax.jit(which.init)(jax.random.key(3)))
     return jax.device_put(made, param_shardings(which, layout))
@@ -87,10 +90,12 @@ def curve(case, directory):
       packed_batch(model.layout, case.rows, seed) for seed in itertools.cycle(range(7))
     ),
     directory=directory,
+    held_out=None if lora else HeldOutLoss(loss, lambda: unseen, case.rows, layout),
     load=lambda layout, key: placed(trained, layout),
   )
   trainer.run(frozen=placed(model, layout) if lora else None)
-  return [record["loss"] for record in read_log(directory)]
+  judged = [] if lora else read_log(directory, VALIDATION)
+  return [record["loss"] for record in (*read_log(directory), *judged)]
 
 
 @pytest.fixture(scope="module")
@@ -127,5 +132,5 @@ def name_of(case):
 @pytest.mark.parametrize("case", list(cases()), ids=name_of)
 def test_the_curve_is_that_of_one_device(case, alone, tmp_path):
   losses = curve(case, tmp_path)
-  assert len(losses) == STEPS and losses[-1] < losses[0]
+  assert len(losses) == STEPS + (0 if case.lora else 2) and losses[STEPS - 1] < losses[0]
   np.testing.assert_allclose(losses, alone(case.alone), rtol=1e-5)
