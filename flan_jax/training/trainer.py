@@ -326,7 +326,7 @@ class Trainer:
     log: RunLog | NoLog,
     termination: Termination,
   ) -> TrainState:
-    config, key = self.config, _keys(self.config.seed)[1]
+    config, key = self.config, self._key
     step, waiting, clock = int(state.step), None, time.perf_counter()
     profile, kind = Profile(config.profile_steps, self.directory), "compile"
     for batch in self._timers.each("feed", self._batches(row)):
@@ -367,6 +367,11 @@ class Trainer:
         profile.close()
         return state
     raise ConfigError(f"the batches ended after {step} of {config.steps} steps")
+
+  @functools.cached_property
+  def _key(self) -> jax.Array:
+    """Of the steps. Made once: to make it anew would wait for the step that runs."""
+    return _keys(self.config.seed)[1]
 
   def _begin(self, checkpoints: Checkpoints) -> tuple[TrainState, int]:
     """The state to go on from, and the first row not consumed."""
@@ -480,7 +485,7 @@ class Trainer:
     record = step_record(metrics, made.rows, made.positions, now - clock, self._tasks)
     log.write(record | self._utilisation(made, now - clock) | skipped)
     taken = Taken(made.rows, made.batch, metrics)
-    self._bad_steps.check(taken, state.params, _keys(self.config.seed)[1], frozen)
+    self._bad_steps.check(taken, state.params, self._key, frozen)
     return now
 
   def _utilisation(self, made: "_Made", seconds: float) -> dict[str, float]:
@@ -522,7 +527,6 @@ def _positions(arrays: Mapping[str, jax.Array]) -> int:
   return sum(x.size for name, x in arrays.items() if name.endswith("_segment_ids"))
 
 
-@functools.cache
 def _keys(seed: int) -> tuple[jax.Array, jax.Array]:
   """For the parameters, and for the steps."""
   first, second = jax.random.split(jax.random.key(seed))

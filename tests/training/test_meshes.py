@@ -28,7 +28,7 @@ def _adafactor(model):
 
 
 OPTIMIZERS = {
-  "adamw": lambda model: optimizers.adamw(schedules.constant(RATE), weight_decay=0.1),
+  "adamw": lambda model: optimizers.adamw(schedules.constant(RATE), weight_decay=0.1, decay=("*",)),
   "adafactor": _adafactor,
   "muon": lambda model: optimizers.muon(schedules.constant(RATE)),
 }
