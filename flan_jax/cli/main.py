@@ -1,6 +1,7 @@
 """`flan-jax <command>`: thin, and quick to answer, since every command imports only what it needs."""
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
@@ -65,8 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(compare_schedules(options.gin_file, gin_bindings, options.out))
         return 0
-      join()
-      launch(options.command, options.gin_file, gin_bindings)
+      with _ended_by_sigterm(options.command):
+        join()
+        launch(options.command, options.gin_file, gin_bindings)
     else:
       room = importlib.import_module(f"flan_jax.cli.{_HOMES[options.command]}")
       getattr(room, f"show_{options.command}")(options)
@@ -91,6 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("flan-jax: interrupted; the same command goes on from what is saved", file=sys.stderr)
     return 130
   return 0
+
+
+def _ended_by_sigterm(command: str) -> contextlib.AbstractContextManager:
+  """A launch of training may be stopped at any moment, and that is no failure."""
+  if command != "train":
+    return contextlib.nullcontext()
+  from flan_jax.training.termination import ended_by_sigterm
+
+  return ended_by_sigterm()
 
 
 def run() -> None:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from flan_jax.checkpoints import Checkpoints
+from flan_jax.checkpoints import Checkpoints, Keep
 from flan_jax.errors import CheckpointError, ConfigError
 from flan_jax.training.averages import averaged_params
 from flan_jax.training.bad_steps import BadSteps, Taken
@@ -28,6 +28,7 @@ from flan_jax.training.partitioning import (
   put_batch,
 )
 from flan_jax.training.saved_state import parts_of, state_of
+from flan_jax.training.saving_times import SavingTimes
 from flan_jax.training.step import (
   Metrics,
   TrainState,
@@ -52,7 +53,8 @@ class TrainerConfig:
     batch_size: rows of one step, over all processes.
     accumulation: microbatches that a step is cut into.
     checkpoint_every: steps between checkpoints. There is always one at the end.
-    keep: checkpoints kept; None: all.
+    checkpoint_minutes: save as well when so many have passed since the last checkpoint.
+    keep, keep_every, keep_best, best: which checkpoints stay; see `flan_jax.checkpoints.Keep`.
     seed: of fresh parameters and of dropout.
     progress: draw a progress bar.
     max_bad_steps: skipped steps in a row that stop the run; None: no number of them does.
@@ -64,7 +66,11 @@ class TrainerConfig:
   batch_size: int
   accumulation: int = 1
   checkpoint_every: int = 500
+  checkpoint_minutes: float | None = None
   keep: int | None = 2
+  keep_every: int | None = None
+  keep_best: int | None = None
+  best: str = "lowest loss"
   seed: int = 0
   progress: bool = True
   max_bad_steps: int | None = 10
@@ -85,10 +91,15 @@ class TrainerConfig:
       raise ConfigError(
         f"spike_window={window} must be 2 or more, and spike_sigmas={sigmas} above 0"
       )
-    if self.keep is not None and self.keep < 1:
-      raise ConfigError(f"keep={self.keep}: at least one checkpoint has to be kept")
+    if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
+      raise ConfigError(f"checkpoint_minutes={self.checkpoint_minutes} must be above 0, or None")
+    _ = self.kept
     if not 0 <= self.seed < 1 << 32:
       raise ConfigError(f"seed={self.seed} must lie between 0 and {(1 << 32) - 1}")
+
+  @property
+  def kept(self) -> Keep:
+    return Keep(self.keep, self.keep_every, self.keep_best, self.best)
 
 
 class TrainingResult(NamedTuple):
@@ -154,6 +165,10 @@ class Trainer:
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
   ):
     check_batch(config.batch_size, config.accumulation, layout)
+    if config.keep_best and held_out is None:
+      raise ConfigError(
+        f"keep_best={config.keep_best}: nothing is measured by which a checkpoint is best; set validation_batches"
+      )
     self.config, self.directory = config, Path(directory)
     self._model, self._tx, self._layout = model, tx, layout
     self._batches, self._load = batches, load
@@ -185,6 +200,7 @@ class Trainer:
       backward=functools.partial(gradients_of, loss, config.accumulation),
     )
     self._waits = forward is not None
+    self._measured: dict[str, Any] | None = None
 
   def check(self) -> dict[str, Any] | None:
     """Whether this run may go on from what the directory holds.
@@ -222,7 +238,7 @@ class Trainer:
     folder = self.directory / "checkpoints"
     with (
       Termination() as termination,
-      Checkpoints(folder, keep=self.config.keep, say=self._say) as checkpoints,
+      Checkpoints(folder, keep=self.config.kept, say=self._say) as checkpoints,
       self._layout.active(),
     ):
       state, row = self._begin(checkpoints)
@@ -231,14 +247,16 @@ class Trainer:
         self._say(f"all {start} steps are made: nothing left to train")
         return TrainingResult(state, start, False)
       with self._log(start) as log:
-        self._validate(log, state, frozen)
-        state = self._loop(state, row, frozen, checkpoints, log, termination)
+        self._validate(log, state, frozen, termination)
+        if not termination.asked():
+          state = self._loop(state, row, frozen, checkpoints, log, termination)
         checkpoints.wait()
       if skipped := self._bad_steps.summary(int(state.step)):
         self._say(skipped)
       stopped = termination.came
       if stopped:
-        self._say(f"stopped by SIGTERM; step {int(state.step)} is saved, the same command goes on")
+        saved = f"step {int(state.step)} is saved" if int(state.step) else "no step was made"
+        self._say(f"stopped by SIGTERM; {saved}, the same command goes on")
     return TrainingResult(state, start, stopped)
 
   def _loop(
@@ -252,6 +270,7 @@ class Trainer:
   ) -> TrainState:
     config, key = self.config, _keys(self.config.seed)[1]
     step, waiting, clock = int(state.step), None, time.perf_counter()
+    times = SavingTimes(step, config.checkpoint_every, config.checkpoint_minutes)
     for batch in self._batches(row):
       arrays = put_batch(batch, self._layout, config.batch_size)
       state, metrics = self._step(state, arrays, key, frozen)
@@ -262,15 +281,16 @@ class Trainer:
         clock = self._write(log, waiting, clock, state, frozen)
       waiting = _Made((row, row + config.batch_size), _positions(arrays), batch, metrics)
       row += config.batch_size
-      last = termination.asked(step) or step == config.steps
-      saves = last or step % config.checkpoint_every == 0
+      checkpoints.check()
+      last = termination.asked() or step == config.steps
+      saves = times.due(step) or last
       if saves or self._waits:
         # The log first: a checkpoint whose steps are missing from the log would leave a hole in it.
         clock, waiting = self._write(log, waiting, clock, state, frozen), None
       if saves:
-        clock += self._validate(log, state, frozen)
-        checkpoints.save(step, parts_of(state), self._facts(state, row))
-      if last:
+        clock += self._validate(log, state, frozen, termination)
+        checkpoints.save(step, parts_of(state), self._facts(state, row), self._measured)
+      if last or termination.came:
         return state
     raise ConfigError(f"the batches ended after {step} of {config.steps} steps")
 
@@ -338,12 +358,18 @@ class Trainer:
     total = self.config.steps
     return RunLog(self.directory, start=start, total=total, progress=self.config.progress)
 
-  def _validate(self, log: RunLog | NoLog, state: TrainState, frozen: PyTree) -> float:
-    """Logs the held-out loss, and returns the seconds that it took."""
-    begun = time.perf_counter()
-    if self._held_out is not None:
+  def _validate(
+    self, log: RunLog | NoLog, state: TrainState, frozen: PyTree, termination: Termination
+  ) -> float:
+    """Logs the held-out loss, and returns the seconds that it took. SIGTERM cuts it short."""
+    begun, self._measured = time.perf_counter(), None
+    if self._held_out is not None and not termination.came:
       params = averaged_params(state.opt_state, state.params)
-      log.validated(int(state.step), self._held_out(params, frozen))
+      self._measured = self._held_out(params, frozen, termination.asked)
+      if self._measured is not None:
+        if self.config.keep_best:
+          self.config.kept.value(self._measured)  # refuses a name that nothing has
+        log.validated(int(state.step), self._measured)
     return time.perf_counter() - begun
 
   def _write(

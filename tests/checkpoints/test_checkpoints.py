@@ -14,7 +14,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from flan_jax.checkpoints import Checkpoints, checkpoint_table
+from flan_jax.checkpoints import Checkpoints, Keep, checkpoint_table
 from flan_jax.errors import CheckpointError, StorageError
 
 
@@ -48,7 +48,7 @@ def said():
 
 @pytest.fixture
 def checkpoints(tmp_path, said):
-  with Checkpoints(tmp_path / "run", keep=3, say=said.append) as checkpoints:
+  with Checkpoints(tmp_path / "run", keep=Keep(3), say=said.append) as checkpoints:
     yield checkpoints
 
 

@@ -139,7 +139,7 @@ def test_sigterm_saves_and_exits_with_zero_and_the_same_command_goes_on(tmp_path
 
 
 def test_sigterm_while_the_last_step_is_judged_is_not_lost(tmp_path):
-  def held_out(params, frozen):
+  def held_out(params, frozen, stop):
     os.kill(os.getpid(), signal.SIGTERM)
     return {"loss": 0.0}
 
