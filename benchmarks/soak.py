@@ -142,10 +142,11 @@ class Soak:
       "FLAN_JAX_HOME": str(self.folder / "home"),
       "JAX_PLATFORMS": "cpu",
       "JAX_NUM_CPU_DEVICES": str(layout.devices),
-      "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    if layout.processes > 1:
+    if layout.processes == 1:
+      environment["JAX_COMPILATION_CACHE_DIR"] = str(self.folder / "compiled")
+      environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    else:  # the first process alone would find what it compiled, and wait for the others in vain
       environment["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{_free_port()}"
       environment["JAX_NUM_PROCESSES"] = str(layout.processes)
     with (said or self.folder / "whole.txt").open("w") as output:

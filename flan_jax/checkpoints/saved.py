@@ -262,7 +262,10 @@ class Checkpoints:
       options = ocp.CheckpointManagerOptions(
         preservation_policy=self,
         async_options=ocp.AsyncOptions(
-          post_finalization_callback=self._before_rename, barrier_sync_fn=self._meeting
+          post_finalization_callback=self._before_rename,
+          barrier_sync_fn=self._meeting,
+          # In the background, a folder that cannot be made is waited for five minutes.
+          create_directories_asynchronously=False,
         ),
         cleanup_tmp_directories=True,
         lightweight_initialize=True,

@@ -12,8 +12,9 @@ class SavingTimes:
   """Asked after every step, in all processes alike, whether a checkpoint is due.
 
   Minutes are those of process 0. The processes do not ask it at every step: it says how many steps
-  will take half of the time that is left, and is asked again after those, so that a handful of
-  questions reach the minute and steps that become slow are noticed in time.
+  will take half of the time that is left, though no more than it has seen since the last
+  checkpoint, and is asked again after those. So a handful of questions reach the minute, and steps
+  that become slow are noticed.
 
   Args:
     step: the last one that is saved.
@@ -30,7 +31,7 @@ class SavingTimes:
   ):
     self._every, self._seconds = every, None if minutes is None else 60 * minutes
     self._clock, self._saved_at = clock, clock()
-    self._asked = (step, self._saved_at)
+    self._saved = step
     self._ask_at = step + 1
 
   def due(self, step: int) -> bool:
@@ -39,20 +40,17 @@ class SavingTimes:
       self._ask_at = step + _of_first_process(self._steps_to_wait(step))
       due = self._ask_at == step
     if due:
-      self._saved_at, self._ask_at = self._clock(), step + 1
-      self._asked = (step, self._saved_at)
+      self._saved, self._saved_at, self._ask_at = step, self._clock(), step + 1
     return due
 
   def _steps_to_wait(self, step: int) -> int:
     """Until the next question; 0: the time is up."""
     assert self._seconds is not None
-    now = self._clock()
-    left = self._saved_at + self._seconds - now
-    if left <= 0:
+    passed, seen = self._clock() - self._saved_at, step - self._saved
+    if passed >= self._seconds:
       return 0
-    (before, then), self._asked = self._asked, (step, now)
-    pace = max((now - then) / max(step - before, 1), 1e-6)
-    return max(int(left / pace / 2), 1)
+    half = (self._seconds - passed) * seen / max(passed, 1e-6) / 2
+    return max(min(int(half), seen), 1)
 
 
 def _of_first_process(number: int) -> int:
