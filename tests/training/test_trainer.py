@@ -19,8 +19,7 @@ import pytest
 import run_tiny
 from tiny import FAMILIES, TABLE, assert_trees_equal, batch_of
 
-from flan_jax.checkpoints import Checkpoints, checkpoint_table
-from flan_jax.checkpoints import whole
+from flan_jax.checkpoints import Checkpoints, checkpoint_table, whole
 from flan_jax.errors import CheckpointError, ConfigError, MeshError, StorageError
 from flan_jax.training import optimizers, schedules
 from flan_jax.training.logging import RunLog, read_log
