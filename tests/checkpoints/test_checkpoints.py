@@ -177,7 +177,11 @@ def test_whichever_file_is_damaged_the_one_before_is_taken_and_the_step_saved_ag
       assert_same(state, a_state(seed=meta["step"]))
       assert meta["step"] == (2 if file in marks else 1), file
       if file not in marks:
-        assert len(said) == 1 and "2 is damaged" in said[0] and (how == "changed" or file.name in said[0])
+        assert (
+          len(said) == 1
+          and "2 is damaged" in said[0]
+          and (how == "changed" or file.name in said[0])
+        )
         assert checkpoints.steps() == [1] and (run / "torn-2").is_dir()
       if number == len(files) - 1:
         save_steps(checkpoints, 2)
