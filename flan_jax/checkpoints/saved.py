@@ -42,6 +42,7 @@ from flan_jax.checkpoints.saved_arrays import (
   saved_arrays,
 )
 from flan_jax.checkpoints.whole import check_files, note_files
+from flan_jax.data.atomic import check_local
 from flan_jax.errors import CheckpointError, StorageError
 
 PyTree = Any
@@ -65,6 +66,7 @@ class Checkpoints:
     background: bool = True,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
   ):
+    check_local(directory)
     self.directory = Path(directory).absolute()
     self._keep, self._background, self._say = keep, background, say
     self._manager: ocp.CheckpointManager | None = None

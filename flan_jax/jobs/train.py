@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from flan_jax.checkpoints import Checkpoints
-from flan_jax.data.atomic import claimed, write_whole
+from flan_jax.data.atomic import check_local, claimed, write_whole
 from flan_jax.data.batches import Batches
 from flan_jax.data.store import Store
 from flan_jax.data.told import told_rows
@@ -250,6 +250,7 @@ def _folder(run_dir: str) -> Path:
   """Where the run is written: within `run_dir`, where the launch has phases."""
   if not run_dir:
     raise ConfigError("train.run_dir is empty; name the folder that the run is written to.")
+  check_local(run_dir)
   run, phase = Path(run_dir), current_phase()
   if phase.name:
     run = run / phase.name
