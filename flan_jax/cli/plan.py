@@ -80,8 +80,8 @@ def _step_rows(plan: Plan, utilisation: float) -> Iterator[tuple[str, str, str]]
   lengths = f"{work.inputs} + {work.length}" if work.inputs else f"{work.length}"
   yield "rows", f"{work.rows:,}", f"of {lengths} tokens; {work.microbatch:,} at once"
   yield "tokens", f"{positions:,}", f"{positions * steps:.3g} in {steps:,} steps"
-  parts = f"kernels {flops.kernels:.3g}, attention {flops.attention:.3g}, logits {flops.logits:.3g}"
-  yield "model FLOPs", f"{flops.model:.3g}", parts
+  parts = (f"{name} {value:.3g}" for name, value in flops.model._asdict().items())
+  yield "model FLOPs", f"{flops.model.total:.3g}", ", ".join(parts)
   yield "executed FLOPs", f"{flops.executed:.3g}", "with remat, masked scores and logits made twice"
   moved = (f"{name} {_gib(value)}" for name, value in traffic._asdict().items())
   yield "traffic", f"{_gib(traffic.total)} GiB", f"to each device: {', '.join(moved)}"
@@ -122,7 +122,11 @@ def _as_json(plan: Plan, compiled: Compiled | None, utilisation: float) -> dict[
     "advice": plan.advice,
     "work": dataclasses.asdict(plan.setup.work),
     "steps": plan.setup.steps,
-    "flops": {**plan.flops._asdict(), "model": plan.flops.model},
+    "flops": {
+      **plan.flops.model._asdict(),
+      "model": plan.flops.model.total,
+      "executed": plan.flops.executed,
+    },
     "traffic": {**plan.traffic._asdict(), "total": plan.traffic.total},
     "utilisation": utilisation,
     "seconds": plan.seconds(utilisation),

@@ -166,12 +166,12 @@ class EvaluationPlan:
     params: Params,
     layout: Layout,
     format: Format,
-    out_dir: Path,
+    out_dir: Path | None,
     *,
     label: str,
     fingerprint: str | None = None,
   ) -> Evaluation:
-    """Scores a model; what an interrupted run has finished in `out_dir` is not scored again.
+    """Scores a model; what an interrupted run has finished in `out_dir` is not scored again (None: nothing is kept).
 
     Args:
       label: what the progress bar and the report call this checkpoint.

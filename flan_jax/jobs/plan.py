@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from flax import traverse_util
 from jax.sharding import AbstractMesh, Mesh
 
 from flan_jax.errors import ConfigError, MeshError
@@ -19,7 +18,7 @@ from flan_jax.jobs.optimizer import Optimizer
 from flan_jax.models import LanguageModel, build_model
 from flan_jax.training.activations import Workload
 from flan_jax.training.devices import Device
-from flan_jax.training.flops import StepFlops, step_flops
+from flan_jax.training.flops import StepFlops, shapes_by_path, step_flops
 from flan_jax.training.lora import Lora
 from flan_jax.training.memory import Memory, gradient_bytes, pairs, share, step_memory
 from flan_jax.training.partitioning import (
@@ -109,7 +108,7 @@ class Plan:
     """Of a step, where the devices reach this part of their peak; None: the peak is not known."""
     if self.device.peak is None:
       return None
-    return self.flops.model / (self.devices * self.device.peak * utilisation)
+    return self.flops.model.total / (self.devices * self.device.peak * utilisation)
 
   def seconds_on_links(self) -> float | None:
     """What a step's traffic takes at the least, of which some runs beside the arithmetic."""
@@ -188,7 +187,12 @@ def make_plan(setup: Setup, device: Device, devices: int) -> Plan:
       gradients=gradient_bytes(pairs(*learnt), work.accumulation),
       kernels=(whole, whole_shardings),
     ),
-    step_flops(config, work, _by_path(setup.optimizer.trained(shapes.params)), _by_path(whole)),
+    step_flops(
+      config,
+      work,
+      shapes_by_path(setup.optimizer.trained(shapes.params)),
+      shapes_by_path(whole),
+    ),
     step_traffic(config, work, layout, trained, frozen),
   )
 
@@ -216,10 +220,6 @@ def advised(plan: Plan) -> str:
       how = f"remat='full' and mesh={_said(widest.mesh)}"
       return f"It would fit on {devices * times} devices, with {how}."
   return "No remat policy, accumulation, or fsdp of up to 64 times the devices would make it fit."
-
-
-def _by_path(shapes: Any) -> Mapping[tuple[str, ...], tuple[int, ...]]:
-  return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes).items()}
 
 
 def _workload(model: LanguageModel, settings: Mapping[str, Any], example: float | None) -> Workload:

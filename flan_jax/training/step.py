@@ -73,6 +73,7 @@ def make_train_step(
   schedule: optax.Schedule | None = None,
   spike_sigmas: float | None = None,
   shardings: TrainState | None = None,
+  deterministic: bool = False,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """A jitted `step(state, batch, key, frozen=None) -> (state, metrics)`, which donates the state.
 
@@ -96,6 +97,7 @@ def make_train_step(
     spike_sigmas: a loss is a spike that lies more than so many standard deviations above the mean of
       `state.recent`, once that is full; None: none is.
     shardings: of the state; None leaves the layout to the compiler.
+    deterministic: GPUs add up in the same order every time; others do so anyway.
   """
 
   def step(
@@ -144,7 +146,8 @@ def make_train_step(
     return after, metrics
 
   outputs = None if shardings is None else (shardings, None)
-  return jax.jit(step, donate_argnums=(0,), out_shardings=outputs)
+  options: dict[str, Any] | None = {"xla_gpu_deterministic_ops": True} if deterministic else None
+  return jax.jit(step, donate_argnums=(0,), out_shardings=outputs, compiler_options=options)
 
 
 def gradients_of(

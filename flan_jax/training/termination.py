@@ -13,6 +13,8 @@ from jax.experimental import multihost_utils
 
 _SAID = "stopped by SIGTERM; what is finished is kept, and the same command goes on"
 
+_noted: list["Termination"] = []  # those within which this process is
+
 # JAX finds the place where all processes stop by a number that grows from question to question.
 _questions = itertools.count(1)
 
@@ -26,11 +28,13 @@ class Termination:
     self._listens = jax.process_count() == 1 and _may_listen()
 
   def __enter__(self) -> "Termination":
+    _noted.append(self)
     if self._listens:
       self._before = signal.signal(signal.SIGTERM, self._note)
     return self
 
   def __exit__(self, *error: object) -> None:
+    _noted.remove(self)
     if self._listens:
       signal.signal(signal.SIGTERM, self._before)
 
@@ -67,12 +71,13 @@ def ended_by_sigterm() -> Iterator[None]:
 
 
 def end_if_asked() -> None:
-  """Ends the processes of a run where SIGTERM came to any; called by all at the same places of their work.
+  """Ends the processes of a run where SIGTERM came to any; called by all at the same places of their work,
+  where nothing is lost that is not on disk or on its way to it.
 
   Raises:
     SystemExit: with status 0.
   """
-  if _agreed():
+  if any(each.came for each in _noted) or _agreed():
     if jax.process_index() == 0:
       print(f"\nflan-jax: {_SAID}", file=sys.stderr)
     raise SystemExit(0)
