@@ -127,9 +127,9 @@ def scratch(
     with layout.active():
       return jax.jit(model.init, out_shardings=param_shardings(model, layout))(key)
 
-  return ModelSource(
-    "fresh parameters", model, vocabulary, load, f"fresh {described(architecture)}"
-  )
+  # How the same numbers are computed is no part of what they are: a run may go on with other switches.
+  same = dataclasses.replace(architecture, remat="none", scan_layers=True)
+  return ModelSource("fresh parameters", model, vocabulary, load, f"fresh {described(same)}")
 
 
 def pretrained(

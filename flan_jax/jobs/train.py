@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from flan_jax.checkpoints import Checkpoints
-from flan_jax.data.atomic import claimed, write_whole
+from flan_jax.data.atomic import check_local, claimed, write_whole
 from flan_jax.data.batches import Batches
 from flan_jax.data.store import Store
 from flan_jax.data.told import told_rows
@@ -77,7 +77,11 @@ def train(
   label_smoothing: float = 0.0,
   normalising_factor: float | None = None,
   checkpoint_every: int = 500,
+  checkpoint_minutes: float | None = None,
   keep: int | None = 2,
+  keep_every: int | None = None,
+  keep_best: int | None = None,
+  best: str = "lowest loss",
   validation_batches: int = 0,
   evaluation: EvaluationPlan | None = None,
   notes: tuple[str, ...] = (),
@@ -105,7 +109,11 @@ def train(
     batch_size: packed rows of a batch, over all devices.
     accumulation: microbatches that a batch is cut into.
     normalising_factor: divides the loss in place of the sum of its weights.
-    checkpoint_every, keep: steps between checkpoints, and how many are kept.
+    checkpoint_every, checkpoint_minutes: a checkpoint is written every so many steps, and when so many
+      minutes have passed since the last.
+    keep, keep_every, keep_best: of the checkpoints stay so many of the latest (None: all), those of steps that
+      `keep_every` divides, and so many of the best.
+    best: by what of `validation.jsonl`, such as "lowest loss" or "lowest tasks/boolq".
     validation_batches: batches of the validation split whose loss is taken before the first step, with
       every checkpoint and at the end; drawn by the same rates, from the datasets that have such a split.
     evaluation: judge the model zero-shot before and after; None: train only.
@@ -143,7 +151,11 @@ def train(
     batch_size,
     accumulation,
     checkpoint_every,
+    checkpoint_minutes,
     keep,
+    keep_every,
+    keep_best,
+    best,
     seed,
     max_bad_steps=max_bad_steps,
     spike_window=spike_window,
@@ -352,6 +364,7 @@ def _folder(run_dir: str) -> Path:
   """Where the run is written: within `run_dir`, where the launch has phases."""
   if not run_dir:
     raise ConfigError("train.run_dir is empty; name the folder that the run is written to.")
+  check_local(run_dir)
   run, phase = Path(run_dir), current_phase()
   if phase.name:
     run = run / phase.name

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from flan_jax.checkpoints import Checkpoints
+from flan_jax.checkpoints import Checkpoints, Keep
 from flan_jax.errors import CheckpointError, ConfigError
 from flan_jax.training.averages import averaged_params
 from flan_jax.training.bad_steps import BadSteps, Taken
@@ -32,6 +32,7 @@ from flan_jax.training.partitioning import (
 )
 from flan_jax.training.profiling import Profile, collected_at_saves
 from flan_jax.training.saved_state import parts_of, state_of
+from flan_jax.training.saving_times import SavingTimes
 from flan_jax.training.step import (
   Metrics,
   TrainState,
@@ -58,7 +59,8 @@ class TrainerConfig:
     batch_size: rows of one step, over all processes.
     accumulation: microbatches that a step is cut into.
     checkpoint_every: steps between checkpoints. There is always one at the end.
-    keep: checkpoints kept; None: all.
+    checkpoint_minutes: save as well when so many have passed since the last checkpoint.
+    keep, keep_every, keep_best, best: which checkpoints stay; see `flan_jax.checkpoints.Keep`.
     seed: of fresh parameters and of dropout.
     progress: draw a progress bar.
     max_bad_steps: skipped steps in a row that stop the run; None: no number of them does.
@@ -75,7 +77,11 @@ class TrainerConfig:
   batch_size: int
   accumulation: int = 1
   checkpoint_every: int = 500
+  checkpoint_minutes: float | None = None
   keep: int | None = 2
+  keep_every: int | None = None
+  keep_best: int | None = None
+  best: str = "lowest loss"
   seed: int = 0
   progress: bool = True
   max_bad_steps: int | None = 10
@@ -109,8 +115,9 @@ class TrainerConfig:
       raise ConfigError(
         f"spike_window={window} must be 2 or more, and spike_sigmas={sigmas} above 0"
       )
-    if self.keep is not None and self.keep < 1:
-      raise ConfigError(f"keep={self.keep}: at least one checkpoint has to be kept")
+    if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
+      raise ConfigError(f"checkpoint_minutes={self.checkpoint_minutes} must be above 0, or None")
+    _ = self.kept
     if not 0 <= self.seed < 1 << 32:
       raise ConfigError(f"seed={self.seed} must lie between 0 and {(1 << 32) - 1}")
     if self.evaluate_every is not None and self.evaluate_every % self.checkpoint_every:
@@ -123,6 +130,10 @@ class TrainerConfig:
         raise ConfigError(
           f"profile_steps={self.profile_steps}: two steps between 1 and {self.steps}, the first one first"
         )
+
+  @property
+  def kept(self) -> Keep:
+    return Keep(self.keep, self.keep_every, self.keep_best, self.best)
 
 
 class TrainingResult(NamedTuple):
@@ -201,6 +212,10 @@ class Trainer:
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
   ):
     check_batch(config.batch_size, config.accumulation, layout)
+    if config.keep_best and held_out is None:
+      raise ConfigError(
+        f"keep_best={config.keep_best}: nothing is measured by which a checkpoint is best; set validation_batches"
+      )
     if config.patience is not None and held_out is None:
       raise ConfigError(
         f"patience={config.patience} is with the held-out loss: take one (validation_batches), or leave it out"
@@ -240,6 +255,8 @@ class Trainer:
       backward=functools.partial(gradients_of, loss, config.accumulation),
     )
     self._waits = forward is not None
+    self._measured: dict[str, Any] | None = None
+    self._owes_validation = False
     self._watchdog = watchdog or Watchdog()
 
   def check(self) -> dict[str, Any] | None:
@@ -278,7 +295,7 @@ class Trainer:
     folder = self.directory / "checkpoints"
     with (
       Termination() as termination,
-      Checkpoints(folder, keep=self.config.keep, say=self._say) as checkpoints,
+      Checkpoints(folder, keep=self.config.kept, say=self._say) as checkpoints,
       self._layout.active(),
     ):
       with self._timers("restore"):
@@ -289,11 +306,12 @@ class Trainer:
         self._say(f"{start} steps, {made}: nothing left to train")
         return TrainingResult(state, start, stopped_early=start < self.config.steps)
       with self._log(start) as log, self._timers(STEP), collected_at_saves(), self._watchdog:
-        if not self._held_out_losses:
-          self._validate(log, state, frozen)
+        if not self._held_out_losses or self._owes_validation:
+          self._validate(log, state, frozen, termination)
         if start:  # an attempt that was killed may not have come to it
           self._look_at(log, state, frozen, checkpoints)
-        state = self._loop(state, row, frozen, checkpoints, log, termination)
+        if not termination.asked():
+          state = self._loop(state, row, frozen, checkpoints, log, termination)
         with self._timers("save"), self._watchdog.pause("saving step"):
           checkpoints.wait()
         log.reached(int(state.step))
@@ -305,7 +323,8 @@ class Trainer:
     if skipped := self._bad_steps.summary(step):
       self._say(skipped)
     if terminated:
-      self._say(f"stopped by SIGTERM; step {step} is saved, the same command goes on")
+      saved = f"step {step} is saved" if step else "no step was made"
+      self._say(f"stopped by SIGTERM; {saved}, the same command goes on")
     elif self._out_of_patience():
       self._say(
         f"stopped after step {step}: {self.config.patience} held-out losses in a row were no lower than the "
@@ -323,6 +342,7 @@ class Trainer:
   ) -> TrainState:
     config, key = self.config, _keys(self.config.seed)[1]
     step, waiting, clock = int(state.step), None, time.perf_counter()
+    times = SavingTimes(step, config.checkpoint_every, config.checkpoint_minutes)
     profile, kind = Profile(config.profile_steps, self.directory), "compile"
     for batch in self._timers.each("feed", self._batches(row)):
       step += 1
@@ -339,9 +359,10 @@ class Trainer:
         clock = self._write(log, waiting, clock, state, frozen)
       waiting = _Made((row, row + config.batch_size), _positions(arrays), batch, metrics)
       row += config.batch_size
+      checkpoints.check()
       regular = step == config.steps or step % config.checkpoint_every == 0
-      last = termination.asked(step) or step == config.steps
-      saves = last or regular
+      last = termination.asked() or step == config.steps
+      saves = times.due(step) or last
       if saves or self._waits:
         # The log first: a checkpoint whose steps are missing from the log would leave a hole in it.
         clock, waiting = self._write(log, waiting, clock, state, frozen), None
@@ -349,16 +370,18 @@ class Trainer:
         begun = time.perf_counter()
         with self._watchdog.pause("saving step"):
           # Whoever sends SIGTERM is in a hurry, and the curve stays that of an unbroken run.
+          self._measured = None
           if regular:
-            self._validate(log, state, frozen)
+            self._validate(log, state, frozen, termination)
+          facts = self._facts(state, row)
           with self._timers("save"):
-            checkpoints.save(step, parts_of(state), self._facts(state, row))
+            checkpoints.save(step, parts_of(state), facts, self._measured)
             log.reached(step)
           gc.collect()
-          if regular:
+          if regular and not termination.came:
             self._look_at(log, state, frozen, checkpoints)
         clock += time.perf_counter() - begun
-      if last or (saves and self._out_of_patience()):
+      if last or termination.came or (saves and self._out_of_patience()):
         profile.close()
         return state
     raise ConfigError(f"the batches ended after {step} of {config.steps} steps")
@@ -377,6 +400,12 @@ class Trainer:
     self._bad_steps.go_on_from(meta.get("bad_steps", {}))
     self._held_out_losses = list(meta.get("held_out_losses", ()))
     state = dataclasses.replace(state_of(saved), recent=self._recent(meta.get("recent_losses", ())))
+    # SIGTERM may have cut it short.
+    self._owes_validation = (
+      self._held_out is not None
+      and "measured" not in meta
+      and (int(meta["step"]) % self.config.checkpoint_every == 0)
+    )
     self._say(f"going on from step {meta['step']} (row {meta['row']}) in {checkpoints.directory}")
     return state, int(meta["row"])
 
@@ -437,12 +466,18 @@ class Trainer:
       wandb=self.config.wandb,
     )
 
-  def _validate(self, log: RunLog | NoLog, state: TrainState, frozen: PyTree) -> None:
-    """Takes the held-out loss, and logs it."""
+  def _validate(
+    self, log: RunLog | NoLog, state: TrainState, frozen: PyTree, termination: Termination
+  ) -> None:
+    """Takes the held-out loss, and logs it. SIGTERM cuts it short."""
     if self._held_out is not None:
       with self._timers("evaluate"):
         params = averaged_params(state.opt_state, state.params)
-        record = self._held_out(params, frozen)
+        record = self._measured = self._held_out(params, frozen, termination.asked)
+      if record is None:
+        return
+      if self.config.keep_best:
+        self.config.kept.value(record)  # refuses a name that nothing has
       self._held_out_losses.append(record["loss"])
       log.validated(int(state.step), record)
 
