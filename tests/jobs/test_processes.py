@@ -18,6 +18,18 @@ TRAIN = (sys.executable, "-m", "flan_jax.cli.main", "train", "--module", "tasks.
 RECIPE = ("--gin_file=check.gin", "--gin.train.evaluation=@evaluation()")
 
 
+DECODER = """
+scratch.architecture = @decoder()
+decoder.vocab_size = 384
+decoder.emb_dim = 32
+decoder.num_heads = 4
+decoder.num_kv_heads = 2
+decoder.head_dim = 8
+decoder.num_layers = 2
+decoder.mlp_dim = 64
+"""
+
+
 def free_port() -> int:
   with socket.socket() as listener:
     listener.bind(("127.0.0.1", 0))
@@ -73,6 +85,27 @@ def test_two_processes_train_and_judge_as_one_process_does(folder, mesh):
   assert len(two) == 6 and two == pytest.approx(one, rel=1e-5)
   reports = [json.loads((folder / f"runs/{run}/report.json").read_text()) for run in ("one", "two")]
   assert reports[0]["tasks"][0]["after"] == reports[1]["tasks"][0]["after"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("family", ["encoder_decoder", "decoder"])
+def test_processes_on_a_mesh_of_all_axes_give_the_curve_of_one_device(folder, family, processes):
+  recipe = (folder / "check.gin").read_text()
+  if family == "decoder":
+    kept = [line for line in recipe.splitlines() if "encoder_decoder" not in line]
+    (folder / "check.gin").write_text("\n".join([*kept, DECODER]))
+  settings = (
+    "--gin.STEPS=30",
+    "--gin.train.evaluation=None",
+    "--gin.BATCH_SIZE=16",
+    "--gin.train.accumulation=2",
+  )
+  mesh = ("--gin.mesh.data=2", "--gin.mesh.fsdp=2", "--gin.mesh.tensor=2")
+  run_together("runs/one", *settings, processes=1, devices=1)
+  run_together("runs/many", *settings, *mesh, processes=processes, devices=8 // processes)
+  one, many = losses(folder / "runs/one"), losses(folder / "runs/many")
+  assert len(many) == 30 and many == pytest.approx(one, rel=1e-5)
 
 
 @pytest.mark.slow
