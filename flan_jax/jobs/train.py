@@ -40,9 +40,11 @@ from flan_jax.jobs.processes import is_first, watchdog_of
 from flan_jax.jobs.report import environment, write_environment, write_report
 from flan_jax.jobs.schedule import schedule
 from flan_jax.training.averages import averaged_params
+from flan_jax.training.config import TrainerConfig
 from flan_jax.training.flops import batch_flops, shapes_by_path
 from flan_jax.training.lora import AdaptedLoss
 from flan_jax.training.losses import Loss, SupervisedLoss
+from flan_jax.training.meanwhile import out_of_patience
 from flan_jax.training.not_finite import ForwardPass
 from flan_jax.training.partitioning import (
   DEFAULT_RULES,
@@ -56,7 +58,7 @@ from flan_jax.training.partitioning import (
   rows_of_process,
 )
 from flan_jax.training.timers import Timers, goodput
-from flan_jax.training.trainer import Trainer, TrainerConfig, TrainingResult, out_of_patience
+from flan_jax.training.trainer import Trainer, TrainingResult
 from flan_jax.training.validation import HeldOutLoss
 from flan_jax.training.watchdog import WatchdogConfig
 from flan_jax.vocabularies import Format

@@ -19,12 +19,12 @@ from tiny import DECODER, ENCODER_DECODER, FAMILIES, TABLE, assert_trees_equal, 
 from flan_jax.checkpoints import Checkpoints, Keep
 from flan_jax.errors import ConfigError, TrainingError
 from flan_jax.models import build_model
+from flan_jax.training.config import TrainerConfig
 from flan_jax.training.logging import read_log
 from flan_jax.training.losses import SupervisedLoss
 from flan_jax.training.not_finite import ForwardPass, not_finite
 from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh, put_batch
 from flan_jax.training.saved_state import parts_of
-from flan_jax.training.trainer import TrainerConfig
 
 ROWS = run_tiny.ROWS
 SPIKES = {"spike_window": 4, "spike_sigmas": 8.0}

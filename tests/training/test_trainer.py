@@ -24,10 +24,11 @@ from flan_jax.checkpoints import Checkpoints, checkpoint_table, whole
 from flan_jax.errors import CheckpointError, ConfigError, MeshError, StorageError
 from flan_jax.training import optimizers, schedules
 from flan_jax.training import trainer as trainer_module
+from flan_jax.training.config import TrainerConfig
 from flan_jax.training.logging import RunLog, read_log
 from flan_jax.training.losses import SupervisedLoss
 from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh, param_shardings
-from flan_jax.training.trainer import Trainer, TrainerConfig
+from flan_jax.training.trainer import Trainer
 
 MESHES = {
   "one device": (MeshConfig(), 1),
