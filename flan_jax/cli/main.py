@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from flan_jax.errors import ConfigError, FlanJaxError
@@ -119,10 +120,15 @@ def run() -> None:
     ended = supervision.supervise(environments, options.heartbeat_timeout)
     if ended is not None:
       os._exit(ended)
-  status = main()
+  try:
+    status = main()
+  except Exception:
+    traceback.print_exc()
+    status = 1
   if status == 0:
     sys.exit(0)
-  # Threads that a failed write leaves behind would print what they stumble over on the way out.
+  # Threads that a failed write leaves behind would print what they stumble over on the way out, and processes of a
+  # run would wait for each other.
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(status)

@@ -16,6 +16,7 @@ import jax
 from flan_jax.checkpoints import Checkpoints
 from flan_jax.data.atomic import check_local, claimed, write_whole
 from flan_jax.data.batches import Batches
+from flan_jax.data.encode import check_layout, row_capacities
 from flan_jax.data.store import Store
 from flan_jax.data.told import told_rows
 from flan_jax.errors import ConfigError
@@ -49,6 +50,7 @@ from flan_jax.training.partitioning import (
   MeshConfig,
   Rules,
   check_batch,
+  check_lengths,
   make_layout,
   make_mesh,
   rows_of_process,
@@ -73,6 +75,7 @@ def train(
   mesh: MeshConfig = MeshConfig(),
   axis_rules: Rules = DEFAULT_RULES,
   accumulation: int = 1,
+  accumulator_dtype: str = "float32",
   z_loss: float = 0.0,
   label_smoothing: float = 0.0,
   normalising_factor: float | None = None,
@@ -108,6 +111,7 @@ def train(
     steps: batches in all.
     batch_size: packed rows of a batch, over all devices.
     accumulation: microbatches that a batch is cut into.
+    accumulator_dtype: of the sums of their gradients, "float32" or "bfloat16".
     normalising_factor: divides the loss in place of the sum of its weights.
     checkpoint_every, checkpoint_minutes: a checkpoint is written every so many steps, and when so many
       minutes have passed since the last.
@@ -165,8 +169,11 @@ def train(
     deterministic=deterministic,
     profile_steps=profile_steps,
     wandb=wandb,
+    accumulator_dtype=accumulator_dtype,
   )
   check_batch(batch_size, accumulation, layout)
+  check_layout(model.model.layout, data.lengths)
+  check_lengths(row_capacities(model.model.layout, data.lengths), layout)
   schedule(optimizer, steps)  # refuses a run that would learn nothing, or never be warm
   tx = optimizer.transformation(lora or model.model)
   if evaluation is not None:

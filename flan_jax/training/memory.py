@@ -63,10 +63,13 @@ def share(arrays: Placed) -> int:
   return sum(_numbers(leaf, sharding) * leaf.dtype.itemsize for leaf, sharding in arrays)
 
 
-def gradient_bytes(parameters: Placed, accumulation: int) -> int:
-  """Float32 sums on one device, and with accumulation the microbatch's own, which is added to them."""
+def gradient_bytes(
+  parameters: Placed, accumulation: int, accumulator_dtype: str = "float32"
+) -> int:
+  """The sums on one device, and with accumulation the microbatch's own, which is added to them."""
+  size = jnp.dtype(accumulator_dtype).itemsize
   return sum(
-    _numbers(leaf, sharding) * (4 + (leaf.dtype.itemsize if accumulation > 1 else 0))
+    _numbers(leaf, sharding) * (size + (leaf.dtype.itemsize if accumulation > 1 else 0))
     for leaf, sharding in parameters
   )
 

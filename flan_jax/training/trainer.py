@@ -37,6 +37,7 @@ from flan_jax.training.step import (
   Metrics,
   TrainState,
   abstract_state,
+  check_accumulator,
   gradients_of,
   make_train_step,
 )
@@ -58,6 +59,7 @@ class TrainerConfig:
     steps: batches in all, those of earlier attempts included.
     batch_size: rows of one step, over all processes.
     accumulation: microbatches that a step is cut into.
+    accumulator_dtype: "float32" or "bfloat16", of the sums of their gradients.
     checkpoint_every: steps between checkpoints. There is always one at the end.
     checkpoint_minutes: save as well when so many have passed since the last checkpoint.
     keep, keep_every, keep_best, best: which checkpoints stay; see `flan_jax.checkpoints.Keep`.
@@ -92,8 +94,10 @@ class TrainerConfig:
   deterministic: bool = False
   profile_steps: tuple[int, int] | None = None
   wandb: str | None = None
+  accumulator_dtype: str = "float32"
 
   def __post_init__(self) -> None:
+    check_accumulator(self.accumulator_dtype, self.accumulation)
     for name in (
       "steps",
       "batch_size",
@@ -239,6 +243,7 @@ class Trainer:
       tx,
       trained=trained,
       accumulation=config.accumulation,
+      accumulator_dtype=config.accumulator_dtype,
       schedule=schedule,
       spike_sigmas=config.spike_sigmas,
       shardings=self._shardings,
@@ -252,7 +257,7 @@ class Trainer:
       gradients=["/".join(path_of(keys)) for keys, _ in gradients],
       describe=describe,
       forward=forward,
-      backward=functools.partial(gradients_of, loss, config.accumulation),
+      backward=functools.partial(gradients_of, loss, config.accumulation, config.accumulator_dtype),
     )
     self._waits = forward is not None
     self._measured: dict[str, Any] | None = None
@@ -552,6 +557,7 @@ def _positions(arrays: Mapping[str, jax.Array]) -> int:
   return sum(x.size for name, x in arrays.items() if name.endswith("_segment_ids"))
 
 
+@functools.cache
 def _keys(seed: int) -> tuple[jax.Array, jax.Array]:
   """For the parameters, and for the steps."""
   first, second = jax.random.split(jax.random.key(seed))

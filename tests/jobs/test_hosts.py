@@ -57,7 +57,7 @@ class Launches:
 
   def ends(self) -> dict[int, tuple[int, str]]:
     """Exit status of each launch, and what it said."""
-    said = {index: process.communicate(timeout=120) for index, process in self.processes.items()}
+    said = {index: process.communicate(timeout=300) for index, process in self.processes.items()}
     return {
       index: (self.processes[index].returncode, errors) for index, (_, errors) in said.items()
     }
@@ -71,7 +71,7 @@ def sentences(said: str) -> list[str]:
 
 @pytest.mark.parametrize("killed", [1, 0])
 def test_a_process_that_is_killed_is_named_by_every_launch(killed):
-  launches = Launches(2, "--timeout", "heartbeat=6")
+  launches = Launches(2, "--timeout", "heartbeat=10")
   pid = launches.at_step(killed, 3)
   launches.at_step(1 - killed, 3)
   os.kill(pid, signal.SIGKILL)
@@ -87,7 +87,7 @@ def test_a_process_that_is_killed_is_named_by_every_launch(killed):
 
 @pytest.mark.slow
 def test_of_four_processes_the_one_that_is_killed_is_named_by_all():
-  launches = Launches(4, "--timeout", "heartbeat=6")
+  launches = Launches(4, "--timeout", "heartbeat=10")
   pid = launches.at_step(2, 3)
   os.kill(pid, signal.SIGKILL)
   for _, said in launches.ends().values():
@@ -97,7 +97,7 @@ def test_of_four_processes_the_one_that_is_killed_is_named_by_all():
 @pytest.mark.slow
 @pytest.mark.parametrize("stopped", [1, 0])
 def test_a_process_that_is_stopped_counts_as_lost_and_is_ended(stopped):
-  launches = Launches(2, "--timeout", "heartbeat=6")
+  launches = Launches(2, "--timeout", "heartbeat=10")
   pid = launches.at_step(stopped, 3)
   os.kill(pid, signal.SIGSTOP)
   ends = launches.ends()

@@ -13,6 +13,7 @@ import threading
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -22,6 +23,7 @@ from tiny import FAMILIES, TABLE, assert_trees_equal, batch_of
 from flan_jax.checkpoints import Checkpoints, checkpoint_table, whole
 from flan_jax.errors import CheckpointError, ConfigError, MeshError, StorageError
 from flan_jax.training import optimizers, schedules
+from flan_jax.training import trainer as trainer_module
 from flan_jax.training.logging import RunLog, read_log
 from flan_jax.training.losses import SupervisedLoss
 from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh, param_shardings
@@ -81,6 +83,48 @@ def test_every_mesh_gives_the_loss_curve_of_one_device(family, mesh, reference, 
     if leaf.size >= 256 and "relative_bias" not in jax.tree_util.keystr(path):
       for shard in leaf.addressable_shards:
         assert shard.data.nbytes * share == leaf.nbytes, jax.tree_util.keystr(path)
+
+
+def test_a_batch_is_on_its_way_to_the_devices_while_the_step_before_it_runs(tmp_path, monkeypatch):
+  steps, put = 6, trainer_module.put_batch
+  sent = [threading.Event() for _ in range(steps)]
+  waiting = iter(sent)
+  not_sent = []
+
+  def counted(*args):
+    arrays = put(*args)
+    next(waiting).set()
+    return arrays
+
+  def wait_for_the_next(step):
+    if step + 1 < steps and not sent[int(step) + 1].wait(20):
+      not_sent.append(int(step) + 1)
+    return np.float32(0)
+
+  class SlowLoss(SupervisedLoss):
+    """Runs on the devices until the host has sent them the batch after this one."""
+
+    def sums(self, params, batch, key=None, frozen=None):
+      found = super().sums(params, batch, key, frozen)
+      zero = jax.pure_callback(
+        wait_for_the_next, jax.ShapeDtypeStruct((), jnp.float32), batch["step"][0]
+      )
+      terms = {name: term._replace(sum=term.sum + zero) for name, term in found.terms.items()}
+      return found._replace(terms=terms)
+
+  def batches(row):
+    for start in itertools.count(row, 8):
+      yield {**batch_of(rows=8, seed=start), "step": np.full(8, start // 8, np.float32)}
+
+  monkeypatch.setattr(trainer_module, "put_batch", counted)
+  run_tiny.make_trainer(
+    tmp_path,
+    loss=SlowLoss(TABLE),
+    tasks=(),
+    batches=batches,
+    config={"steps": steps, "checkpoint_every": 100, "accumulation": 1},
+  ).run()
+  assert not_sent == []
 
 
 @pytest.fixture(scope="module")
