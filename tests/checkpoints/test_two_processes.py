@@ -80,7 +80,7 @@ def two(tmp_path):
 @pytest.mark.slow
 def test_the_process_whose_write_is_refused_says_so_and_does_not_wait_for_the_other(two, tmp_path):
   _, second = two("refused")
-  output, _ = second.communicate(timeout=240)
+  output, _ = second.communicate(timeout=600)
   assert second.returncode == 7, output
   assert "File too large" in output and "whole: [1]" in output
   assert (tmp_path / "run/1").is_dir() and not (tmp_path / "run/2").exists()
@@ -89,5 +89,5 @@ def test_the_process_whose_write_is_refused_says_so_and_does_not_wait_for_the_ot
 @pytest.mark.slow
 def test_damage_that_one_process_finds_is_known_to_both(two):
   for process in two("damaged"):
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output

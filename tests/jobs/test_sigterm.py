@@ -44,7 +44,7 @@ def start(folder, run, processes):
 
 def ends_well(running, said):
   for process, path in zip(running, said, strict=True):
-    assert process.wait(timeout=300) == 0, path.read_text()[-3000:]
+    assert process.wait(timeout=1200) == 0, path.read_text()[-3000:]
   return said[0].read_text()
 
 
