@@ -253,7 +253,8 @@ def test_every_shipped_recipe_is_planned_and_opens_nothing(recipe, monkeypatch):
     ["pretrain", "adapt", "tune"] if recipe == "t5_mini.gin" else [""]
   )
   assert all(
-    (plan.fits or plan.advice) and plan.memory.total > 0 and plan.flops.model.total > 0 for plan in plans
+    (plan.fits or plan.advice) and plan.memory.total > 0 and plan.flops.model.total > 0
+    for plan in plans
   )
 
 
