@@ -27,6 +27,7 @@ from flan_jax.training.losses import SupervisedLoss
 from flan_jax.training.partitioning import (
   Layout,
   batch_shardings,
+  check_kernels,
   make_mesh,
   param_shardings,
 )
@@ -88,7 +89,9 @@ def compiled_plans(
 
 def compile_step(setup: Setup, fake: Sequence[jax.Device], compiler: str) -> Compiled:
   """Compiles one training step for devices that it will never run on."""
-  layout = setup.layout(make_mesh(setup.mesh, fake))
+  mesh = make_mesh(setup.mesh, fake)
+  check_kernels(setup.model, mesh)
+  layout = setup.layout(mesh)
   step, arguments = _lowerable(setup, layout)
   begun = time.perf_counter()
   # Devices that are not there cannot be given the constants that tracing makes on the way.

@@ -44,6 +44,7 @@ from flan_jax.training.partitioning import (
   MeshConfig,
   Rules,
   check_batch,
+  check_kernels,
   make_layout,
   make_mesh,
   rows_of_process,
@@ -111,6 +112,7 @@ def train(
     check_continues(model, phase.rehearsed_before)
   tuned, lora = data.read_by(model), model.lora
   layout = make_layout(model.model, make_mesh(mesh), axis_rules)
+  check_kernels(model.model, layout.mesh)
   if not phase.rehearsal:
     _say_of_model(model, layout)
   config = TrainerConfig(

@@ -172,9 +172,7 @@ class Decoder(nn.Module):
     mask: Mask | Causal | None = attention_mask
     if mask is None and self.config.attention == "splash":
       if prefix is not None:
-        raise ConfigError(
-          "attention='splash' is causal, and the batch says which inputs to read in both directions."
-        )
+        raise ConfigError("attention='splash' is causal, and the batch has inputs that are not.")
       mask = Causal(segment_ids)
     if mask is None:
       rows = 1 if segment_ids is None and prefix is None else batch
@@ -250,8 +248,8 @@ def _sight(config: DecoderConfig, windowed: Bool[Array, ""], context: DecoderCon
     return context.whole
   if all(config.windowed):
     return context.local
-  if isinstance(context.local.mask, Causal) or isinstance(context.whole.mask, Causal):
-    raise ConfigError("attention='splash' has one window for all layers.")  # the config refuses it
+  # Splash's masks are chosen here no more: its config has one for all layers.
+  assert not isinstance(context.local.mask, Causal) and not isinstance(context.whole.mask, Causal)
   mask = jnp.where(windowed, context.local.mask, context.whole.mask)
   if context.whole.rotary is None or context.local.rotary is None:
     return Sight(mask, None)

@@ -260,6 +260,16 @@ def check_batch(batch_size: int, accumulation: int, layout: Layout) -> None:
     )
 
 
+def check_kernels(model: ShardedModel, mesh: Mesh) -> None:
+  """Raises MeshError where the model asks for a kernel that the devices of the mesh do not have."""
+  attention = getattr(getattr(model, "config", None), "attention", "xla")
+  device = mesh.devices.flat[0]
+  if attention == "splash" and device.platform != "tpu":
+    raise MeshError(
+      f"attention='splash' is a kernel for TPUs, and these devices are {device.device_kind}: set attention='xla'."
+    )
+
+
 def current_shards(name: str) -> int:
   """Into how many pieces the mesh and rules in force, if any, cut this logical dimension."""
   mesh = jax.sharding.get_abstract_mesh()

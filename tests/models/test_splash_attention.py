@@ -7,9 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flan_jax.errors import ConfigError
+from flan_jax.errors import ConfigError, MeshError
 from flan_jax.models import DecoderConfig, build_model, described
-from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh, param_shardings
+from flan_jax.training.partitioning import (
+  MeshConfig,
+  check_kernels,
+  make_layout,
+  make_mesh,
+  param_shardings,
+)
 
 CONFIG = DecoderConfig(
   vocab_size=64, emb_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, mlp_dim=48
@@ -20,7 +26,7 @@ SEGMENTS = np.array(
 )
 
 
-def batch_of(rows=4, length=150):
+def batch_of(rows=2, length=150):
   tokens = np.random.default_rng(0).integers(0, 64, (rows, length), np.int32)
   segments = np.resize(SEGMENTS[:, :length], (rows, length))
   positions = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
@@ -74,12 +80,14 @@ def test_packed_rows_give_the_hidden_states_and_gradients_of_the_plain_path(kind
   ids=["rows and heads", "sequence", "more devices than key heads"],
 )
 def test_on_a_mesh_every_device_has_its_rows_heads_and_queries(mesh):
-  batch = batch_of(8, 128)
+  batch = batch_of(4, 128)
   config = dataclasses.replace(CONFIG, attention="splash")
   model = build_model(config)
   params = model.init(jax.random.key(0))
   wanted = hidden_and_gradients(CONFIG, batch, params)
   layout = make_layout(model, make_mesh(mesh))
+  with pytest.raises(MeshError, match="kernel for TPUs"):
+    check_kernels(model, layout.mesh)
   with layout.active():
     placed = jax.device_put(params, param_shardings(model, layout))
     found = hidden_and_gradients(config, batch, placed)
@@ -104,8 +112,10 @@ def test_what_the_kernel_cannot_compute_is_refused():
     dataclasses.replace(CONFIG, attention="splash", sliding_window=8, window_pattern=(True, False))
   model = build_model(dataclasses.replace(CONFIG, attention="splash"))
   batch = {**batch_of(1, 16), "decoder_causal_attention": np.ones((1, 16), np.int32)}
-  with pytest.raises(ConfigError, match="both directions"):
+  with pytest.raises(ConfigError, match="is causal"):
     model.hidden(model.init(jax.random.key(0)), batch)
+  with pytest.raises(ConfigError, match="is causal"):
+    dataclasses.replace(model, bidirectional_inputs=True)
 
 
 def test_models_that_leave_it_alone_are_described_as_ever():
