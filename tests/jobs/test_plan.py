@@ -14,7 +14,7 @@ from flan_jax.jobs.optimizer import as_optimizer
 from flan_jax.jobs.plan import Setup, advised, make_plan, make_plans
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig, LoraConfig, build_model
 from flan_jax.training import optimizers, schedules
-from flan_jax.training.activations import Workload, kept_bytes, layers
+from flan_jax.training.activations import Workload, kept_bytes, stacks
 from flan_jax.training.devices import DEVICES
 from flan_jax.training.lora import Lora
 from flan_jax.training.partitioning import (
@@ -163,7 +163,7 @@ def test_layers_keep_what_the_partial_evaluation_of_jax_saves_of_them(kind, rema
     if leaf.ndim > 2 and leaf.shape[0] in (7, 11) and leaf.shape not in given
   ]
   layout = make_layout(model, make_abstract_mesh(MeshConfig(), 1))
-  ours = sum(count * kept_bytes(arrays, remat, layout) for count, arrays in layers(config, work))
+  ours = sum(s.layers * kept_bytes(s.arrays, remat, layout) for s in stacks(config, work))
   theirs = sum(leaf.size * leaf.dtype.itemsize for leaf in of_layers)
   # Ours leaves out one or two numbers a token of norms and softmax.
   assert ours <= theirs <= 1.03 * ours if remat == "none" else ours == theirs
@@ -269,7 +269,7 @@ def test_of_a_published_folder_config_json_is_enough(flan_jax, folder):
   assert "headroom" in table
 
 
-PARTS = ("parameters", "optimizer", "gradients", "batch", "activations", "transient")
+PARTS = ("parameters", "optimizer", "batch", "gradients", "casts", "activations", "transient")
 
 
 def test_another_model_after_a_recipe_needs_nothing_of_the_first(flan_jax):
