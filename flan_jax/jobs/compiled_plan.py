@@ -84,6 +84,9 @@ def compiled_plans(
     ]
     words = (errors or done.stderr.splitlines() or ["it said nothing"])[-1]
     raise ConfigError(f"the compiler gave up on this launch: {words[:600]}")
+  # A layout that no collective leads to: the compiler gathers the whole array instead.
+  surprises = (line for line in done.stderr.splitlines() if "full rematerialization" in line)
+  sys.stderr.writelines(f"the compiler warns: {line}\n" for line in surprises)
   return [Compiled(*each) for each in json.loads(done.stdout.splitlines()[-1])]
 
 

@@ -89,7 +89,9 @@ def on_one_device(tree):
   return sum(shard.data.nbytes for shard in shards if shard.device == first)
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize(
+  "mesh", [*MESHES[3:], *(pytest.param(m, marks=pytest.mark.slow) for m in MESHES[:3])], ids=str
+)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_parameters_and_optimizer_take_the_bytes_that_the_arrays_really_have(family, mesh):
   for name in OPTIMIZERS:
@@ -139,7 +141,13 @@ KINDS = {
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+  "kind",
+  [
+    k if k in ("llama", "t5 with dropout") else pytest.param(k, marks=pytest.mark.slow)
+    for k in KINDS
+  ],
+)
 def test_layers_keep_what_the_partial_evaluation_of_jax_saves_of_them(kind, remat):
   config = dataclasses.replace(KINDS[kind], remat=remat, scan_layers=True)
   setup = setup_of(config, rows=2, length=40, dropout=config.dropout_rate > 0)
@@ -169,6 +177,7 @@ def test_layers_keep_what_the_partial_evaluation_of_jax_saves_of_them(kind, rema
   assert ours <= theirs <= 1.03 * ours if remat == "none" else ours == theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", CONFIGS)
 def test_executed_flops_are_those_that_the_compiler_counts(family):
   config = (
@@ -182,6 +191,7 @@ def test_executed_flops_are_those_that_the_compiler_counts(family):
   assert ours == pytest.approx(theirs, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "remat"), [("decoder", "none"), ("t5", "full")])
 def test_memory_is_near_what_the_compiler_asks_for(family, remat):
   config = dataclasses.replace(CONFIGS[family], remat=remat, scan_layers=True)

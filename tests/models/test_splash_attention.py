@@ -63,7 +63,10 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+  "kind",
+  [kind if kind == "window" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
+)
 def test_packed_rows_give_the_hidden_states_and_gradients_of_the_plain_path(kind):
   config = dataclasses.replace(CONFIG, **KINDS[kind])
   params = build_model(config).init(jax.random.key(0))
@@ -74,6 +77,7 @@ def test_packed_rows_give_the_hidden_states_and_gradients_of_the_plain_path(kind
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "mesh",
   [MeshConfig(2, 2, 1, 2), MeshConfig(1, 2, 2, 2), MeshConfig(1, 2, 1, 4)],
