@@ -74,7 +74,7 @@ def splash_attention(
       PartitionSpec(batch or None, *(axes or None for axes in rest))
       for rest in ((heads, length, ()), (heads, (), ()), (length,), ((),))
     )
-    attend = jax.shard_map(
+    attend: Callable[..., jax.Array] = jax.shard_map(
       _attend,
       in_specs=(of_kernel, of_queries, of_keys, of_keys, of_ids, of_key_ids),
       out_specs=of_queries,
