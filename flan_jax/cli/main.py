@@ -1,18 +1,21 @@
 """`flan-jax <command>`: thin, and quick to answer, since every command imports only what it needs."""
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
-from flan_jax.errors import FlanJaxError
-from flan_jax.jobs import user_modules
+from flan_jax.errors import ConfigError, FlanJaxError
+from flan_jax.jobs import supervision, user_modules
 
 JOBS = {
   "train": "tune a model on a mixture; the same command again goes on where it was",
   "evaluate": "judge a checkpoint zero-shot on the templates of held-out tasks",
+  "follow": "judge the checkpoints of a run as they come, beside it",
   "prepare": "render, tokenise and pack a mixture into a store, ahead of training",
   "infer": "answer the prompts of a file",
   "convert": "write a model as a folder that transformers and vLLM open",
@@ -56,8 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
       else:
         user_modules.import_module(module)
     if options.command in JOBS:
+      from flan_jax.jobs.clusters import find_place
       from flan_jax.jobs.launch import launch
-      from flan_jax.jobs.processes import join
+      from flan_jax.jobs.preflight import check_launch
+      from flan_jax.jobs.processes import Timeouts, joined
 
       importlib.import_module("flan_jax.jobs.configurables")
       if options.command == "schedule":
@@ -65,8 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(compare_schedules(options.gin_file, gin_bindings, options.out))
         return 0
-      join()
-      launch(options.command, options.gin_file, gin_bindings)
+      if options.local_processes and not supervision.supervised():
+        raise ConfigError("--local_processes is for the command `flan-jax`, and for Linux.")
+      timeouts = Timeouts(*(getattr(options, f"{name}_timeout") for name in Timeouts._fields))
+      place = find_place(options.coordinator, options.processes, options.process, timeouts[0])
+      with _ended_by_sigterm(options.command), joined(place, timeouts):
+        check_launch(options.gin_file, gin_bindings, timeouts.initialization)
+        launch(options.command, options.gin_file, gin_bindings)
     else:
       room = importlib.import_module(f"flan_jax.cli.{_HOMES[options.command]}")
       getattr(room, f"show_{options.command}")(options)
@@ -93,12 +103,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
   return 0
 
 
+def _ended_by_sigterm(command: str) -> contextlib.AbstractContextManager:
+  """A launch of training may be stopped at any moment, and that is no failure."""
+  if command != "train":
+    return contextlib.nullcontext()
+  from flan_jax.training.termination import ended_by_sigterm
+
+  return ended_by_sigterm()
+
+
 def run() -> None:
-  """`flan-jax` itself: `main`, and the end of this process."""
-  status = main()
+  """`flan-jax` itself: `main` in a child of this process, which says how it died, and the end of both."""
+  options, _ = _parse(sys.argv[1:])
+  if options.command in JOBS and options.command != "schedule" and supervision.possible():
+    environments = supervision.local_processes(options.local_processes)
+    ended = supervision.supervise(environments, options.heartbeat_timeout)
+    if ended is not None:
+      os._exit(ended)
+  try:
+    status = main()
+  except Exception:
+    traceback.print_exc()
+    status = 1
   if status == 0:
     sys.exit(0)
-  # Threads that a failed write leaves behind would print what they stumble over on the way out.
+  # Threads that a failed write leaves behind would print what they stumble over on the way out, and processes of a
+  # run would wait for each other.
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(status)
@@ -110,6 +140,12 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
   options = _parser().parse_args(rest)
   if getattr(options, "debug", False):
     gin_bindings.append("train.debug=True")
+  if getattr(options, "local_processes", None) is not None:
+    own = (options.coordinator, options.processes, options.process)
+    if options.local_processes < 1 or own != (None, None, None):
+      _parser().error(
+        "--local_processes N starts all N of a run: 1 or more, and none on other hosts"
+      )
   if options.command == "plan":
     options.gin_bindings = gin_bindings
   elif gin_bindings and options.command not in JOBS:
@@ -132,6 +168,8 @@ def _parser() -> argparse.ArgumentParser:
       help="a gin file; may be repeated, "
       + ("each is shown" if name == "schedule" else "the last one wins"),
     )
+    if name != "schedule":
+      _add_processes(job)
     if name == "schedule":
       job.add_argument("--out", metavar="PATH.png", help="draw the curves into this file as well")
     if name == "train":
@@ -181,6 +219,24 @@ def _parser() -> argparse.ArgumentParser:
   checkpoints.add_argument("directory")
   checkpoints.add_argument("--json", action="store_true")
   return parser
+
+
+def _add_processes(job: argparse.ArgumentParser) -> None:
+  group = job.add_argument_group(
+    "several processes", "docs/launch/ tells which of these a cluster says of itself"
+  )
+  group.add_argument("--local_processes", type=_count, metavar="N", help="start N on this machine")
+  group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+  group.add_argument("--processes", type=_count, metavar="N", help="of the run, on all hosts")
+  group.add_argument("--process", type=_count, metavar="I", help="this one, from 0")
+  for name, seconds, text in (
+    ("initialization", 300, "until all have arrived"),
+    ("heartbeat", 100, "without a sign of life until one counts as lost"),
+    ("shutdown", 300, "that one which is done waits for the others"),
+  ):
+    group.add_argument(
+      f"--{name}_timeout", type=_count, default=seconds, metavar="S", help=f"{text}; {seconds} s"
+    )
 
 
 def _add_plan(commands) -> None:

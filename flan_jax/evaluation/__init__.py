@@ -8,7 +8,7 @@ from flan_jax.evaluation.rank_classification import (
   RankRequest,
   score_options,
 )
-from flan_jax.evaluation.report import Report, build_report
+from flan_jax.evaluation.report import Report, build_report, in_short
 from flan_jax.evaluation.results import Evaluation, ScoredExample, TaskResult, TemplateResult
 from flan_jax.evaluation.table import terminal_table
 from flan_jax.evaluation.tasks import EvaluationTask, PreparedTask, prepare_task
@@ -27,6 +27,7 @@ __all__ = [
   "TemplateResult",
   "build_report",
   "evaluate",
+  "in_short",
   "prepare_task",
   "score_options",
   "terminal_table",

@@ -1,5 +1,6 @@
 """The report's plots as SVG that takes its colours from the page it stands in."""
 
+import datetime
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,42 @@ def loss_curve(
   axes.set_ylim(bottom=0)
   axes.grid(axis="y", color=_COLOURS["grid"], linewidth=0.6)
   return _svg(figure, "Training loss by step")
+
+
+def means_by_step(groups: Mapping[str, Sequence[tuple[int, float]]]) -> str:
+  """The mean of each group of tasks, each time that a run was judged."""
+  figure, axes = _figure(2.6)
+  for i, (name, points) in enumerate(groups.items()):
+    steps, means = zip(*points, strict=True)
+    colour = _COLOURS["ink" if name.startswith("training") else "after"]
+    axes.plot(steps, means, color=colour, linewidth=1.4, marker="osD^v<>"[i % 7], markersize=4)
+    axes.annotate(
+      name, (steps[-1], means[-1]), (6, 0), textcoords="offset points", va="center", size=8
+    )
+  axes.set_xlabel("step")
+  axes.set_ylabel("mean over tasks")
+  axes.set_ylim(0, 1)
+  axes.grid(axis="y", color=_COLOURS["grid"], linewidth=0.6)
+  return _svg(figure, "Means of tasks by step")
+
+
+def time_bars(seconds: Mapping[str, float]) -> str:
+  """What the time of a run went into, the largest share first."""
+  whole = sum(seconds.values())
+  kinds = sorted(seconds, key=lambda kind: -seconds[kind])
+  figure, axes = _figure(0.7 + 0.26 * len(kinds))
+  for y, kind in enumerate(kinds):
+    share = seconds[kind] / whole
+    colour = _COLOURS["after" if kind == "step" else "before"]
+    axes.barh(y, share, height=0.66, color=colour, linewidth=0)
+    label = f"{share:.0%}, {datetime.timedelta(seconds=round(seconds[kind]))}"
+    axes.annotate(label, (share, y), (4, 0), textcoords="offset points", va="center", size=8)
+  axes.set_yticks(range(len(kinds)), kinds)
+  axes.set_ylim(len(kinds) - 0.4, -0.6)
+  axes.tick_params(axis="y", length=0)
+  axes.set_xlim(0, 1.15)
+  axes.set_xlabel(f"share of {datetime.timedelta(seconds=round(whole))}")
+  return _svg(figure, "What the time of the run went into")
 
 
 def task_bars(rows: Sequence[Mapping[str, Any]]) -> str:

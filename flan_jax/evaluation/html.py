@@ -9,6 +9,7 @@ from flan_jax.data.atomic import write_whole
 from flan_jax.evaluation import charts
 from flan_jax.evaluation.report import Report
 from flan_jax.evaluation.results import ScoredExample
+from flan_jax.training.timers import goodput
 from flan_jax.web_page import definitions, page
 
 _SHOWN_EXAMPLES = 8
@@ -26,25 +27,33 @@ def write_html(
   """Write the report as one page.
 
   Args:
-    run_dir: of the training run whose loss curve is shown.
+    run_dir: of the training run whose course is shown.
 
   Raises:
     StorageError: the disk refused.
   """
-  losses = losses_of(run_dir) if run_dir is not None else None
-  write_whole(Path(path), [html_page(report, title, losses)])
+  course = course_of(run_dir) if run_dir is not None else None
+  write_whole(Path(path), [html_page(report, title, course)])
 
 
-def write_curve(
-  path: Path | str, *, title: str, run_dir: Path | str, notes: Sequence[str] = ()
+def write_course(
+  path: Path | str,
+  *,
+  title: str,
+  run_dir: Path | str,
+  judged: Path | str | None = None,
+  notes: Sequence[str] = (),
 ) -> None:
-  """Write a page with the loss curve of a training run that is not judged.
+  """Write a page with the course of a training run.
+
+  Args:
+    judged: the folder of its evaluation.jsonl, where that is not the run's.
 
   Raises:
     StorageError: the disk refused.
   """
-  curve = _figure(charts.loss_curve(*losses_of(run_dir)))
-  body = f"<h1>{escape(title)}</h1>{curve}{_notes(notes)}"
+  figures = "".join(_figures(course_of(run_dir, judged)))
+  body = f"<h1>{escape(title)}</h1>{figures}{_notes(notes)}"
   write_whole(Path(path), [page(title, body, _STYLE)])
 
 
@@ -53,32 +62,54 @@ def _notes(notes: Sequence[str]) -> str:
   return f"<ul>{listed}</ul>" if notes else ""
 
 
-class Losses(NamedTuple):
-  """(step, loss) of training and of what was held out."""
+class Course(NamedTuple):
+  """How a training run went.
+
+  Args:
+    training, held_out: (step, loss).
+    means: (step, mean) of each group of tasks, where the run was judged meanwhile.
+    seconds: by kind, over all attempts.
+  """
 
   training: Sequence[tuple[int, float]] = ()
   held_out: Sequence[tuple[int, float]] = ()
+  means: Mapping[str, Sequence[tuple[int, float]]] = {}
+  seconds: Mapping[str, float] = {}
 
 
-def html_page(report: Report, title: str, losses: Losses | None = None) -> str:
+def html_page(report: Report, title: str, course: Course | None = None) -> str:
   """The page as text."""
-  return page(title, "\n".join(_sections(report, title, losses or Losses())), _STYLE)
+  return page(title, "\n".join(_sections(report, title, course or Course())), _STYLE)
 
 
-def losses_of(run_dir: Path | str) -> Losses:
-  """The losses of a run, from its logs; a step whose loss is not finite has none."""
+def course_of(run_dir: Path | str, judged: Path | str | None = None) -> Course:
+  """The course of a run, from its logs; a step whose loss is not finite has none."""
   # Here, since it brings TensorBoard's writer, which loads torch wherever torch is installed.
-  from flan_jax.training.logging import METRICS, VALIDATION, read_log
+  from flan_jax.training.logging import EVALUATION, METRICS, VALIDATION, read_log
 
-  return Losses(
-    *(
-      [(line["step"], line["loss"]) for line in read_log(run_dir, log) if line["loss"] is not None]
-      for log in (METRICS, VALIDATION)
-    )
+  training, held_out = (
+    [(line["step"], line["loss"]) for line in read_log(run_dir, log) if line["loss"] is not None]
+    for log in (METRICS, VALIDATION)
   )
+  means: dict[str, list[tuple[int, float]]] = {}
+  for line in read_log(judged or run_dir, EVALUATION):
+    for name, mean in line["means"].items():
+      means.setdefault(name, []).append((line["step"], mean))
+  time = goodput(run_dir)
+  return Course(training, held_out, means, time["seconds"] if time else {})
 
 
-def _sections(report: Report, title: str, losses: Losses) -> Iterator[str]:
+def _figures(course: Course) -> Iterator[str]:
+  if course.training:
+    yield "<h2>Training loss</h2>"
+    yield _figure(charts.loss_curve(course.training, course.held_out))
+  if course.means:
+    yield "<h2>Judged meanwhile</h2>" + _figure(charts.means_by_step(course.means))
+  if course.seconds:
+    yield "<h2>Where the time went</h2>" + _figure(charts.time_bars(course.seconds))
+
+
+def _sections(report: Report, title: str, course: Course) -> Iterator[str]:
   after = report.evaluations["after"]
   yield f"<h1>{escape(title)}</h1>"
   yield (
@@ -93,8 +124,7 @@ def _sections(report: Report, title: str, losses: Losses) -> Iterator[str]:
   yield _table(report, rows)
   yield "<h2>Spread over templates</h2>" + _legend(report)
   yield _figure(charts.template_spread(rows))
-  if losses.training:
-    yield "<h2>Training loss</h2>" + _figure(charts.loss_curve(*losses))
+  yield from _figures(course)
   yield "<h2>Examples</h2><p>The first drawn example of each task, under its first template.</p>"
   yield from _examples(report)
   yield "<h2>How it was run</h2>" + _definitions(_flat(report.environment))

@@ -138,7 +138,10 @@ def score_options(
     EvaluationError: no options, an empty option or prompt, a prompt too long for the longest row,
       or a log-probability that is not finite; the message names the request.
   """
-  lengths = sorted(set(row_lengths))
+  # A row's quarter, which an encoder-decoder may take for the options, is to divide over the sequence too.
+  pieces = layout.shards("length") if layout else 1
+  unit = 4 * pieces if pieces > 1 else 1
+  lengths = sorted({-(-length // unit) * unit for length in row_lengths})
   rows = _FAMILIES[model.layout](requests, start_id, model.bidirectional_inputs)
   for request in requests:
     _check(request, rows, lengths[-1])

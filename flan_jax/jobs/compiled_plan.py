@@ -133,6 +133,7 @@ def _lowerable(setup: Setup, layout: Layout) -> tuple[Any, tuple[Any, ...]]:
     tx,
     trained=setup.optimizer.trained,
     accumulation=setup.work.accumulation,
+    accumulator_dtype=setup.accumulator_dtype,
     schedule=setup.optimizer.schedule,
     shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
   )

@@ -14,6 +14,7 @@ from flan_jax.jobs.convert import convert
 from flan_jax.jobs.data import DataPlan
 from flan_jax.jobs.evaluate import evaluate
 from flan_jax.jobs.evaluation import EvaluationPlan
+from flan_jax.jobs.follow import follow
 from flan_jax.jobs.infer import infer
 from flan_jax.jobs.launch import configurable
 from flan_jax.jobs.models import lora, pretrained, scratch, tuned
@@ -24,9 +25,11 @@ from flan_jax.jobs.resized_models import grown, resized
 from flan_jax.jobs.schedule import schedule
 from flan_jax.jobs.train import train
 from flan_jax.jobs.train_vocabulary import train_vocabulary, trained_vocabulary
+from flan_jax.jobs.transferred_models import transferred
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig
 from flan_jax.training import optimizers, schedules
 from flan_jax.training.partitioning import MeshConfig
+from flan_jax.training.watchdog import WatchdogConfig
 from flan_jax.vocabularies import (
   ByteVocabulary,
   SentencePieceVocabulary,
@@ -62,7 +65,7 @@ def _made(cls: type) -> Callable[..., Any]:
   return make
 
 
-for job in (train, evaluate, prepare, infer, convert, schedule, train_vocabulary):
+for job in (train, evaluate, follow, prepare, infer, convert, schedule, train_vocabulary):
   configurable(job, job=True, phased=job in (train, prepare, schedule), rehearsed=job is train)
 for source in (
   scratch,
@@ -70,6 +73,7 @@ for source in (
   tuned,
   grown,
   resized,
+  transferred,
   lora,
   pretrained_vocabulary,
   saved_vocabulary,
@@ -85,6 +89,7 @@ for name, cls in {
   "data": DataPlan,
   "evaluation": EvaluationPlan,
   "mesh": MeshConfig,
+  "watchdog": WatchdogConfig,
 }.items():
   configurable(_made(cls), name)
 for optimizer in (optimizers.adamw, optimizers.adafactor, optimizers.lion, optimizers.muon):

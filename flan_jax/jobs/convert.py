@@ -1,7 +1,9 @@
 """`flan-jax convert`: a model as a folder that transformers and vLLM open."""
 
+import dataclasses
 import json
 import math
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,14 +13,17 @@ import jax
 
 from flan_jax import __version__
 from flan_jax.checkpoints import Checkpoints
-from flan_jax.checkpoints.hugging_face import stop_ids, write_folder
+from flan_jax.checkpoints.hugging_face import SHARD_BYTES, stop_ids, write_folder
 from flan_jax.checkpoints.peft import write_adapters
 from flan_jax.data.batches import START_ID
 from flan_jax.errors import ConfigError
 from flan_jax.jobs.models import ModelSource
 from flan_jax.jobs.processes import is_first
 from flan_jax.models import parameter_count
+from flan_jax.training.lora import Lora
 from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh
+
+PyTree = Any
 
 
 def convert(
@@ -57,38 +62,73 @@ def convert(
   if not 0 < shard_gigabytes < math.inf:
     raise ConfigError(f"convert.shard_gigabytes={shard_gigabytes} must be above 0.")
   layout, key = make_layout(model.model, make_mesh(mesh)), jax.random.key(0)
-  card = "\n".join(_card(model, Path(folder).name, adapters)) + "\n"
-  if adapters:
-    if model.trained is None:
-      raise ConfigError(f"{model.origin} has no adapters: give @tuned() of a run of @lora().")
-    config = model.trained.lora.config
-    if config.magnitudes:
-      params = model.trained.base.load(layout, key)
-    else:
-      params = jax.eval_shape(model.model.init, key)
-    write_adapters(
-      Path(folder),
-      model.model,
-      config,
-      model.trained.load(layout),
-      params,
-      origin=base or model.trained.base.origin,
-      card=card,
-    )
+  if not adapters:
+    _write_model(model, Path(folder), model.load(layout, key), dtype, int(shard_gigabytes * 1e9))
+  elif model.trained is None:
+    raise ConfigError(f"{model.origin} has no adapters: give @tuned() of a run of @lora().")
   else:
-    write_folder(
-      Path(folder),
-      model.model,
-      model.load(layout, key),
-      model.vocabulary,
-      dtype=dtype,
-      stop_ids=stop_ids(model.generation, model.vocabulary),
-      generation=_generation(model),
-      shard_bytes=int(shard_gigabytes * 1e9),
-      card=card,
-    )
+    lora, opened = model.trained.lora, model.trained.base
+    magnitudes = lora.config.magnitudes
+    params = opened.load(layout, key) if magnitudes else jax.eval_shape(model.model.init, key)
+    trained = model.trained.load(layout)
+    _write_adapters(model, Path(folder), lora, trained, params, base or opened.origin)
   if is_first():
     print(f"written: {folder}", file=sys.stderr)
+
+
+def export(source: ModelSource, run: Path, step: int, params: PyTree, base: PyTree) -> None:
+  """Writes what a run has just saved to `exported/<step>`, as `convert` would: adapters alone, if those are trained.
+
+  Folders whose checkpoint is not kept any longer go.
+
+  Args:
+    source: what is trained.
+    params: trained, as they are after `step`.
+    base: parameters that the adapters stand beside; None: there are no adapters.
+  """
+  exported = run / "exported"
+  kept = {str(step) for step in Checkpoints(run / "checkpoints").steps()}
+  for folder in exported.iterdir() if exported.is_dir() else ():
+    if folder.name not in kept:
+      shutil.rmtree(folder)
+  if (exported / str(step)).exists():
+    return
+  exported.mkdir(exist_ok=True)
+  saved = ("tuned", {"run_dir": str(run), "step": step})
+  model = dataclasses.replace(
+    source, origin=f"{run.name}, step {step}", reopened_by=saved, lora=None
+  )
+  if source.lora is None:
+    _write_model(model, exported / str(step), params)
+  else:
+    _write_adapters(model, exported / str(step), source.lora, params, base, source.origin)
+
+
+def _write_model(
+  model: ModelSource,
+  folder: Path,
+  params: PyTree,
+  dtype: str | None = None,
+  shard_bytes: int = SHARD_BYTES,
+) -> None:
+  write_folder(
+    folder,
+    model.model,
+    params,
+    model.vocabulary,
+    dtype=dtype,
+    stop_ids=stop_ids(model.generation, model.vocabulary),
+    generation=_generation(model),
+    shard_bytes=shard_bytes,
+    card=_card(model, folder.name, adapters=False),
+  )
+
+
+def _write_adapters(
+  model: ModelSource, folder: Path, lora: Lora, adapters: PyTree, params: PyTree, base: str
+) -> None:
+  card = _card(model, folder.name, adapters=True)
+  write_adapters(folder, model.model, lora.config, adapters, params, origin=base, card=card)
 
 
 def _generation(model: ModelSource) -> dict[str, Any]:
@@ -100,7 +140,11 @@ def _generation(model: ModelSource) -> dict[str, Any]:
   return told
 
 
-def _card(model: ModelSource, name: str, adapters: bool) -> Iterator[str]:
+def _card(model: ModelSource, name: str, adapters: bool) -> str:
+  return "\n".join(_card_lines(model, name, adapters)) + "\n"
+
+
+def _card_lines(model: ModelSource, name: str, adapters: bool) -> Iterator[str]:
   """The model card: what it is, what it was tuned on and how, and how it was judged."""
   yield from (
     "---",

@@ -11,7 +11,7 @@ from flan_jax.evaluation import Evaluation
 from flan_jax.jobs.evaluation import EvaluationPlan
 from flan_jax.jobs.models import ModelSource
 from flan_jax.jobs.processes import is_first
-from flan_jax.jobs.report import Phases, environment, write_report
+from flan_jax.jobs.report import environment, write_report
 from flan_jax.training.partitioning import (
   DEFAULT_RULES,
   Layout,
@@ -20,6 +20,7 @@ from flan_jax.training.partitioning import (
   make_layout,
   make_mesh,
 )
+from flan_jax.training.timers import Timers
 from flan_jax.vocabularies import ChatFormat, Format
 
 
@@ -42,20 +43,20 @@ def evaluate(
     format: "plain" or "chat"; None: the format that the model was tuned in, else plain.
     notes: sentences for the report.
   """
-  run, phases = Path(out_dir), Phases()
-  with claimed(run) if is_first() else contextlib.nullcontext():
-    with phases("prepare"):
+  run, timers = Path(out_dir), Timers()
+  with claimed(run) if is_first() else contextlib.nullcontext(), timers("init"):
+    with timers("prepare"):
       evaluation, missing = evaluation.available()
     written = model.written_in(format)
     untuned: dict[str, Evaluation] = {}
     if before is not None:
-      with phases("evaluate before"):
+      with timers("evaluate before"):
         untuned = judge_untuned(evaluation, before, written, _layout(before, mesh, axis_rules), run)
-    with phases("evaluate after"):
+    with timers("evaluate after"):
       layout = _layout(model, mesh, axis_rules)
       params = model.load(layout, jax.random.key(0))
       after = evaluation.run(model, params, layout, written, run / "evaluation", label=model.origin)
-    write_report(run, after, untuned, (*notes, *not_judged(missing)), environment(phases))
+    write_report(run, after, untuned, (*notes, *not_judged(missing)), environment(timers))
 
 
 def not_judged(missing: Mapping[str, str]) -> list[str]:

@@ -33,6 +33,7 @@ from flan_jax.jobs.user_modules import require_own
 from flan_jax.models import Params
 from flan_jax.prompting import Turn
 from flan_jax.training.partitioning import Layout
+from flan_jax.training.termination import end_if_asked
 from flan_jax.vocabularies import Format
 
 
@@ -165,12 +166,12 @@ class EvaluationPlan:
     params: Params,
     layout: Layout,
     format: Format,
-    out_dir: Path,
+    out_dir: Path | None,
     *,
     label: str,
     fingerprint: str | None = None,
   ) -> Evaluation:
-    """Scores a model; what an interrupted run has finished in `out_dir` is not scored again.
+    """Scores a model; what an interrupted run has finished in `out_dir` is not scored again (None: nothing is kept).
 
     Args:
       label: what the progress bar and the report call this checkpoint.
@@ -188,6 +189,7 @@ class EvaluationPlan:
     ) as bar:
 
       def show(progress: Progress) -> None:
+        end_if_asked()
         bar.total = progress.total
         bar.set_postfix_str(progress.task, refresh=False)
         bar.update(progress.done - bar.n)

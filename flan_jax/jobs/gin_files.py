@@ -3,7 +3,7 @@
 import ast
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,12 @@ class _References(config_parser.ParserDelegate):
   def macro(self, macro_name: str) -> str:
     self.macros.append(macro_name.split(".")[-1])
     return macro_name
+
+
+def read_statements(files: Sequence[str], bindings: Sequence[str]) -> list[Statement]:
+  """All that gin files and `NAME=VALUE` bindings set, in this order. See `flan_jax.jobs.launch.launch`."""
+  read = [s for path in files for s in read_file(find(path), ())]
+  return read + [s for each in bindings for s in parse(as_gin_line(each), COMMAND_LINE, ())]
 
 
 def find(path: str, where: str = "") -> Path:

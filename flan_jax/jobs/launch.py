@@ -14,15 +14,7 @@ from typing import Any
 import gin
 
 from flan_jax.errors import ConfigError, FlanJaxError, nearest
-from flan_jax.jobs.gin_files import (
-  COMMAND_LINE,
-  Statement,
-  as_gin_line,
-  find,
-  inlined,
-  parse,
-  read_file,
-)
+from flan_jax.jobs.gin_files import Statement, as_gin_line, find, inlined, read_statements
 from flan_jax.jobs.planned_models import UnreadVocabulary
 from flan_jax.jobs.typed_calls import typed
 
@@ -115,12 +107,10 @@ def current_phase() -> Phase:
 
 def configure(job: str, files: Sequence[str], bindings: Sequence[str]) -> list[Phase]:
   """Checks a launch without running it, and returns its phases. See `launch`."""
-  statements = [s for path in files for s in read_file(find(path), ())]
-  lines = [as_gin_line(binding) for binding in bindings]
-  statements += [s for line in lines for s in parse(line, COMMAND_LINE, ())]
+  statements = read_statements(files, bindings)
   names = _phases(statements)
   _check(job, statements, names)
-  texts = (*(inlined(find(path)) for path in files), *lines)
+  texts = (*(inlined(find(path)) for path in files), *map(as_gin_line, bindings))
   if not names or job not in PHASED:
     return [Phase(texts=texts)]
   return [

@@ -128,9 +128,9 @@ def scratch(
     with layout.active():
       return jax.jit(model.init, out_shardings=param_shardings(model, layout))(key)
 
-  return ModelSource(
-    "fresh parameters", model, vocabulary, load, f"fresh {described(architecture)}"
-  )
+  # How the same numbers are computed is no part of what they are: a run may go on with other switches.
+  same = dataclasses.replace(architecture, remat="none", scan_layers=True)
+  return ModelSource("fresh parameters", model, vocabulary, load, f"fresh {described(same)}")
 
 
 def pretrained(
@@ -327,11 +327,14 @@ def check_continues(source: ModelSource, before: ModelSource) -> None:
     )
 
 
-def merged(lora: Lora, base: PyTree, adapters: PyTree, layout: Layout) -> PyTree:
-  """W + s A B on the mesh, in the place of the base, which is given up."""
+def merged(
+  lora: Lora, base: PyTree, adapters: PyTree, layout: Layout, keep: bool = False
+) -> PyTree:
+  """W + s A B on the mesh; unless `keep`, in the place of the base, which is given up."""
   shardings = param_shardings(lora.model, layout)
   with layout.active():
-    return jax.jit(lora.merge, donate_argnums=0, out_shardings=shardings)(base, adapters)
+    merge = jax.jit(lora.merge, donate_argnums=() if keep else 0, out_shardings=shardings)
+    return merge(base, adapters)
 
 
 def describe_model(source: ModelSource, format: Format, run_dir: Path) -> None:

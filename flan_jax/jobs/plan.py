@@ -22,15 +22,17 @@ from flan_jax.training.flops import StepFlops, shapes_by_path, step_flops
 from flan_jax.training.lora import Lora
 from flan_jax.training.memory import Memory, placed, share, step_memory
 from flan_jax.training.partitioning import (
+  AXES,
   Layout,
   MeshConfig,
   Rules,
   check_batch,
+  check_lengths,
   make_abstract_mesh,
   make_layout,
   param_shardings,
 )
-from flan_jax.training.step import abstract_state
+from flan_jax.training.step import abstract_state, check_accumulator
 from flan_jax.training.traffic import Traffic, step_traffic
 
 
@@ -42,6 +44,7 @@ class Setup:
     phase: its name; "" where there are none.
     work: rows and lengths of a step, of which `steps` are made.
     z_loss: as training is given it; only the compiler asks.
+    accumulator_dtype: of the sums of gradients over microbatches.
   """
 
   phase: str
@@ -53,6 +56,7 @@ class Setup:
   work: Workload
   steps: int
   z_loss: float = 0.0
+  accumulator_dtype: str = "float32"
 
   @property
   def trained(self) -> LanguageModel | Lora:
@@ -63,6 +67,7 @@ class Setup:
     """On a mesh, once the batch divides over it."""
     layout = make_layout(self.model, mesh, self.rules)
     check_batch(self.work.rows, self.work.accumulation, layout)
+    check_lengths((self.work.inputs, self.work.length), layout)
     return layout
 
   def changed(self, **to: Any) -> "Setup":
@@ -147,6 +152,7 @@ def setups(
     source, steps = settings["model"], settings["steps"]
     if steps < 1:
       raise ConfigError(f"train.steps={steps} must be 1 or more")
+    check_accumulator(settings["accumulator_dtype"], settings["accumulation"])
     yield Setup(
       phase.name,
       settings["data"].read_by(source).model,
@@ -157,6 +163,7 @@ def setups(
       _workload(source.model, settings, example),
       steps,
       settings["z_loss"],
+      settings["accumulator_dtype"],
     )
 
 
@@ -186,6 +193,7 @@ def make_plan(setup: Setup, device: Device, devices: int) -> Plan:
       optimizer=share(placed(shapes.opt_state, shardings.opt_state)),
       learnt=placed(*learnt),
       kernels=kernels,
+      accumulator_dtype=setup.accumulator_dtype,
     ),
     step_flops(
       config,
@@ -267,5 +275,5 @@ def _all_fsdp(mesh: MeshConfig) -> MeshConfig:
 
 def _said(value: Any) -> str:
   if isinstance(value, MeshConfig):
-    return "(" + ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(value).items() if v != 1) + ")"
+    return "(" + ", ".join(f"{k}={getattr(value, k)}" for k in AXES if getattr(value, k) != 1) + ")"
   return repr(value)

@@ -3,12 +3,9 @@
 This module must import neither: the process that it starts reads it first.
 """
 
-import contextlib
-import ctypes
 import logging
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -23,12 +20,12 @@ from flan_jax.data.records import load_records
 from flan_jax.data.store import Store, StoreConfig
 from flan_jax.errors import FlanJaxError, SourceError
 from flan_jax.jobs import user_modules
+from flan_jax.jobs.supervision import end_with_parent
 from flan_jax.vocabularies import Vocabulary
 
 Result = TypeVar("Result")
 
 _LOG = logging.getLogger(__name__)
-_PR_SET_PDEATHSIG = 1
 
 
 def prepared_store(
@@ -93,7 +90,7 @@ def _call(
   imported: Sequence[str],
   waiting: Sequence[str],
 ) -> tuple[Any, tuple[type[FlanJaxError], str] | None]:
-  _end_with_parent()
+  end_with_parent()  # nobody is left preparing when the launch was killed
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow tells at length how it was built
   try:
     register_again(datasets)
@@ -126,9 +123,3 @@ def _prepare(
         raise
       _LOG.warning("%s cannot be judged: %s", name, error)
   return directory
-
-
-def _end_with_parent() -> None:
-  """Where Linux offers it: nobody is left preparing when the launch was killed."""
-  with contextlib.suppress(AttributeError, OSError):
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

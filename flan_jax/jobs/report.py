@@ -1,48 +1,53 @@
 """The report at the end of a launch: files, pictures, and a table on the terminal."""
 
 import importlib.metadata
+import json
+import os
 import platform
 import resource
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from flan_jax.data.atomic import write_whole
 from flan_jax.evaluation import Evaluation, build_report, terminal_table, write_html
 from flan_jax.jobs.processes import is_first
+from flan_jax.training.timers import Timers
+
+_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES")
 
 
-class Phases:
-  """Seconds spent in each phase of a launch."""
-
-  def __init__(self) -> None:
-    self.seconds: dict[str, float] = {}
-
-  @contextmanager
-  def __call__(self, name: str) -> Iterator[None]:
-    started = time.monotonic()
-    try:
-      yield
-    finally:
-      self.seconds[name] = round(time.monotonic() - started, 1)
-
-
-def environment(phases: Phases) -> dict[str, Any]:
-  """Versions, devices, seconds per phase, and peak memory of this process and its children."""
-  packages = ("flan-jax", "jax", "flax", "optax", "numpy")
-  peak = max(
-    resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-  )
+def _made_with() -> dict[str, Any]:
+  packages = ("flan-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
   return {
     "versions": {"python": platform.python_version()}
     | {name: importlib.metadata.version(name) for name in packages},
     "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    "seconds": dict(phases.seconds),
+    "processes": jax.process_count(),
+    "flags": {name: os.environ[name] for name in _FLAGS if name in os.environ},
+  }
+
+
+def environment(timers: Timers) -> dict[str, Any]:
+  """Versions, devices, seconds by kind, and peak memory of this process and its children."""
+  peak = max(
+    resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+  )
+  return {
+    **_made_with(),
+    "seconds": {kind: round(taken, 1) for kind, taken in timers.seconds.items()},
     "peak_memory_gb": round(peak / 2**20, 2),
   }
+
+
+def write_environment(directory: Path) -> None:
+  """Notes in `environment.json` what the run is made with; process 0 does."""
+  if is_first():
+    about = {**_made_with(), "command": sys.argv, "host": platform.node()}
+    write_whole(directory / "environment.json", [json.dumps(about, indent=2), "\n"])
 
 
 def write_report(
@@ -67,6 +72,6 @@ def write_report(
   report.write(directory)
   write_html(report, directory / "report.html", run_dir=directory)
   print(terminal_table(report))
-  seconds = ", ".join(f"{phase} {taken:.0f} s" for phase, taken in facts["seconds"].items())
+  seconds = ", ".join(f"{kind} {taken:.0f} s" for kind, taken in facts["seconds"].items())
   print(f"{seconds}; peak memory {facts['peak_memory_gb']:.1f} GB")
   print(f"report: {directory / 'report.html'}")

@@ -143,24 +143,26 @@ def dot_product_attention(
   source, kv_heads = key.shape[1:3]
   groups = heads // kv_heads
   # Heads first, and a group's queries as more rows of one product: on CPU the other orders cost
-  # transposes of the scores, the largest array here.
+  # transposes of the scores, the largest array here. A token's queries stand together, so that a
+  # mesh that cuts the tokens cuts these rows.
   grouped = (query * scale).reshape(batch, length, kv_heads, groups, size)
-  grouped = jnp.transpose(grouped, (0, 2, 3, 1, 4)).reshape(batch, kv_heads, groups * length, size)
+  grouped = jnp.swapaxes(grouped, 1, 2).reshape(batch, kv_heads, length * groups, size)
   key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
   scores = jnp.einsum("bkrh,bksh->bkrs", grouped, key, preferred_element_type=jnp.float32)
-  scores = scores.reshape(batch, kv_heads, groups, length, source)
+  scores = scores.reshape(batch, kv_heads, length, groups, source)
   if softcap is not None:
     scores = jnp.tanh(scores / softcap) * softcap
   if bias is not None:
-    scores = scores + bias.reshape(bias.shape[0], kv_heads, groups, length, source)
+    bias = bias.reshape(bias.shape[0], kv_heads, groups, length, source)
+    scores = scores + jnp.swapaxes(bias, 2, 3)
   if mask.dtype == jnp.bool_:
     mask = jnp.where(mask, jnp.float32(0), jnp.float32(_HIDDEN))
-  scores = scores + mask.astype(jnp.float32)[:, None, None]
+  scores = scores + mask.astype(jnp.float32)[:, None, :, None]
   weights = drop(jax.nn.softmax(scores, axis=-1)).astype(value.dtype)
-  weights = weights.reshape(batch, kv_heads, groups * length, source)
+  weights = weights.reshape(batch, kv_heads, length * groups, source)
   out = jnp.einsum("bkrs,bksh->bkrh", weights, value)
-  out = out.reshape(batch, kv_heads, groups, length, size)
-  return jnp.transpose(out, (0, 3, 1, 2, 4)).reshape(batch, length, heads, size)
+  out = out.reshape(batch, kv_heads, length, groups, size)
+  return jnp.swapaxes(out, 1, 2).reshape(batch, length, heads, size)
 
 
 def causal_mask(

@@ -69,3 +69,24 @@ def parse_devices(text: str) -> tuple[Device, int]:
   if kind not in DEVICES:
     raise UnknownName("kind of device", kind, DEVICES, f"It stands in --devices={text}.")
   return DEVICES[kind], int(count)
+
+
+def device_of(kind: str) -> Device:
+  """The device that JAX calls by this `device_kind`; one of which nothing is known, where none is."""
+  found = [device for pattern, device in _KINDS if re.search(pattern, kind, re.IGNORECASE)]
+  return found[0] if found else Device(kind)
+
+
+_KINDS = tuple(
+  (pattern, DEVICES[name])
+  for pattern, name in (
+    (r"TPU v4$", "v4"),
+    (r"TPU v5 ?lite|TPU v5e", "v5e"),
+    (r"TPU v5p?$", "v5p"),
+    (r"TPU v6 ?lite|TPU v6e", "v6e"),
+    (r"A100.*80", "a100-80"),
+    (r"A100", "a100-40"),
+    (r"H100", "h100"),
+    (r"H200", "h200"),
+  )
+)

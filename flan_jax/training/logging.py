@@ -1,7 +1,8 @@
-"""Where a run writes what happened: metrics.jsonl, validation.jsonl, TensorBoard, and a progress bar."""
+"""Where a run writes what happened: metrics.jsonl, validation.jsonl, TensorBoard, Weights & Biases, a progress bar."""
 
 import contextlib
 import errno
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +14,12 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from flan_jax.data.atomic import write_whole
-from flan_jax.errors import StorageError
+from flan_jax.errors import ConfigError, StorageError
+from flan_jax.training.timers import Attempts, Timers
 
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
+EVALUATION = "evaluation.jsonl"
 
 
 class RunLog:
@@ -24,22 +27,37 @@ class RunLog:
 
   `metrics.jsonl` has one line a step. What earlier attempts logged after the checkpoint is taken
   out, since those rows are consumed again: the steps of the log are consecutive, and so are the row
-  ranges. `validation.jsonl` has a line for each time that the held-out loss was taken. TensorBoard is
-  told the same.
+  ranges. `validation.jsonl` has a line for each time that the held-out loss was taken, `evaluation.jsonl` for each time
+  that the model was judged meanwhile. TensorBoard is told the same. `attempts.jsonl` has a line for each time that the
+  run was begun or gone on with.
 
   Args:
     directory: of the run.
     start: the step that the run continues from; 0 at first.
     total: steps in all, for the progress bar.
+    timers: of this attempt.
     progress: whether to draw the bar.
+    wandb: a project of Weights & Biases that is told the same.
   """
 
-  def __init__(self, directory: str | Path, *, start: int, total: int, progress: bool = True):
+  def __init__(
+    self,
+    directory: str | Path,
+    *,
+    start: int,
+    total: int,
+    timers: Timers | None = None,
+    progress: bool = True,
+    wandb: str | None = None,
+  ):
     directory = Path(directory)
+    self._wandb = _open_wandb(wandb, directory) if wandb else None
     with _storage_errors(directory):
       directory.mkdir(parents=True, exist_ok=True)
-      _rewind(directory / METRICS, start)
+      again = _rewind(directory / METRICS, start)
       _rewind(directory / VALIDATION, start)
+      _rewind(directory / EVALUATION, start)
+      self._attempts = Attempts(directory, timers or Timers(), start, again)
       self._lines = (directory / METRICS).open("a", encoding="utf-8")
       self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
     self._directory = directory
@@ -60,8 +78,7 @@ class RunLog:
     with _storage_errors(self._directory):
       self._lines.write(json.dumps(record) + "\n")
       self._lines.flush()
-      for name, value in _scalars(record):
-        self._board.add_scalar(name, value, record["step"])
+      self._plot(record["step"], dict(_scalars(record)))
     self._bar.set_postfix_str(_summary(record), refresh=False)
     self._bar.update(record["step"] - self._bar.n)
 
@@ -71,15 +88,41 @@ class RunLog:
     Raises:
       StorageError: the disk refused it.
     """
-    path = self._directory / VALIDATION
+    if self._once(VALIDATION, step, record):
+      self.say(f"step {step}: held-out loss {record['loss']:.4f}")
+
+  def judged(self, step: int, record: Mapping[str, Any]) -> None:
+    """Logs an evaluation of the parameters after a step, once.
+
+    Raises:
+      StorageError: the disk refused it.
+    """
+    if self._once(EVALUATION, step, record):
+      means = (f"{name} {mean:.3f}" for name, mean in record["means"].items())
+      self.say(f"step {step}: {', '.join(means)}")
+
+  def judged_already(self, step: int) -> bool:
+    """Whether the log has an evaluation of this step."""
+    return any(known["step"] == step for known in read_log(self._directory, EVALUATION))
+
+  def _once(self, name: str, step: int, record: Mapping[str, Any]) -> bool:
+    """Whether a line of this step was new to a log, and has been written."""
+    path = self._directory / name
     with _storage_errors(self._directory):
-      if path.exists() and any(known["step"] == step for known in _records(path)):
-        return
+      if any(known["step"] == step for known in read_log(self._directory, name)):
+        return False
       with path.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps({"step": step, **record}) + "\n")
-      for name, value in _scalars(record, "validation/"):
-        self._board.add_scalar(name, value, step)
-    self.say(f"step {step}: held-out loss {record['loss']:.4f}")
+      self._plot(step, dict(_scalars(record, f"{path.stem}/")))
+    return True
+
+  def reached(self, step: int) -> None:
+    """Notes that this attempt has come so far, and what its time went into.
+
+    Raises:
+      StorageError: the disk refused it.
+    """
+    self._attempts.write(step)
 
   def say(self, text: str) -> None:
     """Prints a line above the progress bar."""
@@ -90,6 +133,14 @@ class RunLog:
     with _storage_errors(self._directory):
       self._lines.close()
       self._board.close()
+    if self._wandb is not None:
+      self._wandb.finish()
+
+  def _plot(self, step: int, scalars: Mapping[str, float]) -> None:
+    for name, value in scalars.items():
+      self._board.add_scalar(name, value, step)
+    if self._wandb is not None:
+      self._wandb.log({**scalars, "step": step})
 
 
 class NoLog:
@@ -105,6 +156,15 @@ class NoLog:
     pass
 
   def validated(self, step: int, record: Mapping[str, Any]) -> None:
+    pass
+
+  def judged(self, step: int, record: Mapping[str, Any]) -> None:
+    pass
+
+  def judged_already(self, step: int) -> bool:
+    return False
+
+  def reached(self, step: int) -> None:
     pass
 
 
@@ -185,12 +245,28 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
         ) from None
 
 
-def _rewind(path: Path, step: int) -> None:
-  """Keeps the lines up to `step`; the file is whole before and after."""
+def _rewind(path: Path, step: int) -> list[dict[str, Any]]:
+  """Keeps the lines up to `step`, and returns the others; the file is whole before and after."""
   if not path.exists():
-    return
-  kept = [record for record in _records(path) if record["step"] <= step]
+    return []
+  records = list(_records(path))
+  kept = [record for record in records if record["step"] <= step]
   write_whole(path, (json.dumps(record) + "\n" for record in kept))
+  return [record for record in records if record["step"] > step]
+
+
+def _open_wandb(project: str, directory: Path) -> Any:
+  try:
+    import wandb
+  except ImportError:
+    raise ConfigError(
+      f"wandb={project!r}: Weights & Biases is not installed here; pip install wandb, or leave the setting out."
+    ) from None
+  # The same folder goes on with the same run. Steps that are made again come twice, so they are an axis of ours.
+  name = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
+  run = wandb.init(project=project, name=directory.name, id=name, resume="allow", dir=directory)
+  run.define_metric("*", step_metric="step")
+  return run
 
 
 def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

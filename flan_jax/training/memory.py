@@ -108,6 +108,7 @@ def step_memory(
   learnt: Sequence[Placed],
   kernels: Sequence[Placed],
   parameters: int,
+  accumulator_dtype: str = "float32",
 ) -> Memory:
   """All of it on one device.
 
@@ -115,8 +116,10 @@ def step_memory(
     optimizer, parameters: bytes on one device.
     learnt: what has gradients.
     kernels: all parameters of the model, frozen ones included.
+    accumulator_dtype: of the sums of gradients.
   """
-  moments = _moments(config, work, layout, learnt, kernels)
+  sums = jnp.dtype(accumulator_dtype).itemsize
+  moments = _moments(config, work, layout, learnt, kernels, sums)
   peak = max(moments, key=lambda moment: sum(moment[:-1]))
   return Memory(parameters, optimizer, batch_bytes(work, layout), *peak)
 
@@ -127,8 +130,13 @@ def _moments(
   layout: Layout,
   learnt: Sequence[Placed],
   kernels: Sequence[Placed],
+  sums: int,
 ) -> Iterator[_Moment]:
-  """In the order of a step."""
+  """In the order of a step.
+
+  Args:
+    sums: bytes of a number of the sums of gradients.
+  """
   there = stacks(config, work)
   casts = [_casts(kernels, stack, config) for stack in there]
   kept = [stack.kept(config.remat, layout) for stack in there]
@@ -137,7 +145,7 @@ def _moments(
     x for x in learnt if x.path[0] == "unembed" or (config.tied_embeddings and x.path == table)
   ]
   yield _Moment(
-    _gradients(learnt, begun, work.accumulation),
+    _gradients(learnt, begun, work.accumulation, sums),
     sum(casts),
     sum(kept),
     _of_logits(config, work, layout),
@@ -146,7 +154,7 @@ def _moments(
   for i in reversed(range(len(there))):
     begun += [x for x in learnt if there[i].holds(x.path)]
     yield _Moment(
-      _gradients(learnt, begun, work.accumulation),
+      _gradients(learnt, begun, work.accumulation, sums),
       sum(casts[: i + 1]),
       sum(kept[: i + 1]),
       _of_layer(config, layout, there[i], kernels),
@@ -154,15 +162,19 @@ def _moments(
     )
   words, size = -(-config.vocab_size // layout.shards("vocab")), jnp.dtype(config.dtype).itemsize
   gathered = 3 * words * config.emb_dim * size if layout.mesh.shape["fsdp"] > 1 else 0
-  yield _Moment(_gradients(learnt, learnt, work.accumulation), 0, 0, gathered, "the embedding")
+  yield _Moment(
+    _gradients(learnt, learnt, work.accumulation, sums), 0, 0, gathered, "the embedding"
+  )
 
 
-def _gradients(learnt: Iterable[Placed], begun: Iterable[Placed], accumulation: int) -> int:
-  """Of a microbatch in float32, as far as the backward pass has begun them. With accumulation they have the
-  parameters' dtype, and the float32 sums that they are added to are there from the beginning."""
+def _gradients(
+  learnt: Iterable[Placed], begun: Iterable[Placed], accumulation: int, sums: int
+) -> int:
+  """Of a microbatch, as far as the backward pass has begun them. With accumulation they have the parameters'
+  dtype, and the sums that they are added to are there from the beginning."""
   if accumulation == 1:
-    return sum(4 * array.numbers for array in begun)
-  return sum(4 * array.numbers for array in learnt) + share(begun)
+    return sum(sums * array.numbers for array in begun)
+  return sum(sums * array.numbers for array in learnt) + share(begun)
 
 
 def _casts(

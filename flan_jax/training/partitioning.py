@@ -8,24 +8,30 @@ Models name the axes of their arrays; rules, which are data, map those names to 
 
 A rule may have an alternative: a second rule for the same name. The alternative is taken where the
 first one's mesh axes do not divide a dimension, and the layout says so. Without an alternative that
-is an error.
+is an error. Rules may also name `expert` and `stage`, which no mesh has as long as no model here has
+experts or stages: they cut nothing.
 """
 
+import collections
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flan_jax.errors import ConfigError, MeshError, UnknownName
 
 AXES = ("data", "fsdp", "sequence", "tensor")
+OPEN_AXES = ("expert", "stage")
+
+_ACTIVATIONS = ("batch", "length")  # logical axes that no parameter has
 
 Rule = tuple[str, str | tuple[str, ...] | None]
 Rules = tuple[Rule, ...]
@@ -57,12 +63,22 @@ class ShardedModel(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each mesh axis. One of the numbers may be -1: the devices that are left."""
+  """Devices along each mesh axis. One of the numbers may be -1: the devices that are left.
+
+  Args:
+    across_slices: the axis whose outer part leads from one slice of a TPU pod to the next, over the slow
+      network between them; all else stays within slices. With one slice it says nothing.
+  """
 
   data: int = -1
   fsdp: int = 1
   sequence: int = 1
   tensor: int = 1
+  across_slices: str = "data"
+
+  def __post_init__(self) -> None:
+    if self.across_slices not in AXES:
+      raise UnknownName("mesh axis", self.across_slices, AXES, "It stands in across_slices.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +124,35 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
   devices = jax.devices() if devices is None else devices
   # Explicit axes, the default of jax.make_mesh, would refuse gathers from a sharded embedding.
   types = (AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(_mesh_sizes(config, len(devices)), AXES, axis_types=types, devices=devices)
+  sizes = _mesh_sizes(config, len(devices))
+  if len(_slices(devices)) > 1:
+    return Mesh(hybrid_devices(config, devices), AXES, axis_types=types)
+  return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+
+
+def hybrid_devices(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
+  """The devices of several slices, told by their `slice_index`, in the shape of the mesh.
+
+  Raises:
+    MeshError: the slices are of different sizes, or do not divide `across_slices`.
+  """
+  sizes, slices = dict(zip(AXES, _mesh_sizes(config, len(devices)), strict=True)), _slices(devices)
+  across, count = config.across_slices, len(slices)
+  if len(set(slices.values())) > 1:
+    raise MeshError(f"the slices have {sorted(slices.values())} devices: a mesh wants equal ones")
+  if sizes[across] % count:
+    raise MeshError(
+      f"{across}={sizes[across]} does not divide over {count} slices: make it a multiple of {count}, or let "
+      "mesh.across_slices name another axis"
+    )
+  outer = [count if axis == across else 1 for axis in AXES]
+  inner = [sizes[axis] // n for axis, n in zip(AXES, outer, strict=True)]
+  return mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
+
+
+def _slices(devices: Sequence[Any]) -> Mapping[int, int]:
+  """Devices of each slice; those that know of no slices are in one."""
+  return collections.Counter(getattr(device, "slice_index", None) or 0 for device in devices)
 
 
 def make_abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
@@ -143,12 +187,7 @@ def make_layout(
     MeshError: a rule without an alternative does not divide a dimension of the model.
     ConfigError: the model uses an axis name that no rule mentions, or a rule an unknown mesh axis.
   """
-  for name, axes in rules:
-    for axis in _tuple(axes):
-      if axis not in mesh.shape:
-        raise UnknownName(
-          "mesh axis", axis, mesh.shape, f"It stands in the axis rule for {name!r}."
-        )
+  rules = tuple((name, _present(name, axes, mesh)) for name, axes in rules)
   sizes = _dimension_sizes(model)
   known = dict.fromkeys(name for name, _ in rules)
   for name in sizes:
@@ -161,6 +200,15 @@ def make_layout(
     )
     settled.append((name, rule))
     fallbacks.extend(report)
+  used = [
+    axis for name, rule in settled if name in (*sizes, *_ACTIVATIONS) for axis in _tuple(rule)
+  ]
+  fallbacks.extend(
+    f"mesh axis {axis}={size} cuts nothing of this model: its devices all do the same work"
+    for axis, size in mesh.shape.items()
+    if size > 1 and axis not in used
+  )
+  _check_no_axis_twice(model, mesh, dict(settled))
   return Layout(mesh, tuple(settled), tuple(fallbacks))
 
 
@@ -209,15 +257,22 @@ def state_shardings(tx: optax.GradientTransformation, params: PyTree, shardings:
 
 
 def batch_shardings(batch: Mapping[str, Any], layout: Layout) -> PyTree:
-  """Rows over the batch axes; the second dimension over the sequence where it divides."""
+  """Rows over the batch axes, tokens over the sequence. Other second dimensions are cut where they divide.
 
-  def place(leaf: Any) -> NamedSharding:
+  Raises:
+    MeshError: the tokens of a row do not divide.
+  """
+  pieces = layout.shards("length")
+
+  def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
     names: list[str | None] = [*("batch", "length")[: leaf.ndim]]
-    if leaf.ndim > 1 and leaf.shape[1] % layout.shards("length"):
+    if leaf.ndim > 1 and leaf.shape[1] % pieces:
+      if path_of(path)[-1].endswith("_tokens"):
+        check_lengths([leaf.shape[1]], layout)
       names[1] = None
     return layout.sharding(*names)
 
-  return jax.tree.map(place, batch)
+  return jax.tree_util.tree_map_with_path(place, batch)
 
 
 def rows_of_process(batch_size: int, layout: Layout) -> list[int]:
@@ -270,6 +325,17 @@ def check_kernels(model: ShardedModel, mesh: Mesh | AbstractMesh) -> None:
     )
 
 
+def check_lengths(lengths: Iterable[int], layout: Layout) -> None:
+  """Raises MeshError unless rows of so many tokens divide over the sequence."""
+  pieces = layout.shards("length")
+  for length in lengths:
+    if length % pieces:
+      raise MeshError(
+        f"rows of {length} tokens do not divide over sequence={pieces}: make them a multiple of {pieces} (a "
+        "decoder's are inputs and targets together), or choose another mesh"
+      )
+
+
 def current_shards(name: str) -> int:
   """Into how many pieces the mesh and rules in force, if any, cut this logical dimension."""
   mesh = jax.sharding.get_abstract_mesh()
@@ -294,6 +360,40 @@ def _tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 def _extent(axes: str | tuple[str, ...] | None, mesh: Any) -> int:
   return math.prod(mesh.shape[axis] for axis in _tuple(axes))
+
+
+def _present(
+  name: str, axes: str | tuple[str, ...] | None, mesh: Mesh | AbstractMesh
+) -> str | tuple[str, ...] | None:
+  """What a rule says of the axes that the mesh has."""
+  for axis in _tuple(axes):
+    if axis not in mesh.shape and axis not in OPEN_AXES:
+      known = (*mesh.shape, *OPEN_AXES)
+      raise UnknownName("mesh axis", axis, known, f"It stands in the axis rule for {name!r}.")
+  if isinstance(axes, str):
+    return axes if axes in mesh.shape else None
+  return tuple(axis for axis in _tuple(axes) if axis in mesh.shape) or None
+
+
+def _check_no_axis_twice(
+  model: ShardedModel, mesh: Mesh | AbstractMesh, rules: Mapping[str, Any]
+) -> None:
+  """Raises MeshError where two dimensions of an array would go over one mesh axis.
+
+  Flax would leave one of them whole and say nothing.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(
+    model.logical_axes(), is_leaf=lambda x: isinstance(x, tuple)
+  )
+  for path, names in leaves:
+    owner: dict[str, str] = {}
+    for name in names:
+      for axis in _tuple(rules.get(name)):
+        if mesh.shape[axis] > 1 and owner.setdefault(axis, name) != name:
+          raise MeshError(
+            f"the axis rules cut both {owner[axis]!r} and {name!r} of {'/'.join(path_of(path))} over "
+            f"{axis!r}; an array can be cut over a mesh axis once"
+          )
 
 
 def _dimension_sizes(model: ShardedModel) -> dict[str, dict[int, str]]:

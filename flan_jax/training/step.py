@@ -12,11 +12,13 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from flan_jax.errors import ConfigError, UnknownName
 from flan_jax.training.losses import Loss
 from flan_jax.training.partitioning import Layout, ShardedModel, param_shardings, state_shardings
 
 PyTree = Any
 Metrics = Mapping[str, Any]
+ACCUMULATOR_DTYPES = ("float32", "bfloat16")
 
 
 @jax.tree_util.register_dataclass
@@ -70,14 +72,16 @@ def make_train_step(
   *,
   trained: Callable[[PyTree], PyTree] = lambda gradients: gradients,
   accumulation: int = 1,
+  accumulator_dtype: str = "float32",
   schedule: optax.Schedule | None = None,
   spike_sigmas: float | None = None,
   shardings: TrainState | None = None,
+  deterministic: bool = False,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """A jitted `step(state, batch, key, frozen=None) -> (state, metrics)`, which donates the state.
 
   The batch is cut into `accumulation` microbatches, each of which spans all devices, and gradients
-  are summed in float32; the result is that of the whole batch at once, whatever weights the
+  are summed over them; the result is that of the whole batch at once, whatever weights the
   microbatches carry. Randomness comes from `fold_in(key, state.step)`, so a resumed run draws what
   the uninterrupted one would have drawn.
 
@@ -92,10 +96,13 @@ def make_train_step(
   Args:
     trained: from gradients to those that `tx` reads. The others are asked for by nobody, so that the
       compiler leaves them out.
+    accumulator_dtype: of the sums of gradients that wait for the next microbatch. bfloat16 halves their
+      bytes and rounds them once a microbatch; `tx` sees float32 either way.
     schedule: reported, not applied: `tx` has its own.
     spike_sigmas: a loss is a spike that lies more than so many standard deviations above the mean of
       `state.recent`, once that is full; None: none is.
     shardings: of the state; None leaves the layout to the compiler.
+    deterministic: GPUs add up in the same order every time; others do so anyway.
   """
 
   def step(
@@ -104,7 +111,7 @@ def make_train_step(
     key = jax.random.fold_in(key, state.step)
     weights = {name: _f32(weight) for name, weight in loss.weights(batch).items()}
     total, gradients, report = _accumulate(
-      loss, state.params, batch, key, frozen, weights, accumulation
+      loss, state.params, batch, key, frozen, weights, accumulation, accumulator_dtype
     )
     squares = [jnp.sum(jnp.square(x)) for x in jax.tree.leaves(trained(gradients))]
     norm = jnp.sqrt(sum(squares, jnp.float32(0)))
@@ -144,12 +151,25 @@ def make_train_step(
     return after, metrics
 
   outputs = None if shardings is None else (shardings, None)
-  return jax.jit(step, donate_argnums=(0,), out_shardings=outputs)
+  options: dict[str, Any] | None = {"xla_gpu_deterministic_ops": True} if deterministic else None
+  return jax.jit(step, donate_argnums=(0,), out_shardings=outputs, compiler_options=options)
+
+
+def check_accumulator(dtype: str, accumulation: int) -> None:
+  """Raises ConfigError for another dtype than the two, or one that nothing is summed in."""
+  if dtype not in ACCUMULATOR_DTYPES:
+    raise UnknownName("accumulator_dtype", dtype, ACCUMULATOR_DTYPES)
+  if dtype != "float32" and accumulation == 1:
+    raise ConfigError(
+      f"accumulator_dtype={dtype} is of sums over microbatches, and accumulation=1 makes one: leave it out, or "
+      "ask for more"
+    )
 
 
 def gradients_of(
   loss: Loss,
   accumulation: int,
+  accumulator_dtype: str,
   params: PyTree,
   batch: PyTree,
   key: jax.Array,
@@ -159,7 +179,7 @@ def gradients_of(
   """The gradients that `make_train_step` takes in the step after `step` others, to be jitted."""
   weights = {name: _f32(weight) for name, weight in loss.weights(batch).items()}
   key = jax.random.fold_in(key, step)
-  return _accumulate(loss, params, batch, key, frozen, weights, accumulation)[1]
+  return _accumulate(loss, params, batch, key, frozen, weights, accumulation, accumulator_dtype)[1]
 
 
 def _accumulate(
@@ -170,6 +190,7 @@ def _accumulate(
   frozen: PyTree,
   weights: Mapping[str, Float[Array, ""]],
   accumulation: int,
+  accumulator_dtype: str,
 ) -> tuple[Float[Array, ""], PyTree, dict[str, Any]]:
   """Loss, float32 gradients and report of the whole batch, one microbatch at a time."""
 
@@ -191,20 +212,22 @@ def _accumulate(
   def add(carry, microbatch):
     index, rows = microbatch
     (total, report), gradients = gradient(params, rows, jax.random.fold_in(key, index))
-    new = (total, jax.tree.map(_f32, gradients), report)
-    return jax.tree.map(jnp.add, carry, new), None
+    before, sums, reported = carry
+    sums = jax.tree.map(lambda x, g: (_f32(x) + _f32(g)).astype(x.dtype), sums, gradients)
+    return (before + total, sums, jax.tree.map(jnp.add, reported, report)), None
 
   microbatches = in_microbatches(batch, accumulation)
   first = jax.tree.map(lambda x: x[0], microbatches)
   (total, report), gradients = jax.eval_shape(gradient, params, first, key)
   zeros = (
     jnp.zeros_like(total),
-    jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params),
+    jax.tree.map(lambda p: jnp.zeros_like(p, jnp.dtype(accumulator_dtype)), params),
     jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), report),
   )
   del gradients
   indices = jnp.arange(accumulation, dtype=jnp.int32)
-  return jax.lax.scan(add, zeros, (indices, microbatches))[0]
+  (total, sums, report), _ = jax.lax.scan(add, zeros, (indices, microbatches))
+  return total, jax.tree.map(_f32, sums), report
 
 
 def in_microbatches(batch: PyTree, count: int) -> PyTree:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import itertools
 import sys
 import time
@@ -12,11 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
-from flan_jax.checkpoints import Checkpoints
+from flan_jax.checkpoints import Checkpoints, Keep
 from flan_jax.errors import CheckpointError, ConfigError
 from flan_jax.training.averages import averaged_params
 from flan_jax.training.bad_steps import BadSteps, Taken
+from flan_jax.training.devices import device_of
 from flan_jax.training.logging import NoLog, RunLog, step_record
 from flan_jax.training.losses import Loss
 from flan_jax.training.not_finite import ForwardPass
@@ -27,16 +30,21 @@ from flan_jax.training.partitioning import (
   path_of,
   put_batch,
 )
+from flan_jax.training.profiling import Profile, collected_at_saves
 from flan_jax.training.saved_state import parts_of, state_of
+from flan_jax.training.saving_times import SavingTimes
 from flan_jax.training.step import (
   Metrics,
   TrainState,
   abstract_state,
+  check_accumulator,
   gradients_of,
   make_train_step,
 )
 from flan_jax.training.termination import Termination
+from flan_jax.training.timers import STEP, Timers
 from flan_jax.training.validation import HeldOutLoss
+from flan_jax.training.watchdog import Watchdog
 
 PyTree = Any
 _MADE_OF = {"store": ": other records, templates, rates, format, lengths or data seed"}
@@ -51,28 +59,54 @@ class TrainerConfig:
     steps: batches in all, those of earlier attempts included.
     batch_size: rows of one step, over all processes.
     accumulation: microbatches that a step is cut into.
+    accumulator_dtype: "float32" or "bfloat16", of the sums of their gradients.
     checkpoint_every: steps between checkpoints. There is always one at the end.
-    keep: checkpoints kept; None: all.
+    checkpoint_minutes: save as well when so many have passed since the last checkpoint.
+    keep, keep_every, keep_best, best: which checkpoints stay; see `flan_jax.checkpoints.Keep`.
     seed: of fresh parameters and of dropout.
     progress: draw a progress bar.
     max_bad_steps: skipped steps in a row that stop the run; None: no number of them does.
     spike_window, spike_sigmas: a step is skipped whose loss lies more than `spike_sigmas` standard
       deviations above the mean of the last `spike_window` updates' losses; None: none is.
+    evaluate_every: steps between evaluations, each of which is taken with a checkpoint.
+    patience: the run ends once so many held-out losses in a row were no lower than the lowest before them.
+    deterministic: make a GPU add up in the same order every time; it takes longer.
+    profile_steps: first and last step, counted from 1, that are traced.
+    wandb: a project of Weights & Biases that is told what the log is.
   """
 
   steps: int
   batch_size: int
   accumulation: int = 1
   checkpoint_every: int = 500
+  checkpoint_minutes: float | None = None
   keep: int | None = 2
+  keep_every: int | None = None
+  keep_best: int | None = None
+  best: str = "lowest loss"
   seed: int = 0
   progress: bool = True
   max_bad_steps: int | None = 10
   spike_window: int | None = None
   spike_sigmas: float | None = None
+  evaluate_every: int | None = None
+  patience: int | None = None
+  deterministic: bool = False
+  profile_steps: tuple[int, int] | None = None
+  wandb: str | None = None
+  accumulator_dtype: str = "float32"
 
   def __post_init__(self) -> None:
-    for name in ("steps", "batch_size", "accumulation", "checkpoint_every", "max_bad_steps"):
+    check_accumulator(self.accumulator_dtype, self.accumulation)
+    for name in (
+      "steps",
+      "batch_size",
+      "accumulation",
+      "checkpoint_every",
+      "max_bad_steps",
+      "evaluate_every",
+      "patience",
+    ):
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ConfigError(f"{name}={value} must be 1 or more")
@@ -85,10 +119,25 @@ class TrainerConfig:
       raise ConfigError(
         f"spike_window={window} must be 2 or more, and spike_sigmas={sigmas} above 0"
       )
-    if self.keep is not None and self.keep < 1:
-      raise ConfigError(f"keep={self.keep}: at least one checkpoint has to be kept")
+    if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
+      raise ConfigError(f"checkpoint_minutes={self.checkpoint_minutes} must be above 0, or None")
+    _ = self.kept
     if not 0 <= self.seed < 1 << 32:
       raise ConfigError(f"seed={self.seed} must lie between 0 and {(1 << 32) - 1}")
+    if self.evaluate_every is not None and self.evaluate_every % self.checkpoint_every:
+      raise ConfigError(
+        f"evaluate_every={self.evaluate_every} must be a multiple of checkpoint_every={self.checkpoint_every}"
+      )
+    if self.profile_steps is not None:
+      first, last = self.profile_steps
+      if not 1 <= first <= last <= self.steps:
+        raise ConfigError(
+          f"profile_steps={self.profile_steps}: two steps between 1 and {self.steps}, the first one first"
+        )
+
+  @property
+  def kept(self) -> Keep:
+    return Keep(self.keep, self.keep_every, self.keep_best, self.best)
 
 
 class TrainingResult(NamedTuple):
@@ -96,11 +145,13 @@ class TrainingResult(NamedTuple):
   state: after the last step.
   resumed_from: the step of the checkpoint that this attempt went on from; 0: it began afresh.
   terminated: SIGTERM came. A checkpoint is saved, of the last step where that was being made.
+  stopped_early: patience with the held-out loss was at its end.
   """
 
   state: TrainState
   resumed_from: int
-  terminated: bool
+  terminated: bool = False
+  stopped_early: bool = False
 
 
 class Trainer:
@@ -127,8 +178,14 @@ class Trainer:
     fingerprints: what must be the same when a run goes on, by name (store, tokenizer, model, ...).
     meta: other facts to keep beside each checkpoint; plain JSON values.
     describe: from row numbers to lines that tell what these rows hold.
+    flops: from this process's share of a batch to the FLOPs that the model needs for it; with the peak of the
+      devices the log tells how much of that was reached.
+    judge: from parameters and frozen ones to a line of evaluation.jsonl, every `evaluate_every` steps.
+    saved: called with step, parameters and frozen ones of each checkpoint, but for one that SIGTERM asked for.
+    timers: of the launch.
     forward: the forward pass of the loss. With it the first step that is not finite is looked into and stops
       the run, and every step waits for the one before.
+    watchdog: is told of every step, and of what is done between two.
     say: told, in a sentence, what the user should know.
   """
 
@@ -150,14 +207,30 @@ class Trainer:
     fingerprints: Mapping[str, str | int] | None = None,
     meta: Mapping[str, Any] | None = None,
     describe: Callable[[Iterable[int]], Iterable[str]] | None = None,
+    flops: Callable[[Mapping[str, Any]], float] | None = None,
+    judge: Callable[[PyTree, PyTree], Mapping[str, Any]] | None = None,
+    saved: Callable[[int, PyTree, PyTree], None] | None = None,
+    timers: Timers | None = None,
     forward: ForwardPass | None = None,
+    watchdog: Watchdog | None = None,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
   ):
     check_batch(config.batch_size, config.accumulation, layout)
+    if config.keep_best and held_out is None:
+      raise ConfigError(
+        f"keep_best={config.keep_best}: nothing is measured by which a checkpoint is best; set validation_batches"
+      )
+    if config.patience is not None and held_out is None:
+      raise ConfigError(
+        f"patience={config.patience} is with the held-out loss: take one (validation_batches), or leave it out"
+      )
     self.config, self.directory = config, Path(directory)
     self._model, self._tx, self._layout = model, tx, layout
     self._batches, self._load = batches, load
     self._held_out, self._tasks = held_out, tuple(tasks)
+    self._held_out_losses: list[float] = []
+    self._flops, self._judge, self._saved = flops, judge, saved
+    self._timers = timers or Timers()
     # Neither rows nor dropout would go on where they were.
     own = {"batch_size": config.batch_size, "seed": config.seed}
     self._fingerprints = {**own, **(fingerprints or {})}
@@ -170,9 +243,11 @@ class Trainer:
       tx,
       trained=trained,
       accumulation=config.accumulation,
+      accumulator_dtype=config.accumulator_dtype,
       schedule=schedule,
       spike_sigmas=config.spike_sigmas,
       shardings=self._shardings,
+      deterministic=config.deterministic,
     )
     gradients = jax.tree_util.tree_leaves_with_path(trained(self._shapes.params))
     self._bad_steps = BadSteps(
@@ -182,9 +257,12 @@ class Trainer:
       gradients=["/".join(path_of(keys)) for keys, _ in gradients],
       describe=describe,
       forward=forward,
-      backward=functools.partial(gradients_of, loss, config.accumulation),
+      backward=functools.partial(gradients_of, loss, config.accumulation, config.accumulator_dtype),
     )
     self._waits = forward is not None
+    self._measured: dict[str, Any] | None = None
+    self._owes_validation = False
+    self._watchdog = watchdog or Watchdog()
 
   def check(self) -> dict[str, Any] | None:
     """Whether this run may go on from what the directory holds.
@@ -222,24 +300,41 @@ class Trainer:
     folder = self.directory / "checkpoints"
     with (
       Termination() as termination,
-      Checkpoints(folder, keep=self.config.keep, say=self._say) as checkpoints,
+      Checkpoints(folder, keep=self.config.kept, say=self._say) as checkpoints,
       self._layout.active(),
     ):
-      state, row = self._begin(checkpoints)
+      with self._timers("restore"):
+        state, row = self._begin(checkpoints)
       start = int(state.step)
-      if start >= self.config.steps:
-        self._say(f"all {start} steps are made: nothing left to train")
-        return TrainingResult(state, start, False)
-      with self._log(start) as log:
-        self._validate(log, state, frozen)
-        state = self._loop(state, row, frozen, checkpoints, log, termination)
-        checkpoints.wait()
-      if skipped := self._bad_steps.summary(int(state.step)):
-        self._say(skipped)
-      stopped = termination.came
-      if stopped:
-        self._say(f"stopped by SIGTERM; step {int(state.step)} is saved, the same command goes on")
-    return TrainingResult(state, start, stopped)
+      if start >= self.config.steps or self._out_of_patience():
+        made = "out of patience with the held-out loss" if start < self.config.steps else "all made"
+        self._say(f"{start} steps, {made}: nothing left to train")
+        return TrainingResult(state, start, stopped_early=start < self.config.steps)
+      with self._log(start) as log, self._timers(STEP), collected_at_saves(), self._watchdog:
+        if not self._held_out_losses or self._owes_validation:
+          self._validate(log, state, frozen, termination)
+        if start:  # an attempt that was killed may not have come to it
+          self._look_at(log, state, frozen, checkpoints)
+        if not termination.asked():
+          state = self._loop(state, row, frozen, checkpoints, log, termination)
+        with self._timers("save"), self._watchdog.pause("saving step"):
+          checkpoints.wait()
+        log.reached(int(state.step))
+      self._tell_end(int(state.step), termination.came)
+    early = self._out_of_patience() and int(state.step) < self.config.steps
+    return TrainingResult(state, start, termination.came, early)
+
+  def _tell_end(self, step: int, terminated: bool) -> None:
+    if skipped := self._bad_steps.summary(step):
+      self._say(skipped)
+    if terminated:
+      saved = f"step {step} is saved" if step else "no step was made"
+      self._say(f"stopped by SIGTERM; {saved}, the same command goes on")
+    elif self._out_of_patience():
+      self._say(
+        f"stopped after step {step}: {self.config.patience} held-out losses in a row were no lower than the "
+        f"lowest before them, {min(self._held_out_losses):.4f}"
+      )
 
   def _loop(
     self,
@@ -252,25 +347,47 @@ class Trainer:
   ) -> TrainState:
     config, key = self.config, _keys(self.config.seed)[1]
     step, waiting, clock = int(state.step), None, time.perf_counter()
-    for batch in self._batches(row):
-      arrays = put_batch(batch, self._layout, config.batch_size)
-      state, metrics = self._step(state, arrays, key, frozen)
+    times = SavingTimes(step, config.checkpoint_every, config.checkpoint_minutes)
+    profile, kind = Profile(config.profile_steps, self.directory), "compile"
+    for batch in self._timers.each("feed", self._batches(row)):
       step += 1
+      self._watchdog.beat(step)
+      profile.before(step)
+      with self._timers(kind):
+        arrays = put_batch(batch, self._layout, config.batch_size)
+        state, metrics = self._step(state, arrays, key, frozen)
+      profile.after(step, metrics)
+      kind = STEP
       # The metrics of a step are fetched while the next one runs, so that the devices never wait
       # for the log.
       if waiting is not None:
         clock = self._write(log, waiting, clock, state, frozen)
       waiting = _Made((row, row + config.batch_size), _positions(arrays), batch, metrics)
       row += config.batch_size
-      last = termination.asked(step) or step == config.steps
-      saves = last or step % config.checkpoint_every == 0
+      checkpoints.check()
+      regular = step == config.steps or step % config.checkpoint_every == 0
+      last = termination.asked() or step == config.steps
+      saves = times.due(step) or last
       if saves or self._waits:
         # The log first: a checkpoint whose steps are missing from the log would leave a hole in it.
         clock, waiting = self._write(log, waiting, clock, state, frozen), None
       if saves:
-        clock += self._validate(log, state, frozen)
-        checkpoints.save(step, parts_of(state), self._facts(state, row))
-      if last:
+        begun = time.perf_counter()
+        with self._watchdog.pause("saving step"):
+          # Whoever sends SIGTERM is in a hurry, and the curve stays that of an unbroken run.
+          self._measured = None
+          if regular:
+            self._validate(log, state, frozen, termination)
+          facts = self._facts(state, row)
+          with self._timers("save"):
+            checkpoints.save(step, parts_of(state), facts, self._measured)
+            log.reached(step)
+          gc.collect()
+          if regular and not termination.came:
+            self._look_at(log, state, frozen, checkpoints)
+        clock += time.perf_counter() - begun
+      if last or termination.came or (saves and self._out_of_patience()):
+        profile.close()
         return state
     raise ConfigError(f"the batches ended after {step} of {config.steps} steps")
 
@@ -286,7 +403,14 @@ class Trainer:
     saved, meta = checkpoints.restore(parts_of(wanted))
     self._check_fingerprints(meta, checkpoints.directory)
     self._bad_steps.go_on_from(meta.get("bad_steps", {}))
+    self._held_out_losses = list(meta.get("held_out_losses", ()))
     state = dataclasses.replace(state_of(saved), recent=self._recent(meta.get("recent_losses", ())))
+    # SIGTERM may have cut it short.
+    self._owes_validation = (
+      self._held_out is not None
+      and "measured" not in meta
+      and (int(meta["step"]) % self.config.checkpoint_every == 0)
+    )
     self._say(f"going on from step {meta['step']} (row {meta['row']}) in {checkpoints.directory}")
     return state, int(meta["row"])
 
@@ -326,7 +450,10 @@ class Trainer:
 
   def _facts(self, state: TrainState, row: int) -> dict[str, Any]:
     counts = {"step": int(state.step), "updates": int(state.updates), "row": row}
-    facts = {**self._meta, **counts, "bad_steps": self._bad_steps.facts()}
+    finished = counts["step"] == self.config.steps or self._out_of_patience()
+    facts = {**self._meta, **counts, "finished": finished, "bad_steps": self._bad_steps.facts()}
+    if self._held_out_losses:
+      facts["held_out_losses"] = self._held_out_losses
     if state.recent is not None:
       losses = np.asarray(jax.device_get(state.recent))
       facts["recent_losses"] = losses[~np.isnan(losses)].tolist()
@@ -335,16 +462,48 @@ class Trainer:
   def _log(self, start: int) -> RunLog | NoLog:
     if jax.process_index() != 0:
       return NoLog()
-    total = self.config.steps
-    return RunLog(self.directory, start=start, total=total, progress=self.config.progress)
+    return RunLog(
+      self.directory,
+      start=start,
+      total=self.config.steps,
+      timers=self._timers,
+      progress=self.config.progress,
+      wandb=self.config.wandb,
+    )
 
-  def _validate(self, log: RunLog | NoLog, state: TrainState, frozen: PyTree) -> float:
-    """Logs the held-out loss, and returns the seconds that it took."""
-    begun = time.perf_counter()
+  def _validate(
+    self, log: RunLog | NoLog, state: TrainState, frozen: PyTree, termination: Termination
+  ) -> None:
+    """Takes the held-out loss, and logs it. SIGTERM cuts it short."""
     if self._held_out is not None:
-      params = averaged_params(state.opt_state, state.params)
-      log.validated(int(state.step), self._held_out(params, frozen))
-    return time.perf_counter() - begun
+      with self._timers("evaluate"):
+        params = averaged_params(state.opt_state, state.params)
+        record = self._measured = self._held_out(params, frozen, termination.asked)
+      if record is None:
+        return
+      if self.config.keep_best:
+        self.config.kept.value(record)  # refuses a name that nothing has
+      self._held_out_losses.append(record["loss"])
+      log.validated(int(state.step), record)
+
+  def _look_at(
+    self, log: RunLog | NoLog, state: TrainState, frozen: PyTree, checkpoints: Checkpoints
+  ) -> None:
+    """Judges the parameters that a checkpoint was made of, and hands them on."""
+    step, every = int(state.step), self.config.evaluate_every
+    params = averaged_params(state.opt_state, state.params)
+    if self._judge is not None and every and step % every == 0:
+      known = np.bool_(log.judged_already(step))
+      if not multihost_utils.broadcast_one_to_all(known):
+        with self._timers("evaluate"):
+          log.judged(step, self._judge(params, frozen))
+    if self._saved is not None:
+      with self._timers("save"):
+        checkpoints.wait()
+        self._saved(step, params, frozen)
+
+  def _out_of_patience(self) -> bool:
+    return out_of_patience(self._held_out_losses, self.config.patience)
 
   def _write(
     self, log: RunLog | NoLog, made: "_Made", clock: float, state: TrainState, frozen: PyTree
@@ -353,10 +512,27 @@ class Trainer:
     metrics = jax.device_get(made.metrics)
     now = time.perf_counter()
     skipped = self._bad_steps.count(metrics)
-    log.write(step_record(metrics, made.rows, made.positions, now - clock, self._tasks) | skipped)
+    record = step_record(metrics, made.rows, made.positions, now - clock, self._tasks)
+    log.write(record | self._utilisation(made, now - clock) | skipped)
     taken = Taken(made.rows, made.batch, metrics)
     self._bad_steps.check(taken, state.params, _keys(self.config.seed)[1], frozen)
     return now
+
+  def _utilisation(self, made: "_Made", seconds: float) -> dict[str, float]:
+    """How much of the devices' peak the FLOPs that the model needs for the batch were; {} where not known."""
+    peak = device_of(self._layout.mesh.devices.flat[0].device_kind).peak
+    if self._flops is None or peak is None:
+      return {}
+    held = len(next(iter(made.batch.values())))  # this process's rows stand for all
+    flops = self._flops(made.batch) * self.config.batch_size / held
+    return {"model_flops_utilisation": flops / (seconds * peak * self._layout.mesh.size)}
+
+
+def out_of_patience(losses: Sequence[float], patience: int | None) -> bool:
+  """Whether the last losses, `patience` of them, were no lower than the lowest before them."""
+  if patience is None or len(losses) <= patience:
+    return False
+  return not min(losses[-patience:]) < min(losses[:-patience])
 
 
 class _Made(NamedTuple):
@@ -381,6 +557,7 @@ def _positions(arrays: Mapping[str, jax.Array]) -> int:
   return sum(x.size for name, x in arrays.items() if name.endswith("_segment_ids"))
 
 
+@functools.cache
 def _keys(seed: int) -> tuple[jax.Array, jax.Array]:
   """For the parameters, and for the steps."""
   first, second = jax.random.split(jax.random.key(seed))

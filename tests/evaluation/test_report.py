@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flan_jax.errors import StorageError
-from flan_jax.evaluation.html import html_page, losses_of, write_html
+from flan_jax.evaluation.html import course_of, html_page, write_html
 from flan_jax.evaluation.rank_classification import OptionScores
 from flan_jax.evaluation.report import build_report
 from flan_jax.evaluation.results import Evaluation, ScoredExample, TaskResult, TemplateResult
@@ -288,4 +288,4 @@ def test_a_step_without_a_finite_loss_is_no_point_of_the_curve(tmp_path):
   (tmp_path / "metrics.jsonl").write_text(
     '{"step": 1, "loss": 3.0}\n{"step": 2, "loss": null}\n{"st'
   )
-  assert losses_of(tmp_path) == ([(1, 3.0)], [])
+  assert course_of(tmp_path)[:2] == ([(1, 3.0)], [])

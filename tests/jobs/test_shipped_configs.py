@@ -7,6 +7,7 @@ from flan_jax.jobs.gin_files import CONFIG_DIRECTORY
 from flan_jax.jobs.launch import configure
 
 IO = ("INPUT_FILE=prompts.txt", "OUTPUT_FILE=answers.jsonl")
+FOLLOW = ("RUN_DIR=runs/t5", "OUT_DIR=out", "MIXTURE=mini", "LENGTHS={'inputs': 64, 'targets': 8}")
 RECIPE = "recipes/t5_tiny.gin"
 
 
@@ -20,6 +21,7 @@ def launches():
   yield "train", ("recipes/quickstart.gin", "models/t5_tiny.gin"), ()
   yield "prepare", ("recipes/quickstart.gin",), ()
   yield "evaluate", ("recipes/mini_eval.gin",), ()
+  yield "follow", ("meshes/single.gin", "runs/follow.gin"), FOLLOW
   yield "infer", ("models/smollm2_135m.gin", "runs/infer.gin"), IO
   yield "infer", ("models/tuned.gin", "runs/infer.gin"), (*IO, "RUN_DIR=runs/quickstart")
   yield "convert", ("models/tuned.gin", "runs/convert.gin"), ("RUN_DIR=runs/t5", "FOLDER=out")

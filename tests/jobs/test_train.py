@@ -157,3 +157,58 @@ def test_what_cannot_be_had_is_told_by_the_report_or_stops_a_strict_launch(
   listed = flan_jax("mixtures", "gap", "--module", "tasks.py").stdout
   assert "cloze is missing: TFDS cannot prepare story_cloze" in listed
   flan_jax("mixtures", "gap", "--module", "tasks.py", "--strict", status=2)
+
+
+def test_a_run_is_judged_and_goes_out_with_its_checkpoints(flan_jax, folder):
+  settings = [
+    "--gin.STEPS=8",
+    "--gin.train.checkpoint_every=2",
+    "--gin.train.evaluation=@evaluation()",
+    "--gin.train.evaluate_every=4",
+    "--gin.train.export=True",
+  ]
+  flan_jax("train", *RECIPE, *settings)
+  run = folder / "runs/tuned"
+  judged = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in judged] == [4, 8]
+  report = json.loads((run / "report.json").read_text())
+  assert judged[-1]["tasks"]["tickets"] == report["tasks"][0]["after"]
+  page = (run / "report.html").read_text()
+  assert "Judged meanwhile" in page and "Where the time went" in page
+  assert report["environment"]["training"]["time"]["attempts"] == 1
+  assert json.loads((run / "environment.json").read_text())["versions"]["jax"]
+  # Two checkpoints are kept, and so are the folders made of them.
+  assert sorted(folder.name for folder in (run / "exported").iterdir()) == ["6", "8"]
+  flan_jax(
+    "convert",
+    *RECIPE,
+    "--gin_file=models/tuned.gin",
+    "--gin_file=runs/convert.gin",
+    "--gin.FOLDER=runs/converted",
+  )
+  weights = "model.safetensors"
+  assert (run / "exported/8" / weights).read_bytes() == (
+    folder / "runs/converted" / weights
+  ).read_bytes()
+
+
+def test_a_run_that_stops_early_is_reported_and_is_a_phase_that_is_done(flan_jax, folder):
+  tickets = folder / "support/tickets.yaml"
+  with_validation = "{train: 0.6, validation: 0.2, test: 0.2}"
+  tickets.write_text(tickets.read_text().replace("{train: 0.8, test: 0.2}", with_validation))
+  settings = [
+    "--gin.STEPS=40",
+    "--gin.LEARNING_RATE=1.0",  # the loss rises
+    "--gin.WARMUP_STEPS=1",
+    "--gin.train.checkpoint_every=2",
+    "--gin.VALIDATION_BATCHES=1",
+    "--gin.train.patience=2",
+    "--gin.train.evaluation=@evaluation()",
+  ]
+  done = flan_jax("train", *RECIPE, *settings)
+  assert "held-out losses in a row" in done.stderr
+  steps = len(metrics(folder / "runs/tuned"))
+  assert steps < 40
+  report = json.loads((folder / "runs/tuned/report.json").read_text())
+  assert report["environment"]["training"]["steps"] == steps
+  assert "nothing left to train" in flan_jax("train", *RECIPE, *settings).stderr

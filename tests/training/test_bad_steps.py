@@ -2,7 +2,12 @@
 
 import dataclasses
 import itertools
+import os
 import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +16,7 @@ import pytest
 import run_tiny
 from tiny import DECODER, ENCODER_DECODER, FAMILIES, TABLE, assert_trees_equal, batch_of
 
-from flan_jax.checkpoints import Checkpoints
+from flan_jax.checkpoints import Checkpoints, Keep
 from flan_jax.errors import ConfigError, TrainingError
 from flan_jax.models import build_model
 from flan_jax.training.logging import read_log
@@ -107,7 +112,7 @@ def test_no_number_of_skipped_steps_stops_a_run_that_bears_all(tmp_path):
 def test_a_nan_in_a_parameter_of_a_checkpoint_stops_the_run_at_once_and_is_named(tmp_path):
   trainer = run_tiny.make_trainer(tmp_path, config={"steps": 6})
   trainer.run()
-  with Checkpoints(tmp_path / "checkpoints", keep=None) as checkpoints:
+  with Checkpoints(tmp_path / "checkpoints", keep=Keep(None)) as checkpoints:
     state, meta = checkpoints.restore(parts_of(trainer._shapes))
     state["params"]["table"] = np.array(state["params"]["table"])
     state["params"]["table"][3, 4] = np.nan
@@ -287,3 +292,69 @@ class _NothingFound:
 
   def first_not_finite(self, *arguments):
     return None
+
+
+POISONED = """
+import sys
+sys.path.insert(0, {folder!r})
+import jax
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 1)
+from flan_jax.jobs.processes import join
+join()
+import numpy as np
+import run_tiny
+from tiny import TABLE
+from flan_jax.training.partitioning import rows_of_process
+layout = run_tiny.layout_of(TABLE)
+share = rows_of_process(run_tiny.ROWS, layout)
+
+def batches(start):
+  for i, batch in enumerate(run_tiny.batches(start), start // run_tiny.ROWS):
+    batch = {{name: np.array(value) for name, value in batch.items()}}
+    if i in {steps!r}:
+      batch["decoder_loss_weights"] = batch["decoder_loss_weights"].astype(np.float32)
+      batch["decoder_loss_weights"][6] = np.nan  # a row of the second process
+    yield {{name: value[share] for name, value in batch.items()}}
+
+run_tiny.make_trainer(sys.argv[1], batches=batches, config={{"steps": 6, "max_bad_steps": 2}}).run()
+"""
+
+
+def two_processes(directory, steps):
+  """Runs a training with poison in some steps of the second process, and returns both when they have ended."""
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{listener.getsockname()[1]}"
+  code = POISONED.format(folder=str(Path(run_tiny.__file__).parent), steps=steps)
+  running = [
+    subprocess.Popen(
+      [sys.executable, "-c", code, directory],
+      env={
+        **os.environ,
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": str(index),
+      },
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  return [(process.communicate(timeout=300)[1], process.returncode) for process in running]
+
+
+@pytest.mark.slow
+def test_what_one_process_reads_is_skipped_by_both(tmp_path):
+  for errors, status in two_processes(tmp_path, {3}):
+    assert status == 0, errors
+  assert [line["skipped"] for line in read_log(tmp_path)] == [0, 0, 0, 1, 0, 0]
+
+
+@pytest.mark.slow
+def test_what_one_process_reads_stops_both_and_each_leaves_its_rows(tmp_path):
+  for errors, status in two_processes(tmp_path, {2, 3}):
+    assert status != 0 and "TrainingError: step 4" in errors and "last of 2 in a row" in errors
+  shares = [np.load(tmp_path / f"bad_steps/4/batch-{i}.npz") for i in range(2)]
+  poisoned = [np.isnan(share["decoder_loss_weights"]).any(axis=1).tolist() for share in shares]
+  assert poisoned == [[False] * 4, [False, False, True, False]]

@@ -102,6 +102,32 @@ def test_misspelt_rules_are_refused():
     make_layout(DECODER, mesh, without)
 
 
+def test_rules_may_name_axes_that_no_mesh_has_yet():
+  mesh = make_mesh(MeshConfig(data=4, tensor=2))
+  rules = (("mlp", ("tensor", "expert")), ("layers", "stage"), *DEFAULT_RULES)
+  layout = make_layout(DECODER, mesh, rules)
+  assert (dict(layout.rules)["mlp"], dict(layout.rules)["layers"]) == (("tensor",), None)
+
+
+def test_a_mesh_axis_that_cuts_nothing_is_told():
+  rules = tuple(rule for rule in DEFAULT_RULES if rule[0] != "length")
+  layout = make_layout(DECODER, make_mesh(MeshConfig(data=4, sequence=2)), rules)
+  assert "sequence=2 cuts nothing" in layout.fallbacks[0]
+
+
+def test_an_array_is_not_cut_twice_over_one_axis():
+  rules = (("mlp", "fsdp"), *DEFAULT_RULES)
+  with pytest.raises(MeshError, match="both 'mlp' and 'embed' of .*kernel over 'fsdp'"):
+    make_layout(DECODER, make_mesh(MeshConfig(data=4, fsdp=2)), rules)
+  make_layout(DECODER, make_mesh(MeshConfig(data=8)), rules)
+
+
+def test_rows_that_do_not_divide_over_the_sequence_are_refused():
+  layout = make_layout(ENCODER_DECODER, make_mesh(MeshConfig(data=4, sequence=2)))
+  with pytest.raises(MeshError, match="rows of 11 tokens do not divide over sequence=2"):
+    put_batch(batch_of(length=11), layout)
+
+
 def adafactor(model, **settings):
   return optimizers.adafactor(schedules.constant(1e-3), model.logical_axes(), **settings)
 

@@ -9,9 +9,10 @@ import optax
 import pytest
 from tiny import DECODER, assert_trees_close, assert_trees_equal, batch_of
 
+from flan_jax.errors import ConfigError, UnknownName
 from flan_jax.training import optimizers, schedules
 from flan_jax.training.losses import LossSums, SupervisedLoss, Term
-from flan_jax.training.step import TrainState, make_train_step
+from flan_jax.training.step import TrainState, check_accumulator, make_train_step
 
 KEY = jax.random.key(7)
 SCHEDULE = schedules.linear(1e-2, total_steps=10, warmup_steps=2)
@@ -74,6 +75,29 @@ def test_accumulation_over_uneven_targets_is_the_whole_batch(accumulation):
   parts, metrics = make_train_step(loss, tx, accumulation=accumulation)(start(), batch, KEY)
   assert_trees_close(parts.params, whole.params, rtol=1e-5, atol=1e-7)
   assert_trees_close(metrics, whole_metrics, rtol=1e-5)
+
+
+def test_sums_in_bfloat16_are_rounded_and_no_more():
+  loss, batch, tx = SupervisedLoss(DECODER), batch_of(), optax.sgd(1.0)
+  start = jax.tree.map(np.asarray, DECODER.init(jax.random.key(1)))
+
+  def gradients(**settings):
+    state = TrainState.create(jax.tree.map(jnp.asarray, start), tx)
+    after, _ = make_train_step(loss, tx, **settings)(state, batch, KEY)
+    return jax.tree.map(np.subtract, start, after.params)
+
+  whole, rounded = gradients(), gradients(accumulation=4, accumulator_dtype="bfloat16")
+  for ours, theirs in zip(jax.tree.leaves(rounded), jax.tree.leaves(whole), strict=True):
+    distance = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+    assert 1e-5 < distance < 4 * 2.0**-9  # four roundings to 8 bits
+
+
+def test_an_accumulator_that_cannot_be_obeyed_is_refused():
+  check_accumulator("bfloat16", 2)
+  with pytest.raises(UnknownName, match="'bfloat'.*'bfloat16'"):
+    check_accumulator("bfloat", 2)
+  with pytest.raises(ConfigError, match="accumulation=1 makes one"):
+    check_accumulator("bfloat16", 1)
 
 
 def test_the_loss_in_the_metrics_is_the_weighted_mean_of_the_tasks():
