@@ -24,6 +24,7 @@ from flan_jax.models import (
   DecoderConfig,
   EncoderDecoderConfig,
   LanguageModel,
+  ModelConfig,
   build_model,
   described,
 )
@@ -140,6 +141,7 @@ def pretrained(
   dropout_rate: float = 0.0,
   vocabulary: Vocabulary | None = None,
   adapters: str | None = None,
+  attention: str = "xla",
 ) -> ModelSource:
   """A published model; see `flan_jax.checkpoints.pretrained.open_pretrained` for `source`.
 
@@ -147,13 +149,14 @@ def pretrained(
     dropout_rate: in training, where the model's configuration says; what it was published with is not taken.
     vocabulary: in place of the one that it came with; T5X's checkpoints come without.
     adapters: a folder of PEFT's, which is merged into the model.
+    attention: of a decoder; see `DecoderConfig`.
   """
   from flan_jax.checkpoints.pretrained import content_digest, open_pretrained
 
   own: dict[str, Any] = {"dtype": dtype, "remat": remat, "dropout_rate": dropout_rate}
   if current_phase().planning and vocabulary is not None:
     config = published_config(source, param_dtype, adapters, data_home())
-    config = dataclasses.replace(config, param_dtype=param_dtype, **own)
+    config = _attending(dataclasses.replace(config, param_dtype=param_dtype, **own), attention)
     return dataclasses.replace(scratch(config, vocabulary), origin=source)
   settings: dict[str, Any] = {
     "source": source,
@@ -167,14 +170,15 @@ def pretrained(
   if adapters is not None:
     settings["adapters"] = adapters
     digest += f" with {content_digest(adapters)}"
+  if attention != "xla":
+    settings["attention"] = attention
   vocabulary = vocabulary or found.vocabulary
   if vocabulary is None:
     raise CheckpointError(
       f"{source} came without a tokenizer: set pretrained.vocabulary, such as "
       "@sentencepiece(), or put its tokenizer.json beside it."
     )
-  config = dataclasses.replace(found.config, **own)
-  model = build_model(config)
+  model = build_model(_attending(dataclasses.replace(found.config, **own), attention))
 
   def load(layout: Layout, key: jax.Array) -> PyTree:
     del key
@@ -192,7 +196,11 @@ def pretrained(
 
 
 def tuned(
-  run_dir: str, step: int | None = None, remat: str | None = None, averages: bool = True
+  run_dir: str,
+  step: int | None = None,
+  remat: str | None = None,
+  averages: bool = True,
+  attention: str | None = None,
 ) -> ModelSource:
   """What a training run saved: its last checkpoint that is whole, or that of `step`.
 
@@ -200,14 +208,16 @@ def tuned(
 
   Args:
     averages: take the moving average of each parameter that the run kept one of (`ema_decay`).
+    remat, attention: None: as the run had them.
 
   Raises:
     CheckpointError: there is no such run or step, or the base of its adapters is gone or has changed.
   """
   about = _Description.read(Path(run_dir))
   remat = about.config.remat if remat is None else remat
+  config = _attending(dataclasses.replace(about.config, remat=remat), attention)
   model = dataclasses.replace(
-    build_model(dataclasses.replace(about.config, remat=remat)),
+    build_model(config),
     bidirectional_inputs=about.bidirectional_inputs,
   )
   lora = about.lora and Lora(model, about.lora)
@@ -301,7 +311,8 @@ def check_continues(source: ModelSource, before: ModelSource) -> None:
   """Raises ConfigError where a model cannot have the parameters that the phase before leaves."""
   ours, theirs = source.model.config, before.model.config
   shapes = dataclasses.asdict(ours) | {
-    name: getattr(theirs, name) for name in ("dropout_rate", "remat", "scan_layers", "dtype")
+    name: getattr(theirs, name, None)
+    for name in ("dropout_rate", "remat", "scan_layers", "dtype", "attention")
   }
   differences = [
     f"{name} is {getattr(theirs, name)!r} there and {value!r} here"
@@ -344,6 +355,18 @@ def describe_model(source: ModelSource, format: Format, run_dir: Path) -> None:
     about["lora"] = dataclasses.asdict(source.lora.config)
     about["base"] = {"from": opener, "settings": settings, "fingerprint": source.fingerprint}
   write_whole(run_dir / _DESCRIPTION, [json.dumps(about, indent=2), "\n"])
+
+
+def _attending(config: ModelConfig, attention: str | None) -> ModelConfig:
+  """With another implementation of attention; None: its own."""
+  if isinstance(config, DecoderConfig):
+    return config if attention is None else dataclasses.replace(config, attention=attention)
+  if attention not in (None, "xla"):
+    raise ConfigError(
+      f"attention={attention!r} is for decoders: T5's relative positions are a bias of the scores, which no kernel "
+      "here takes. Leave it 'xla'."
+    )
+  return config
 
 
 class _Description(NamedTuple):

@@ -52,6 +52,7 @@ from flan_jax.training.partitioning import (
   MeshConfig,
   Rules,
   check_batch,
+  check_kernels,
   check_lengths,
   make_layout,
   make_mesh,
@@ -150,6 +151,7 @@ def train(
     check_continues(model, phase.rehearsed_before)
   lora = model.lora
   layout = make_layout(model.model, make_mesh(mesh), axis_rules)
+  check_kernels(model.model, layout.mesh)
   if not phase.rehearsal:
     _say_of_model(model, layout)
   config = TrainerConfig(
