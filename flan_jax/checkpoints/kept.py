@@ -57,9 +57,13 @@ class Keep:
     steps = sorted(values)
     latest = steps if self.latest is None else steps[-self.latest :]
     every = [step for step in steps if self.every and step % self.every == 0]
+    return {*latest, *every, *self.ranked(values)[: self.best or 0]}
+
+  def ranked(self, values: Mapping[int, float | None]) -> list[int]:
+    """Those of the steps that were measured, the best first, and of equal ones the later."""
     sign = 1 if self.by.startswith("lowest") else -1
-    ranked = sorted((sign * v, -step) for step, v in values.items() if v is not None)
-    return {*latest, *every, *(-step for _, step in ranked[: self.best or 0])}
+    ranks = sorted((sign * v, -step) for step, v in values.items() if v is not None)
+    return [-step for _, step in ranks]
 
 
 def _numbers(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

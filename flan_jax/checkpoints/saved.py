@@ -243,6 +243,22 @@ class Checkpoints:
       )
     raise CheckpointError(f"{self.directory} holds no complete checkpoint that is whole")
 
+  def best(self, by: str) -> int:
+    """The best step of those that are here, by what was measured of them; see `Keep.by`.
+
+    Raises:
+      CheckpointError: of none was anything measured.
+    """
+    keep = Keep(by=by)
+    ranked = keep.ranked(
+      {step: keep.value(self.meta(step).get("measured")) for step in self.steps()}
+    )
+    if not ranked:
+      raise CheckpointError(
+        f"no checkpoint in {self.directory} was measured: the run took no held-out loss with any that is left"
+      )
+    return ranked[0]
+
   def digest(self, step: int) -> str:
     """sha256 over names, dtypes, shapes and bytes of every array: equal digests, equal states.
 

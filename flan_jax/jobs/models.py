@@ -198,15 +198,17 @@ def pretrained(
 def tuned(
   run_dir: str,
   step: int | None = None,
+  best: str | None = None,
   remat: str | None = None,
   averages: bool = True,
   attention: str | None = None,
 ) -> ModelSource:
-  """What a training run saved: its last checkpoint that is whole, or that of `step`.
+  """What a training run saved: its last checkpoint that is whole, that of `step`, or the best.
 
   A LoRA run saved adapters; they are merged into their base, which is opened again.
 
   Args:
+    best: by what, of the checkpoints that are kept, such as "lowest loss" or "lowest tasks/boolq".
     averages: take the moving average of each parameter that the run kept one of (`ema_decay`).
     remat, attention: None: as the run had them.
 
@@ -225,6 +227,10 @@ def tuned(
   checkpoints = Checkpoints(Path(run_dir) / "checkpoints")
   if not checkpoints.steps():
     raise CheckpointError(f"{run_dir} holds no complete checkpoint yet.")
+  if best is not None and step is not None:
+    raise ConfigError(f"tuned.best={best!r} and tuned.step={step}: set one of them.")
+  if best is not None:
+    step = checkpoints.best(best)
   if step is None:
     step, digest = checkpoints.last_whole()
   else:

@@ -54,6 +54,10 @@ def test_the_best_are_known_after_a_restart_and_a_damaged_one_is_not_among_them(
 
   save(1, 2, 3)
   assert Checkpoints(tmp_path).steps() == [1, 2, 3]
+  best = min((1, 2, 3), key=lambda step: LOSSES[step] or float("inf"))
+  assert Checkpoints(tmp_path).best("lowest loss") == best
+  with pytest.raises(UnknownName, match="measurement"):
+    Checkpoints(tmp_path).best("highest accuracy")
   save(4)
   assert Checkpoints(tmp_path).steps() == [2, 4]
   (tmp_path / "2/meta/metadata").write_text("{")
