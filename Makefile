@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install oracles quickstart test test-oracles test-parity test-network test-slow lint lock wheel-check
+.PHONY: install oracles quickstart test test-oracles test-parity test-network test-slow test-tpu-compiler lint lock wheel-check
 
 install: .venv/installed
 
@@ -38,7 +38,15 @@ test-network: install
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "network and not oracle"
 
 test-slow: install
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not oracle and not network"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not oracle and not network and not tpu_compiler"
+
+# The TPU compiler, in a folder of its own: where it lies beside JAX, JAX looks for TPUs.
+.venv/libtpu: .venv/installed
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target $@ "$$($(BIN)/python -c 'import importlib.metadata as m; print(next(r for r in m.requires("jax") if r.startswith("libtpu")).split(";")[0])')"
+	touch $@
+
+test-tpu-compiler: install .venv/libtpu
+	PYTHONPATH=.venv/libtpu $(BIN)/python -m pytest -m tpu_compiler --durations=0
 
 lint: install
 	$(BIN)/ruff check .

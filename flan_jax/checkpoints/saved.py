@@ -4,7 +4,7 @@
     120/params/...       one folder a part of the state, here parameters, averages and optimizer
     120/averages/...     of parameters, where the run kept moving averages
     120/optimizer/...
-    120/sizes.json       every file with its size, to tell a torn checkpoint
+    120/sizes.json       every file with its size and checksum, to tell a damaged checkpoint
     120/meta/metadata    JSON: step, row cursor, fingerprints, whatever the run wants to find again
     160/...
 
@@ -15,21 +15,22 @@ the optimizer.
 
 import contextlib
 import errno
+import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers
 
+from flan_jax.checkpoints.kept import Keep
 from flan_jax.checkpoints.saved_arrays import (
   META,
   State,
-  check_sizes,
   compare,
   digest_of,
   ignore_late_writes,
@@ -39,8 +40,9 @@ from flan_jax.checkpoints.saved_arrays import (
   read_meta,
   read_part,
   saved_arrays,
-  write_sizes,
 )
+from flan_jax.checkpoints.whole import check_files, note_files
+from flan_jax.data.atomic import check_local
 from flan_jax.errors import CheckpointError, StorageError
 
 PyTree = Any
@@ -51,7 +53,7 @@ class Checkpoints:
 
   Args:
     directory: of the run's checkpoints; made by the first save.
-    keep: how many of the latest to keep; None: all.
+    keep: which of them stay once the next one is whole.
     background: write while training goes on. `wait` or `close` before the process ends.
     say: told, in a sentence, what the user should know.
   """
@@ -60,16 +62,17 @@ class Checkpoints:
     self,
     directory: str | Path,
     *,
-    keep: int | None = 2,
+    keep: Keep = Keep(),
     background: bool = True,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
   ):
-    if keep is not None and keep < 1:
-      raise CheckpointError(f"keep={keep}: at least one checkpoint has to be kept")
+    check_local(directory)
     self.directory = Path(directory).absolute()
     self._keep, self._background, self._say = keep, background, say
     self._manager: ocp.CheckpointManager | None = None
-    self._saving = 0
+    self._saving: int | None = None
+    self._failure: BaseException | None = None
+    self._values: dict[int, float | None] = {}
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -77,25 +80,48 @@ class Checkpoints:
   def __exit__(self, *error: object) -> None:
     self.close()
 
-  def save(self, step: int, state: State, meta: Mapping[str, Any]) -> None:
+  def save(
+    self,
+    step: int,
+    state: State,
+    meta: Mapping[str, Any],
+    measured: Mapping[str, Any] | None = None,
+  ) -> None:
     """Starts to write a checkpoint. The arrays may be changed or donated once this returns.
 
     Args:
       state: trees of arrays by part, such as {"params": ..., "optimizer": ...}.
       meta: plain JSON values.
+      measured: numbers, perhaps nested, by which this state is better than others; see `Keep`.
 
     Raises:
       StorageError: the disk refused this checkpoint or the one before it. Earlier ones are
       untouched.
     """
     parts = {part: ocp.args.PyTreeSave(nested(named(tree))) for part, tree in state.items()}
-    arguments = ocp.args.Composite(**parts, **{META: ocp.args.JsonSave(dict(meta))})
+    facts = dict(meta) if measured is None else {**meta, "measured": dict(measured)}
+    arguments = ocp.args.Composite(**parts, **{META: ocp.args.JsonSave(facts)})
+    self._values[step] = self._keep.value(measured) if self._keep.best else None
     with self._storage_errors():
       writer = self._writer()
       writer.wait_until_finished()
-      self._saving = step
+      self._saving, self._failure = step, None
       writer.save(step, args=arguments, force=True)
     if not self._background:
+      self.wait()
+
+  def check(self) -> None:
+    """Waits for nothing.
+
+    Raises:
+      StorageError: what was being written in the background has failed.
+    """
+    if self._manager is None or self._saving is None:
+      return
+    if self._failure is not None:
+      with self._storage_errors():
+        raise self._failure
+    if not self._manager.is_saving_in_progress():
       self.wait()
 
   def wait(self) -> None:
@@ -108,6 +134,7 @@ class Checkpoints:
       with self._storage_errors():
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
+      self._saving = None
 
   def close(self) -> None:
     """Waits, then lets go of the directory."""
@@ -216,6 +243,22 @@ class Checkpoints:
       )
     raise CheckpointError(f"{self.directory} holds no complete checkpoint that is whole")
 
+  def best(self, by: str) -> int:
+    """The best step of those that are here, by what was measured of them; see `Keep.by`.
+
+    Raises:
+      CheckpointError: of none was anything measured.
+    """
+    keep = Keep(by=by)
+    ranked = keep.ranked(
+      {step: keep.value(self.meta(step).get("measured")) for step in self.steps()}
+    )
+    if not ranked:
+      raise CheckpointError(
+        f"no checkpoint in {self.directory} was measured: the run took no held-out loss with any that is left"
+      )
+    return ranked[0]
+
   def digest(self, step: int) -> str:
     """sha256 over names, dtypes, shapes and bytes of every array: equal digests, equal states.
 
@@ -235,23 +278,54 @@ class Checkpoints:
     if self._manager is None:
       ignore_late_writes()
       options = ocp.CheckpointManagerOptions(
-        preservation_policy=checkpoint_managers.LatestN(self._keep),
-        async_options=ocp.AsyncOptions(post_finalization_callback=self._before_rename),
+        preservation_policy=self,
+        async_options=ocp.AsyncOptions(
+          post_finalization_callback=self._before_rename,
+          barrier_sync_fn=self._meeting,
+          # In the background, a folder that cannot be made is waited for five minutes.
+          create_directories_asynchronously=False,
+        ),
         cleanup_tmp_directories=True,
         lightweight_initialize=True,
       )
       self._manager = ocp.CheckpointManager(self.directory, options=options)
+      # Orbax would ask about the step that it saves, late and from its own thread: that sets back the
+      # count by which processes agree where to stop.
+      self._manager.reached_preemption = lambda step: False
     return self._manager
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
+    """Orbax asks as the next checkpoint is begun, and deletes the others once that one is whole."""
+    values = {each.step: self._value(each.step) for each in checkpoints}
+    stay = self._keep.steps(values)
+    return [each.step in stay for each in checkpoints]
+
+  def _value(self, step: int) -> float | None:
+    if self._keep.best and step not in self._values:
+      self._values[step] = None
+      with contextlib.suppress(Exception):  # damaged, or measured otherwise
+        self._values[step] = self._keep.value(self.meta(step).get("measured"))
+    return self._values.get(step)
+
+  def _meeting(self, *, key: str, timeout_ms: int) -> None:
+    """Where Orbax's threads wait for those of the other processes.
+
+    One whose writes have failed comes here as well, before anybody hears of it, and would wait for
+    the others in vain.
+    """
+    if threading.current_thread() is not threading.main_thread():
+      self._failure = self._failure or sys.exc_info()[1]
+    ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
   def _before_rename(self) -> None:
     """Orbax calls this when every file is written under the temporary name."""
     if jax.process_index() == 0:
       for folder in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
-        write_sizes(folder)
+        note_files(folder)
 
   def _read(self, abstract: State, step: int) -> tuple[dict[str, PyTree], dict]:
     folder = self.directory / str(step)
-    check_sizes(folder)
+    check_files(folder)
     compare(folder, abstract)
     state = {part: read_part(folder / part, tree) for part, tree in abstract.items()}
     return state, read_meta(folder)
@@ -269,7 +343,7 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _storage_errors(self) -> Iterator[None]:
-    """Turns a full disk into a StorageError, and removes what was half written."""
+    """Turns a refused write into a StorageError, and removes what was half written."""
     try:
       yield
     except Exception as error:
@@ -277,7 +351,8 @@ class Checkpoints:
       if reason is None:
         raise
       manager, self._manager = self._manager, None
-      if manager is not None:
+      # Closing waits for the other processes, and they may not know.
+      if manager is not None and jax.process_count() == 1:
         with contextlib.suppress(Exception), quiet():
           manager.close()
       if jax.process_index() == 0:
@@ -285,7 +360,7 @@ class Checkpoints:
           shutil.rmtree(leftover, ignore_errors=True)
       raise StorageError(
         f"a checkpoint could not be written to {self.directory}: {reason}. Earlier checkpoints are whole: "
-        f"{self.steps()}. Make room and run the same command again"
+        f"{self.steps()}. Mend that (make room, say) and run the same command again"
       ) from error
 
 
@@ -316,19 +391,16 @@ def checkpoint_table(directory: str | Path) -> list[dict[str, Any]]:
 
 
 def _steps(directory: Path) -> list[int]:
+  # Orbax's own list is a meeting of all processes, and one that has failed looks as well.
   if not directory.is_dir():
     return []
-  options = ocp.CheckpointManagerOptions(
-    read_only=True, save_interval_steps=0, create=False, lightweight_initialize=True
-  )
-  with quiet(), ocp.CheckpointManager(directory, options=options) as manager:
-    return sorted(manager.all_steps())
+  return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
 
 
 def _try_digest(folder: Path) -> tuple[str | None, str | None]:
   """The digest, or why the checkpoint cannot be read."""
   try:
-    check_sizes(folder)
+    check_files(folder)
     return digest_of(folder), None
   except Exception as error:
     return None, _first_line(error)
@@ -340,7 +412,8 @@ def _refusal(error: BaseException | None) -> str | None:
   while error is not None:
     if isinstance(error, OSError) and error.errno in refused:
       return _first_line(error)
-    for words in ("No space left on device", "Disk quota exceeded", "File too large"):
+    # TensorStore's errors have no number.
+    for words in map(os.strerror, refused):
       if words in str(error):
         return words
     error = error.__cause__ or error.__context__

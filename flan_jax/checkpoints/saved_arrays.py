@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import hashlib
-import json
 import logging
 import sys
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,6 @@ State = Mapping[str, PyTree]
 
 META = "meta"
 
-_SIZES = "sizes.json"
 _READ_AT_ONCE = 256 * 2**20  # bytes of arrays that a digest holds in memory
 
 
@@ -93,26 +91,6 @@ def digest_of(folder: Path) -> str:
       digest.update(f"{part}/{name} {_signature(array)}\n".encode())
       digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
   return digest.hexdigest()
-
-
-def write_sizes(folder: Path) -> None:
-  """Notes what a whole checkpoint consists of, so that a torn one is told before it is read."""
-  sizes = {
-    str(file.relative_to(folder)): file.stat().st_size
-    # Files beside the parts are Orbax's own marks, which it writes again when it renames.
-    for file in sorted(folder.glob("*/**/*"))
-    if file.is_file()
-  }
-  (folder / _SIZES).write_text(json.dumps(sizes, indent=1))
-
-
-def check_sizes(folder: Path) -> None:
-  """Raises ValueError where a file is missing or has another size than when it was written."""
-  for name, size in json.loads((folder / _SIZES).read_text()).items():
-    file = folder / name
-    found = file.stat().st_size if file.is_file() else None
-    if found != size:
-      raise ValueError(f"{name} has {found} bytes, not {size}" if file.is_file() else f"no {name}")
 
 
 def named(tree: PyTree) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`flan-jax <command>`: thin, and quick to answer, since every command imports only what it needs."""
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError("--local_processes is for the command `flan-jax`, and for Linux.")
       timeouts = Timeouts(*(getattr(options, f"{name}_timeout") for name in Timeouts._fields))
       place = find_place(options.coordinator, options.processes, options.process, timeouts[0])
-      with joined(place, timeouts):
+      with _ended_by_sigterm(options.command), joined(place, timeouts):
         check_launch(options.gin_file, gin_bindings, timeouts.initialization)
         launch(options.command, options.gin_file, gin_bindings)
     else:
@@ -100,6 +101,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("flan-jax: interrupted; the same command goes on from what is saved", file=sys.stderr)
     return 130
   return 0
+
+
+def _ended_by_sigterm(command: str) -> contextlib.AbstractContextManager:
+  """A launch of training may be stopped at any moment, and that is no failure."""
+  if command != "train":
+    return contextlib.nullcontext()
+  from flan_jax.training.termination import ended_by_sigterm
+
+  return ended_by_sigterm()
 
 
 def run() -> None:

@@ -13,7 +13,7 @@ from flan_jax.jobs.compiled_plan import Compiled, compiled_plans
 from flan_jax.jobs.plan import Plan, make_plans
 from flan_jax.training.devices import GIB, parse_devices
 
-_PARTS = ("parameters", "optimizer", "gradients", "batch", "activations", "transient")
+_PARTS = ("parameters", "optimizer", "batch", "gradients", "casts", "activations", "transient")
 
 
 def show_plan(options: argparse.Namespace) -> None:
@@ -62,9 +62,10 @@ def _memory_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
   notes = {
     "parameters": f"{plan.trained:,} trained{frozen}",
     "optimizer": setup.optimizer.name,
-    "gradients": f"accumulation {setup.work.accumulation}",
+    "gradients": f"at the peak, accumulation {setup.work.accumulation}",
+    "casts": f"of kernels to {setup.model.config.dtype}",
     "activations": f"kept for the backward pass, remat {setup.model.config.remat!r}",
-    "transient": f"at the most in {memory.moment}",
+    "transient": f"the peak: {memory.moment}",
   }
   for name in _PARTS:
     yield name, _gib(getattr(memory, name)), notes.get(name, "")

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,17 @@ def build_once(directory: Path, build: Callable[[Path], None]) -> Path:
   return directory
 
 
+def check_local(path: Path | str) -> None:
+  """Raises StorageError where a URL is named for what is written to a disk."""
+  scheme = re.match(r"([a-z][a-z0-9+.-]+):/", str(path))
+  if scheme:
+    raise StorageError(
+      f"{path} is a URL ({scheme[1]}), and runs, checkpoints and reports are written to a disk: name a folder "
+      "that all processes share, such as a bucket that is mounted as one. Prepared stores alone are read from URLs "
+      "(data.prepared)."
+    )
+
+
 def write_whole(path: Path, content: bytes | Iterable[str]) -> None:
   """Writes a file so that it is complete or, whatever happens, as it was. Makes its folder.
 
@@ -55,6 +67,7 @@ def write_whole(path: Path, content: bytes | Iterable[str]) -> None:
   Raises:
     StorageError: the disk refused.
   """
+  check_local(path)
   parts = [content] if isinstance(content, bytes) else (text.encode() for text in content)
   unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
   try:
@@ -81,6 +94,7 @@ def claimed(directory: Path) -> Iterator[None]:
   Raises:
     StorageError: another process holds it.
   """
+  check_local(directory)
   directory.mkdir(parents=True, exist_ok=True)
   with (directory / ".lock").open("w") as file:
     try:

@@ -91,7 +91,7 @@ def _open_mpi() -> _Found | None:
   def address(patience: int) -> str:
     try:
       return _of_jax("ompi", patience)
-    except KeyError:
+    except (KeyError, RuntimeError):  # the second from JAX that would ask mpi4py
       raise ConfigError(
         "Open MPI from version 5 on does not tell where its first process is: give --coordinator HOST:PORT, with "
         "the host of rank 0 and any free port there."

@@ -27,6 +27,7 @@ from flan_jax.training.losses import SupervisedLoss
 from flan_jax.training.partitioning import (
   Layout,
   batch_shardings,
+  check_kernels,
   make_mesh,
   param_shardings,
 )
@@ -43,7 +44,7 @@ class Compiled(NamedTuple):
 
   Args:
     arguments: parameters, optimizer state and batch, which the step is called with.
-    temporary: what it needs beside them while it runs.
+    temporary: what it needs beside them at the peak.
     flops: of one pass through the program: the body of a loop counts once, however often it runs.
     seconds: that compiling took.
   """
@@ -83,12 +84,17 @@ def compiled_plans(
     ]
     words = (errors or done.stderr.splitlines() or ["it said nothing"])[-1]
     raise ConfigError(f"the compiler gave up on this launch: {words[:600]}")
+  # A layout that no collective leads to: the compiler gathers the whole array instead.
+  surprises = (line for line in done.stderr.splitlines() if "full rematerialization" in line)
+  sys.stderr.writelines(f"the compiler warns: {line}\n" for line in surprises)
   return [Compiled(*each) for each in json.loads(done.stdout.splitlines()[-1])]
 
 
 def compile_step(setup: Setup, fake: Sequence[jax.Device], compiler: str) -> Compiled:
   """Compiles one training step for devices that it will never run on."""
-  layout = setup.layout(make_mesh(setup.mesh, fake))
+  mesh = make_mesh(setup.mesh, fake)
+  check_kernels(setup.model, mesh)
+  layout = setup.layout(mesh)
   step, arguments = _lowerable(setup, layout)
   begun = time.perf_counter()
   # Devices that are not there cannot be given the constants that tracing makes on the way.
@@ -98,7 +104,11 @@ def compile_step(setup: Setup, fake: Sequence[jax.Device], compiler: str) -> Com
   ):
     made = step.lower(*arguments).compile()
   memory, costs = made.memory_analysis(), made.cost_analysis() or {}
-  temporary = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+  if fake[0].platform == "tpu":
+    # Its `temp_size_in_bytes` counts what never exists together, as the CPU's peak leaves loops out.
+    temporary = memory.peak_memory_in_bytes - memory.argument_size_in_bytes
+  else:
+    temporary = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
   return Compiled(
     compiler,
     memory.argument_size_in_bytes,

@@ -25,6 +25,7 @@ from flan_jax.jobs.resized_models import grown, resized
 from flan_jax.jobs.schedule import schedule
 from flan_jax.jobs.train import train
 from flan_jax.jobs.train_vocabulary import train_vocabulary, trained_vocabulary
+from flan_jax.jobs.transferred_models import transferred
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig
 from flan_jax.training import optimizers, schedules
 from flan_jax.training.partitioning import MeshConfig
@@ -72,6 +73,7 @@ for source in (
   tuned,
   grown,
   resized,
+  transferred,
   lora,
   pretrained_vocabulary,
   saved_vocabulary,

@@ -33,6 +33,7 @@ from flan_jax.jobs.user_modules import require_own
 from flan_jax.models import Params
 from flan_jax.prompting import Turn
 from flan_jax.training.partitioning import Layout
+from flan_jax.training.termination import end_if_asked
 from flan_jax.vocabularies import Format
 
 
@@ -188,6 +189,7 @@ class EvaluationPlan:
     ) as bar:
 
       def show(progress: Progress) -> None:
+        end_if_asked()
         bar.total = progress.total
         bar.set_postfix_str(progress.task, refresh=False)
         bar.update(progress.done - bar.n)

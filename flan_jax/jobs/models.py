@@ -24,6 +24,7 @@ from flan_jax.models import (
   DecoderConfig,
   EncoderDecoderConfig,
   LanguageModel,
+  ModelConfig,
   build_model,
   described,
 )
@@ -127,9 +128,9 @@ def scratch(
     with layout.active():
       return jax.jit(model.init, out_shardings=param_shardings(model, layout))(key)
 
-  return ModelSource(
-    "fresh parameters", model, vocabulary, load, f"fresh {described(architecture)}"
-  )
+  # How the same numbers are computed is no part of what they are: a run may go on with other switches.
+  same = dataclasses.replace(architecture, remat="none", scan_layers=True)
+  return ModelSource("fresh parameters", model, vocabulary, load, f"fresh {described(same)}")
 
 
 def pretrained(
@@ -140,6 +141,7 @@ def pretrained(
   dropout_rate: float = 0.0,
   vocabulary: Vocabulary | None = None,
   adapters: str | None = None,
+  attention: str = "xla",
 ) -> ModelSource:
   """A published model; see `flan_jax.checkpoints.pretrained.open_pretrained` for `source`.
 
@@ -147,13 +149,14 @@ def pretrained(
     dropout_rate: in training, where the model's configuration says; what it was published with is not taken.
     vocabulary: in place of the one that it came with; T5X's checkpoints come without.
     adapters: a folder of PEFT's, which is merged into the model.
+    attention: of a decoder; see `DecoderConfig`.
   """
   from flan_jax.checkpoints.pretrained import content_digest, open_pretrained
 
   own: dict[str, Any] = {"dtype": dtype, "remat": remat, "dropout_rate": dropout_rate}
   if current_phase().planning and vocabulary is not None:
     config = published_config(source, param_dtype, adapters, data_home())
-    config = dataclasses.replace(config, param_dtype=param_dtype, **own)
+    config = _attending(dataclasses.replace(config, param_dtype=param_dtype, **own), attention)
     return dataclasses.replace(scratch(config, vocabulary), origin=source)
   settings: dict[str, Any] = {
     "source": source,
@@ -167,14 +170,15 @@ def pretrained(
   if adapters is not None:
     settings["adapters"] = adapters
     digest += f" with {content_digest(adapters)}"
+  if attention != "xla":
+    settings["attention"] = attention
   vocabulary = vocabulary or found.vocabulary
   if vocabulary is None:
     raise CheckpointError(
       f"{source} came without a tokenizer: set pretrained.vocabulary, such as "
       "@sentencepiece(), or put its tokenizer.json beside it."
     )
-  config = dataclasses.replace(found.config, **own)
-  model = build_model(config)
+  model = build_model(_attending(dataclasses.replace(found.config, **own), attention))
 
   def load(layout: Layout, key: jax.Array) -> PyTree:
     del key
@@ -192,22 +196,30 @@ def pretrained(
 
 
 def tuned(
-  run_dir: str, step: int | None = None, remat: str | None = None, averages: bool = True
+  run_dir: str,
+  step: int | None = None,
+  best: str | None = None,
+  remat: str | None = None,
+  averages: bool = True,
+  attention: str | None = None,
 ) -> ModelSource:
-  """What a training run saved: its last checkpoint that is whole, or that of `step`.
+  """What a training run saved: its last checkpoint that is whole, that of `step`, or the best.
 
   A LoRA run saved adapters; they are merged into their base, which is opened again.
 
   Args:
+    best: by what, of the checkpoints that are kept, such as "lowest loss" or "lowest tasks/boolq".
     averages: take the moving average of each parameter that the run kept one of (`ema_decay`).
+    remat, attention: None: as the run had them.
 
   Raises:
     CheckpointError: there is no such run or step, or the base of its adapters is gone or has changed.
   """
   about = _Description.read(Path(run_dir))
   remat = about.config.remat if remat is None else remat
+  config = _attending(dataclasses.replace(about.config, remat=remat), attention)
   model = dataclasses.replace(
-    build_model(dataclasses.replace(about.config, remat=remat)),
+    build_model(config),
     bidirectional_inputs=about.bidirectional_inputs,
   )
   lora = about.lora and Lora(model, about.lora)
@@ -215,6 +227,10 @@ def tuned(
   checkpoints = Checkpoints(Path(run_dir) / "checkpoints")
   if not checkpoints.steps():
     raise CheckpointError(f"{run_dir} holds no complete checkpoint yet.")
+  if best is not None and step is not None:
+    raise ConfigError(f"tuned.best={best!r} and tuned.step={step}: set one of them.")
+  if best is not None:
+    step = checkpoints.best(best)
   if step is None:
     step, digest = checkpoints.last_whole()
   else:
@@ -301,7 +317,8 @@ def check_continues(source: ModelSource, before: ModelSource) -> None:
   """Raises ConfigError where a model cannot have the parameters that the phase before leaves."""
   ours, theirs = source.model.config, before.model.config
   shapes = dataclasses.asdict(ours) | {
-    name: getattr(theirs, name) for name in ("dropout_rate", "remat", "scan_layers", "dtype")
+    name: getattr(theirs, name, None)
+    for name in ("dropout_rate", "remat", "scan_layers", "dtype", "attention")
   }
   differences = [
     f"{name} is {getattr(theirs, name)!r} there and {value!r} here"
@@ -344,6 +361,18 @@ def describe_model(source: ModelSource, format: Format, run_dir: Path) -> None:
     about["lora"] = dataclasses.asdict(source.lora.config)
     about["base"] = {"from": opener, "settings": settings, "fingerprint": source.fingerprint}
   write_whole(run_dir / _DESCRIPTION, [json.dumps(about, indent=2), "\n"])
+
+
+def _attending(config: ModelConfig, attention: str | None) -> ModelConfig:
+  """With another implementation of attention; None: its own."""
+  if isinstance(config, DecoderConfig):
+    return config if attention is None else dataclasses.replace(config, attention=attention)
+  if attention not in (None, "xla"):
+    raise ConfigError(
+      f"attention={attention!r} is for decoders: T5's relative positions are a bias of the scores, which no kernel "
+      "here takes. Leave it 'xla'."
+    )
+  return config
 
 
 class _Description(NamedTuple):

@@ -20,7 +20,7 @@ from flan_jax.training.activations import Workload
 from flan_jax.training.devices import Device
 from flan_jax.training.flops import StepFlops, shapes_by_path, step_flops
 from flan_jax.training.lora import Lora
-from flan_jax.training.memory import Memory, gradient_bytes, pairs, share, step_memory
+from flan_jax.training.memory import Memory, placed, share, step_memory
 from flan_jax.training.partitioning import (
   AXES,
   Layout,
@@ -173,9 +173,9 @@ def make_plan(setup: Setup, device: Device, devices: int) -> Plan:
   tx = setup.optimizer.transformation(setup.trained)
   shapes, shardings = abstract_state(setup.trained, tx, layout)
   whole = jax.eval_shape(setup.model.init, jax.random.key(0))
-  whole_shardings = param_shardings(setup.model, layout)
-  frozen = pairs(whole, whole_shardings) if setup.lora else []
-  trained = pairs(shapes.params, shardings.params)
+  kernels = placed(whole, param_shardings(setup.model, layout))
+  frozen = kernels if setup.lora else []
+  trained = placed(shapes.params, shardings.params)
   learnt = (setup.optimizer.trained(tree) for tree in (shapes.params, shardings.params))
   config, work = setup.model.config, setup.work
   return Plan(
@@ -183,16 +183,17 @@ def make_plan(setup: Setup, device: Device, devices: int) -> Plan:
     device,
     devices,
     layout,
-    sum(leaf.size for leaf, _ in trained),
-    sum(leaf.size for leaf, _ in frozen),
+    sum(array.leaf.size for array in trained),
+    sum(array.leaf.size for array in frozen),
     step_memory(
       config,
       work,
       layout,
       parameters=share([*trained, *frozen]),
-      optimizer=share(pairs(shapes.opt_state, shardings.opt_state)),
-      gradients=gradient_bytes(pairs(*learnt), work.accumulation, setup.accumulator_dtype),
-      kernels=(whole, whole_shardings),
+      optimizer=share(placed(shapes.opt_state, shardings.opt_state)),
+      learnt=placed(*learnt),
+      kernels=kernels,
+      accumulator_dtype=setup.accumulator_dtype,
     ),
     step_flops(
       config,

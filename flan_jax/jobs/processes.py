@@ -66,6 +66,9 @@ def joined(place: Place | None, timeouts: Timeouts = Timeouts()) -> Iterator[Non
   try:
     _look_for_devices()
     yield
+  except SystemExit:  # all of them do, at the same place
+    jax.distributed.shutdown()
+    raise
   except BaseException as error:
     if _may_be_of_another(error):
       # The coordination service ends this process as soon as it knows who was lost.

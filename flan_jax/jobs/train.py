@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from flan_jax.checkpoints import Checkpoints
-from flan_jax.data.atomic import claimed, write_whole
+from flan_jax.data.atomic import check_local, claimed, write_whole
 from flan_jax.data.batches import Batches
 from flan_jax.data.encode import check_layout, row_capacities
 from flan_jax.data.store import Store
@@ -40,9 +40,11 @@ from flan_jax.jobs.processes import is_first, watchdog_of
 from flan_jax.jobs.report import environment, write_environment, write_report
 from flan_jax.jobs.schedule import schedule
 from flan_jax.training.averages import averaged_params
+from flan_jax.training.config import TrainerConfig
 from flan_jax.training.flops import batch_flops, shapes_by_path
 from flan_jax.training.lora import AdaptedLoss
 from flan_jax.training.losses import Loss, SupervisedLoss
+from flan_jax.training.meanwhile import out_of_patience
 from flan_jax.training.not_finite import ForwardPass
 from flan_jax.training.partitioning import (
   DEFAULT_RULES,
@@ -50,13 +52,14 @@ from flan_jax.training.partitioning import (
   MeshConfig,
   Rules,
   check_batch,
+  check_kernels,
   check_lengths,
   make_layout,
   make_mesh,
   rows_of_process,
 )
 from flan_jax.training.timers import Timers, goodput
-from flan_jax.training.trainer import Trainer, TrainerConfig, TrainingResult, out_of_patience
+from flan_jax.training.trainer import Trainer, TrainingResult
 from flan_jax.training.validation import HeldOutLoss
 from flan_jax.training.watchdog import WatchdogConfig
 from flan_jax.vocabularies import Format
@@ -80,7 +83,11 @@ def train(
   label_smoothing: float = 0.0,
   normalising_factor: float | None = None,
   checkpoint_every: int = 500,
+  checkpoint_minutes: float | None = None,
   keep: int | None = 2,
+  keep_every: int | None = None,
+  keep_best: int | None = None,
+  best: str = "lowest loss",
   validation_batches: int = 0,
   evaluation: EvaluationPlan | None = None,
   notes: tuple[str, ...] = (),
@@ -109,7 +116,11 @@ def train(
     accumulation: microbatches that a batch is cut into.
     accumulator_dtype: of the sums of their gradients, "float32" or "bfloat16".
     normalising_factor: divides the loss in place of the sum of its weights.
-    checkpoint_every, keep: steps between checkpoints, and how many are kept.
+    checkpoint_every, checkpoint_minutes: a checkpoint is written every so many steps, and when so many
+      minutes have passed since the last.
+    keep, keep_every, keep_best: of the checkpoints stay so many of the latest (None: all), those of steps that
+      `keep_every` divides, and so many of the best.
+    best: by what of `validation.jsonl`, such as "lowest loss" or "lowest tasks/boolq".
     validation_batches: batches of the validation split whose loss is taken before the first step, with
       every checkpoint and at the end; drawn by the same rates, from the datasets that have such a split.
     evaluation: judge the model zero-shot before and after; None: train only.
@@ -140,6 +151,7 @@ def train(
     check_continues(model, phase.rehearsed_before)
   lora = model.lora
   layout = make_layout(model.model, make_mesh(mesh), axis_rules)
+  check_kernels(model.model, layout.mesh)
   if not phase.rehearsal:
     _say_of_model(model, layout)
   config = TrainerConfig(
@@ -147,7 +159,11 @@ def train(
     batch_size,
     accumulation,
     checkpoint_every,
+    checkpoint_minutes,
     keep,
+    keep_every,
+    keep_best,
+    best,
     seed,
     max_bad_steps=max_bad_steps,
     spike_window=spike_window,
@@ -359,6 +375,7 @@ def _folder(run_dir: str) -> Path:
   """Where the run is written: within `run_dir`, where the launch has phases."""
   if not run_dir:
     raise ConfigError("train.run_dir is empty; name the folder that the run is written to.")
+  check_local(run_dir)
   run, phase = Path(run_dir), current_phase()
   if phase.name:
     run = run / phase.name

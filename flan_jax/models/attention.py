@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flan_jax.models.layers import Dense, Initializer, constrain, dropout
 from flan_jax.models.positions import Angles, rotate
+from flan_jax.models.splash_attention import Causal, splash_attention
 
 # Finite, so that a row which may see nothing averages its values instead of turning into NaN.
 _HIDDEN = -1e30
@@ -37,6 +38,7 @@ class Attention(nn.Module):
     biases: of "query_key_value" and "attention_out", where products have one.
     head_norm: makes the norm of queries and keys by its name; None: there is none.
     softcap: of the scores.
+    window: of a `Causal` mask, what a token sees at most; other masks have it in them.
   """
 
   num_heads: int
@@ -51,12 +53,13 @@ class Attention(nn.Module):
   biases: tuple[str, ...] = ()
   head_norm: Callable[..., nn.Module] | None = None
   softcap: float | None = None
+  window: int | None = None
 
   @nn.compact
   def __call__(
     self,
     x: Float[Array, "B T D"],
-    mask: Mask,
+    mask: Mask | Causal,
     bias: Float[Array, "#B N T S"] | None = None,
     rotary: Angles | None = None,
     source: Float[Array, "B S D"] | None = None,
@@ -67,7 +70,7 @@ class Attention(nn.Module):
 
     Args:
       mask: True where a query may see a key; a float mask is added to the scores instead, so that
-        one can differentiate with respect to it.
+        one can differentiate with respect to it. `Causal`: of `x` to itself, by the splash kernel.
       cache: earlier keys and values. With `slots` the new ones are written there first (a slot
         outside the cache is dropped); without, the cache is all there is (cross attention).
 
@@ -97,16 +100,21 @@ class Attention(nn.Module):
       seen = new = KeyValues(key, value)
       if cache is not None and slots is not None:
         seen = KeyValues(_write(cache.key, key, slots), _write(cache.value, value, slots))
-    attended = dot_product_attention(
-      query,
-      seen.key,
-      seen.value,
-      mask,
-      bias,
-      self.scale,
-      partial(dropout, self, rate=self.dropout_rate),
-      self.softcap,
-    )
+    if isinstance(mask, Causal):
+      attended = splash_attention(
+        query, seen.key, seen.value, mask, self.scale, self.softcap, self.window
+      )
+    else:
+      attended = dot_product_attention(
+        query,
+        seen.key,
+        seen.value,
+        mask,
+        bias,
+        self.scale,
+        partial(dropout, self, rate=self.dropout_rate),
+        self.softcap,
+      )
     attended = attended.reshape(*x.shape[:-1], heads * size)
     join = partial(project, bias="attention_out" in self.biases)
     out = join(x.shape[-1], ("heads", "embed"), self.kernel_init, name="out")(attended)

@@ -15,6 +15,7 @@ NORMS = ("rms", "rms_plus_one", "layer")
 BLOCKS = ("sequential", "parallel", "parallel_shared_norm")
 BIASES = ("query_key_value", "attention_out", "mlp", "logits")
 ROPE_SCALINGS = ("linear", "llama3")
+ATTENTIONS = ("xla", "splash")
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class DecoderConfig:
     remat: what the backward pass computes again: "none"; "full", everything but each layer's
       input; "dots", everything but products with weights.
     dropout_rate: on the embeddings and on what each layer adds; active where a key is given.
+    attention: "xla", or "splash", a kernel for TPUs that makes no array of all scores; it computes whole rows
+      under the model's own causal mask, so that caches and masks of a caller's are left to XLA.
   """
 
   vocab_size: int
@@ -113,6 +116,7 @@ class DecoderConfig:
   scan_layers: bool = True
   remat: str = "none"
   dropout_rate: float = 0.0
+  attention: str = "xla"
 
   def __post_init__(self) -> None:
     for name in ("mlp_activations", "biases", "window_pattern"):
@@ -138,6 +142,12 @@ class DecoderConfig:
       raise ConfigError(f"sliding_window={self.sliding_window} must be 1 or more, or None.")
     if not self.window_pattern:
       raise ConfigError("window_pattern is empty: (True,) gives every layer the window.")
+    _choose("attention", self.attention, ATTENTIONS)
+    if self.attention == "splash" and len(set(self.windowed)) > 1:
+      raise ConfigError(
+        "attention='splash' has one mask for all layers, and window_pattern gives some a window and some none: "
+        "leave attention='xla'."
+      )
 
   @property
   def windowed(self) -> tuple[bool, ...]:

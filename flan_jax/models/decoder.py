@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from flan_jax.errors import ConfigError
 from flan_jax.models.attention import (
   Attention,
   KeyValues,
@@ -27,6 +28,7 @@ from flan_jax.models.layers import (
   dropout,
 )
 from flan_jax.models.positions import Angles, rotary_angles
+from flan_jax.models.splash_attention import Causal
 from flan_jax.models.stack import stacked
 
 _INIT = nn.initializers.normal(0.02)
@@ -35,7 +37,7 @@ _INIT = nn.initializers.normal(0.02)
 class Sight(NamedTuple):
   """What a layer's queries see, and how queries and keys are turned (None: they are not)."""
 
-  mask: Mask
+  mask: Mask | Causal
   rotary: Angles | None
 
 
@@ -110,6 +112,7 @@ class DecoderLayer(nn.Module):
       biases=c.biases,
       head_norm=head_norm if c.qk_norm else None,
       softcap=c.attention_softcap,
+      window=c.sliding_window if any(c.windowed) else None,
       name="attention",
     )
 
@@ -166,10 +169,15 @@ class Decoder(nn.Module):
     places = index if attention_mask is None or positions is None else positions
     if positions is None:
       positions = jnp.broadcast_to(index, (batch, length))
-    if attention_mask is None:
+    mask: Mask | Causal | None = attention_mask
+    if mask is None and self.config.attention == "splash":
+      if prefix is not None:
+        raise ConfigError("attention='splash' is causal, and the batch has inputs that are not.")
+      mask = Causal(segment_ids)
+    if mask is None:
       rows = 1 if segment_ids is None and prefix is None else batch
-      attention_mask = causal_mask(rows, length, segment_ids, prefix)
-    x, _ = self._run(x, positions, None, self._context(attention_mask, positions, places, places))
+      mask = causal_mask(rows, length, segment_ids, prefix)
+    x, _ = self._run(x, positions, None, self._context(mask, positions, places, places))
     return x
 
   def decode(
@@ -197,7 +205,7 @@ class Decoder(nn.Module):
 
   def _context(
     self,
-    mask: Mask,
+    mask: Mask | Causal,
     positions: Int[Array, "B T"],
     query_places: Int[Array, "#B T"],
     key_places: Int[Array, "#B S"],
@@ -211,7 +219,9 @@ class Decoder(nn.Module):
     whole = Sight(mask, angles(c.rope_theta, c.rope_scaling))
     if c.sliding_window is None:
       return DecoderContext(whole)
-    near = within_window(mask, query_places, key_places, c.sliding_window)
+    near = mask
+    if not isinstance(mask, Causal):
+      near = within_window(mask, query_places, key_places, c.sliding_window)
     own = c.local_rope_theta
     local = Sight(near, whole.rotary if own is None else angles(own, None))
     return DecoderContext(whole, local)
@@ -238,6 +248,8 @@ def _sight(config: DecoderConfig, windowed: Bool[Array, ""], context: DecoderCon
     return context.whole
   if all(config.windowed):
     return context.local
+  # Splash's masks are chosen here no more: its config has one for all layers.
+  assert not isinstance(context.local.mask, Causal) and not isinstance(context.whole.mask, Causal)
   mask = jnp.where(windowed, context.local.mask, context.whole.mask)
   if context.whole.rotary is None or context.local.rotary is None:
     return Sight(mask, None)

@@ -281,9 +281,9 @@ def embed_tokens(
   logits.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  vocab, embed = _mesh_axes(rows, mesh), _mesh_axes("embed", mesh)
-  batch = _mesh_axes("batch", mesh, tokens.shape[0])
-  length = _mesh_axes("length", mesh, tokens.shape[1])
+  vocab, embed = mesh_axes(rows, mesh), mesh_axes("embed", mesh)
+  batch = mesh_axes("batch", mesh, tokens.shape[0])
+  length = mesh_axes("length", mesh, tokens.shape[1])
   if not vocab + embed + batch + length:
     return constrain(table[tokens], "batch", "length", None)
   lookup = jax.shard_map(
@@ -314,7 +314,7 @@ def _masked_gather(
   return jax.lax.psum(rows, vocab)
 
 
-def _mesh_axes(name: str | None, mesh: Any, size: int | None = None) -> tuple[str, ...]:
+def mesh_axes(name: str | None, mesh: Any, size: int | None = None) -> tuple[str, ...]:
   """The mesh axes of more than one device that shard a logical axis (of `size`, if they must
   divide it)."""
   if mesh.empty:

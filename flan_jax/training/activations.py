@@ -13,8 +13,19 @@ number of `dtype`, S keys that a query is compared with, the backward pass finds
              b cF for the feed-forward layer
 
 with g = 2 where the layer is gated, else 1. Dropout adds a byte a number that it may drop. These are what
-JAX's partial evaluation saves of `flan_jax.models`, and a test holds them against it. While the backward
-pass is in a layer, what "none" would have kept of it exists once, and the gradients of its scores beside it.
+JAX's partial evaluation saves of `flan_jax.models`, and a test holds them against it.
+
+While the backward pass is in a layer, there is beside it what its products read and give; what stands between
+products is fused into them (`in_backward_pass`; read off the schedules of the TPU compiler):
+
+  full        b (2P + 2) D: the stream before and behind each of P norms, and its gradient
+              b (2NH + 2KH), and 4 N S of scores, for each attention, and b N S for the gradient of one's scores
+              b (g + 2) F for the feed-forward layer
+  dots        as much without what it keeps
+  none        the gradient of the scores alone
+
+and before that, while remat computes the attention again, its scores twice (`in_forward_pass_again`).
+With the splash kernel, scores are 128 numbers a query. T5's bias, 4 N S S, is kept for all layers of a stack.
 
 Under rules, "batch" and "length" cut the tokens, "heads", "kv" and "mlp" the widths; D and S are whole.
 """
@@ -67,7 +78,8 @@ class Kept(NamedTuple):
   Args:
     axes: logical axis of each dimension, as rules know them.
     bytes: of one number; several arrays of the same shape count together.
-    policies: of remat, those under which it is kept.
+    policies: of remat, those under which it is kept; "again dots" and "again full": those under which it
+      exists while the backward pass is in its layer; "again forward": while its attention is computed again.
   """
 
   name: str
@@ -89,35 +101,97 @@ def kept_bytes(arrays: Iterable[Kept], remat: str, layout: Layout) -> float:
   return sum(array.share(layout) for array in arrays if remat in array.policies)
 
 
-def layers(
-  config: DecoderConfig | EncoderDecoderConfig, work: Workload
-) -> list[tuple[int, list[Kept]]]:
-  """How many layers there are of each kind, and the arrays of one of them for a microbatch."""
-  rows, length, inputs = work.microbatch, work.length, work.inputs
+class Stack(NamedTuple):
+  """Layers that run one after the other, on one microbatch.
+
+  Args:
+    name: "encoder" or "decoder".
+    root: what their parameters' paths begin with.
+    arrays: of one layer.
+    outside: what is kept of embeddings, masks, and the norm after the layers.
+    bias: T5's, of the scores of all layers.
+  """
+
+  name: str
+  root: str
+  layers: int
+  arrays: list[Kept]
+  outside: list[Kept]
+  bias: Kept | None = None
+
+  def holds(self, path: tuple[str, ...]) -> bool:
+    """Whether a parameter is one of its layers'."""
+    return path[0] == self.root and "layers" in path
+
+  def kept(self, remat: str, layout: Layout) -> float:
+    """Bytes on one device from its forward pass to its backward pass."""
+    bias = 0.0 if self.bias is None else self.bias.share(layout)
+    outside = sum(array.share(layout) for array in self.outside)
+    return self.layers * kept_bytes(self.arrays, remat, layout) + outside + bias
+
+
+def in_backward_pass(stack: Stack, remat: str, size: int, layout: Layout) -> float:
+  """Bytes on one device of what exists of a layer while its backward pass runs, beside what is kept.
+
+  Args:
+    size: bytes of a number of `dtype`.
+  """
+  # The gradient of the attention weights has their dtype.
+  return kept_bytes(stack.arrays, f"again {remat}", layout) + _scores(stack, layout) * size / 4
+
+
+def in_forward_pass_again(stack: Stack, remat: str, layout: Layout) -> float:
+  """The same while remat computes its attention again: the scores, and what they are without their maximum."""
+  if remat == "none":
+    return 0.0
+  return kept_bytes(stack.arrays, "again forward", layout) + _scores(stack, layout)
+
+
+def _scores(stack: Stack, layout: Layout) -> float:
+  return max(array.share(layout) for array in stack.arrays if array.name == "scores")
+
+
+def stacks(config: DecoderConfig | EncoderDecoderConfig, work: Workload) -> list[Stack]:
+  """In the order of the forward pass."""
+  rows, length, inputs, dropout = work.microbatch, work.length, work.inputs, work.dropout
   if isinstance(config, DecoderConfig):
-    return [(config.num_layers, _decoder_layer(config, rows, length, work.dropout))]
-  encoder = _t5_layer(config, rows, inputs, None, work.dropout)
-  decoder = _t5_layer(config, rows, length, inputs, work.dropout)
-  return [(config.num_encoder_layers, encoder), (config.num_decoder_layers, decoder)]
+    arrays = _decoder_layer(config, rows, length, dropout)
+    outside = _outside(config, rows, length, [length], dropout)
+    return [Stack("decoder", "layers", config.num_layers, arrays, outside)]
+
+  def bias(tokens: int) -> Kept:
+    shape = (config.num_heads, tokens, tokens)
+    return Kept("relative bias", ("heads", "length", None), shape, 4, _NONE)
+
+  return [
+    Stack(
+      "encoder",
+      "encoder",
+      config.num_encoder_layers,
+      _t5_layer(config, rows, inputs, None, dropout),
+      _outside(config, rows, inputs, [inputs], dropout),
+      bias(inputs),
+    ),
+    Stack(
+      "decoder",
+      "decoder",
+      config.num_decoder_layers,
+      _t5_layer(config, rows, length, inputs, dropout),
+      _outside(config, rows, length, [length, inputs], dropout),
+      bias(length),
+    ),
+  ]
 
 
-def outside_layers(config: DecoderConfig | EncoderDecoderConfig, work: Workload) -> list[Kept]:
-  """What is kept of embeddings, masks, and the norm after each stack."""
-  size, rows = jnp.dtype(config.dtype).itemsize, work.microbatch
-  found = []
-  for tokens in (work.inputs, work.length):
-    if tokens:
-      found.append(
-        _kept("last norm", ("batch", "length", None), (rows, tokens, config.emb_dim), 12 + size)
-      )
-      found.append(_kept("mask", ("batch", "length", None), (rows, tokens, tokens), 1))
-      if work.dropout:
-        found.append(_kept("dropout", ("batch", "length", None), (rows, tokens, config.emb_dim), 2))
-  if work.inputs:
-    found.append(_kept("mask", ("batch", "length", None), (rows, work.length, work.inputs), 1))
-    for tokens in (work.inputs, work.length):
-      shape = (config.num_heads, tokens, tokens)
-      found.append(_kept("relative bias", (None, None, None), shape, 4))
+def _outside(
+  c: DecoderConfig | EncoderDecoderConfig, rows: int, tokens: int, keys: list[int], dropout: bool
+) -> list[Kept]:
+  size, make = jnp.dtype(c.dtype).itemsize, functools.partial(_of_tokens, rows, tokens)
+  found = [make("last norm", None, c.emb_dim, size, _NONE)]
+  if dropout:
+    found.append(make("dropout", None, c.emb_dim, 2, _NONE))
+  if not _splash(c):
+    found += [make("mask", None, each, 1, _NONE) for each in keys]
   return found
 
 
@@ -129,6 +203,7 @@ def _decoder_layer(c: DecoderConfig, rows: int, length: int, dropout: bool) -> l
   dropped = 2 if dropout else 0
   found = [
     make("layer input", None, c.emb_dim, size, _ONLY_REMAT),
+    make("stream", None, c.emb_dim, (2 * norms + 2) * size, _AGAIN | _FORWARD),
     make("norms", None, c.emb_dim, norms * (12 + size) + (24 if c.post_norms else 0), _NONE),
     make("products that norms read", None, c.emb_dim, size * normed, _DOTS),
     make("added", None, c.emb_dim, dropped, _NONE),
@@ -151,6 +226,7 @@ def _t5_layer(
   parts = 2 if source is None else 3
   found = [
     make("layer input", None, c.emb_dim, size, _ONLY_REMAT),
+    make("stream", None, c.emb_dim, (2 * parts + 2) * size, _AGAIN | _FORWARD),
     make("norms", None, c.emb_dim, parts * (12 + size), _NONE),
     make("products that norms read", None, c.emb_dim, (parts - 1) * size, _DOTS),
     make("added", None, c.emb_dim, parts if dropout else 0, _NONE),
@@ -172,21 +248,22 @@ def _attention(
 ) -> list[Kept]:
   size = jnp.dtype(c.dtype).itemsize
   wide, narrow = c.num_heads * c.head_dim, kv_heads * c.head_dim
-  scores = 4 + size + (1 if dropout else 0)
-  if isinstance(c, DecoderConfig) and c.attention_softcap is not None:
-    scores += 8
-  return [
-    _of_tokens(rows, length, "query", "heads", wide, size, _NONE | _DOTS),
-    _of_tokens(rows, keys, "key and value", "kv", narrow, 2 * size, _NONE | _DOTS),
-    _of_tokens(rows, length, "attended", "heads", wide, size, _NONE),
-    Kept(
-      "attention weights",
-      ("batch", "heads", "length", None),
-      (rows, c.num_heads, length, keys),
-      scores,
-      _NONE,
+  found = [
+    _of_tokens(rows, length, "query", "heads", wide, size, _NONE | _DOTS | _AGAIN_FULL | _FORWARD),
+    _of_tokens(
+      rows, keys, "key and value", "kv", narrow, 2 * size, _NONE | _DOTS | _AGAIN_FULL | _FORWARD
     ),
+    _of_tokens(rows, length, "attended", "heads", wide, size, _NONE | _AGAIN | _FORWARD),
   ]
+  axes = ("batch", "heads", "length", None)
+  if _splash(c):
+    found.append(Kept("normalisers", axes, (rows, c.num_heads, length, 1), 4, _NONE))
+    return [*found, Kept("scores", axes, (rows, c.num_heads, length, _LANES), 4, _AGAIN | _FORWARD)]
+  shape, weights = (rows, c.num_heads, length, keys), 4 + size + (1 if dropout else 0)
+  if isinstance(c, DecoderConfig) and c.attention_softcap is not None:
+    weights += 8
+  found.append(Kept("attention weights", axes, shape, weights, _NONE))
+  return [*found, Kept("scores", axes, shape, 4, _AGAIN | _FORWARD)]
 
 
 def _feed_forward(
@@ -198,13 +275,20 @@ def _feed_forward(
   flags = (1 if first == "relu" else 0) + (1 if dropout else 0)
   return [
     _of_tokens(rows, length, "feed-forward", "mlp", c.mlp_dim, numbers * size + flags, _NONE),
-    _of_tokens(rows, length, "widened", "mlp", c.mlp_dim, (2 if gated else 1) * size, _DOTS),
+    _of_tokens(
+      rows, length, "widened", "mlp", c.mlp_dim, (2 if gated else 1) * size, _DOTS | _AGAIN_FULL
+    ),
+    _of_tokens(rows, length, "activated", "mlp", c.mlp_dim, 2 * size, _AGAIN),
   ]
 
 
 _NONE = frozenset({"none"})
 _DOTS = frozenset({"dots"})
 _ONLY_REMAT = frozenset({"dots", "full"})
+_AGAIN = frozenset({"again dots", "again full"})
+_AGAIN_FULL = frozenset({"again full"})
+_FORWARD = frozenset({"again forward"})
+_LANES = 128
 
 
 def _of_tokens(
@@ -219,8 +303,8 @@ def _of_tokens(
   return Kept(name, ("batch", "length", axis), (rows, tokens, width), size, policies)
 
 
-def _kept(name: str, axes: tuple[str | None, ...], shape: tuple[int, ...], size: float) -> Kept:
-  return Kept(name, axes, shape, size, frozenset({"none", "dots", "full"}))
+def _splash(config: DecoderConfig | EncoderDecoderConfig) -> bool:
+  return isinstance(config, DecoderConfig) and config.attention == "splash"
 
 
 def _shards(layout: Layout, axis: str | None) -> int:

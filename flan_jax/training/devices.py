@@ -4,8 +4,10 @@ The numbers are those of one chip as JAX counts devices (a v4 or v5p chip is one
 Memory is in GiB: the makers write GB and build powers of two. A link's number is what a chip can send while it
 receives as much, over all of its links together; one ring along one mesh axis has a part of it.
 
-  v4, v5e, v5p, v6e   Google Cloud, "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e": HBM, bf16 peak, "interchip
-                      interconnect bandwidth" per chip
+  v4, v5e, v5p, v6e   Google Cloud, "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e": HBM, bf16 peak, and half of the
+                      "bidirectional inter-chip interconnect bandwidth" per chip; v6e's 800 GB/s fit its
+                      102.4 TB/s of all-reduce a pod of 256, older pages say 3,584 Gb/s each way; v4's six
+                      links of 50 GB/s are in arXiv 2304.01433
   a100-40, a100-80    NVIDIA A100 Tensor Core GPU datasheet (SXM; NVLink 600 GB/s both ways together)
   h100, h200          NVIDIA H100 and H200 datasheets (SXM, dense bf16; NVLink 900 GB/s both ways together)
 """

@@ -161,7 +161,7 @@ def _counted(
 ) -> _Counts:
   most = max(int(ids.max(initial=0)) for name, ids in batch.items() if name.endswith("segment_ids"))
   read = _lengths(batch["decoder_segment_ids"], most)
-  scored = np.count_nonzero(batch["decoder_loss_weights"])
+  scored = float(np.count_nonzero(batch["decoder_loss_weights"]))
   if isinstance(config, DecoderConfig):
     inside = batch.get("decoder_causal_attention")
     both_ways = None

@@ -1,16 +1,21 @@
 """Bytes that a training step takes on each device, reckoned from shapes and shardings alone.
 
-Parameters, optimizer state and gradients are exact: they are the shapes that `init` gives, each cut as its
-sharding cuts it. What the step needs for a while is an estimate, the largest of three moments:
+Parameters and optimizer state are exact, and there all the time: the shapes that `init` gives, each cut as its
+sharding cuts it. What else there is depends on the moment, and the peak is an estimate: the largest of
 
-  a layer's backward pass   what remat computes again of it, its scores' gradients, its largest kernel gathered
-                            over fsdp, and the gradient of that before it is scattered
-  the logits                a block of them (`cross_entropy.py`), the words' columns and their gradient
-  the embedding             its table gathered over fsdp, and the gradient of that
+  the logits         what all stacks keep, a block of logits (`cross_entropy.py`), the words' columns and gradient
+  a stack's layers   in the backward pass: what this stack and those before it keep, the gradients of this stack and
+                     those after it; what `activations.in_backward_pass` says; of T5 the gradient of the stack's
+                     bias and a layer's part of it; over fsdp the kernels that are multiplied side by side,
+                     gathered, and their float32 gradients before they are scattered
+  the embedding      all gradients; the table gathered over fsdp, its gradient, and what reduces that
+
+Where parameters are wider than products are, compilers cast the kernels of a stack before the loop over its layers:
+those casts are there as long as what the stack keeps.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +23,13 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig
-from flan_jax.training.activations import Kept, Workload, kept_bytes, layers, outside_layers
+from flan_jax.training.activations import (
+  Stack,
+  Workload,
+  in_backward_pass,
+  in_forward_pass_again,
+  stacks,
+)
 from flan_jax.training.partitioning import Layout, path_of
 
 PyTree = Any
@@ -29,18 +40,21 @@ _BATCH_KEYS = (
 
 
 class Memory(NamedTuple):
-  """Bytes on one device.
+  """Bytes on one device at the peak.
 
   Args:
     parameters: those that are trained, and those that are only read.
+    gradients: those that are there by then.
+    casts: of kernels to the dtype of products.
     activations: kept from the forward pass to the backward pass, of one microbatch.
-    transient: the largest moment, and `moment` its name.
+    transient: what is only there at the moment, and `moment` its name.
   """
 
   parameters: int
   optimizer: int
-  gradients: int
   batch: int
+  gradients: float
+  casts: float
   activations: float
   transient: float
   moment: str
@@ -50,28 +64,39 @@ class Memory(NamedTuple):
     return sum(self[:-1])
 
 
-Placed = Iterable[tuple[jax.ShapeDtypeStruct, NamedSharding]]
+class _Moment(NamedTuple):
+  gradients: float
+  casts: float
+  activations: float
+  transient: float
+  name: str
 
 
-def pairs(shapes: PyTree, shardings: PyTree) -> list[tuple[jax.ShapeDtypeStruct, NamedSharding]]:
+class Placed(NamedTuple):
+  """A parameter, or another array, as it is laid out."""
+
+  path: tuple[str, ...]
+  leaf: jax.ShapeDtypeStruct
+  sharding: NamedSharding
+
+  @property
+  def numbers(self) -> int:
+    """On one device."""
+    return math.prod(self.sharding.shard_shape(self.leaf.shape))
+
+
+def placed(shapes: PyTree, shardings: PyTree) -> list[Placed]:
   """Each shape with its sharding."""
-  return list(zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True))
+  leaves = jax.tree_util.tree_leaves_with_path(shapes)
+  return [
+    Placed(path_of(path), leaf, sharding)
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True)
+  ]
 
 
-def share(arrays: Placed) -> int:
+def share(arrays: Iterable[Placed]) -> int:
   """Bytes of them on one device."""
-  return sum(_numbers(leaf, sharding) * leaf.dtype.itemsize for leaf, sharding in arrays)
-
-
-def gradient_bytes(
-  parameters: Placed, accumulation: int, accumulator_dtype: str = "float32"
-) -> int:
-  """The sums on one device, and with accumulation the microbatch's own, which is added to them."""
-  size = jnp.dtype(accumulator_dtype).itemsize
-  return sum(
-    _numbers(leaf, sharding) * (size + (leaf.dtype.itemsize if accumulation > 1 else 0))
-    for leaf, sharding in parameters
-  )
+  return sum(array.numbers * array.leaf.dtype.itemsize for array in arrays)
 
 
 def step_memory(
@@ -79,76 +104,118 @@ def step_memory(
   work: Workload,
   layout: Layout,
   *,
-  parameters: int,
   optimizer: int,
-  gradients: int,
-  kernels: tuple[PyTree, PyTree],
+  learnt: Sequence[Placed],
+  kernels: Sequence[Placed],
+  parameters: int,
+  accumulator_dtype: str = "float32",
 ) -> Memory:
   """All of it on one device.
 
   Args:
-    parameters, optimizer, gradients: bytes on one device.
-    kernels: shapes and shardings of all parameters of the model, frozen ones included.
+    optimizer, parameters: bytes on one device.
+    learnt: what has gradients.
+    kernels: all parameters of the model, frozen ones included.
+    accumulator_dtype: of the sums of gradients.
   """
-  moment, transient = max(_moments(config, work, layout, *kernels).items(), key=lambda m: m[1])
-  return Memory(
-    parameters,
-    optimizer,
-    gradients,
-    batch_bytes(work, layout),
-    activation_bytes(config, work, layout),
-    transient,
-    moment,
-  )
-
-
-def activation_bytes(
-  config: DecoderConfig | EncoderDecoderConfig, work: Workload, layout: Layout
-) -> float:
-  """What a microbatch keeps from the forward pass for the backward pass, on one device."""
-  kept = kept_bytes(outside_layers(config, work), config.remat, layout)
-  return kept + sum(
-    count * kept_bytes(arrays, config.remat, layout) for count, arrays in layers(config, work)
-  )
+  sums = jnp.dtype(accumulator_dtype).itemsize
+  moments = _moments(config, work, layout, learnt, kernels, sums)
+  peak = max(moments, key=lambda moment: sum(moment[:-1]))
+  return Memory(parameters, optimizer, batch_bytes(work, layout), *peak)
 
 
 def _moments(
   config: DecoderConfig | EncoderDecoderConfig,
   work: Workload,
   layout: Layout,
-  parameters: PyTree,
-  shardings: PyTree,
-) -> dict[str, float]:
-  """What each of the moments that may be the peak takes on one device, beside what is kept.
+  learnt: Sequence[Placed],
+  kernels: Sequence[Placed],
+  sums: int,
+) -> Iterator[_Moment]:
+  """In the order of a step.
 
   Args:
-    parameters, shardings: of all parameters, frozen ones included.
+    sums: bytes of a number of the sums of gradients.
   """
-  fsdp = layout.mesh.shape["fsdp"]
+  there = stacks(config, work)
+  casts = [_casts(kernels, stack, config) for stack in there]
+  kept = [stack.kept(config.remat, layout) for stack in there]
+  table = ("embed", "embedding")
+  begun = [
+    x for x in learnt if x.path[0] == "unembed" or (config.tied_embeddings and x.path == table)
+  ]
+  yield _Moment(
+    _gradients(learnt, begun, work.accumulation, sums),
+    sum(casts),
+    sum(kept),
+    _of_logits(config, work, layout),
+    "the logits",
+  )
+  for i in reversed(range(len(there))):
+    begun += [x for x in learnt if there[i].holds(x.path)]
+    yield _Moment(
+      _gradients(learnt, begun, work.accumulation, sums),
+      sum(casts[: i + 1]),
+      sum(kept[: i + 1]),
+      _of_layer(config, layout, there[i], kernels),
+      f"a layer's backward pass, {there[i].name}",
+    )
+  words, size = -(-config.vocab_size // layout.shards("vocab")), jnp.dtype(config.dtype).itemsize
+  gathered = 3 * words * config.emb_dim * size if layout.mesh.shape["fsdp"] > 1 else 0
+  yield _Moment(
+    _gradients(learnt, learnt, work.accumulation, sums), 0, 0, gathered, "the embedding"
+  )
+
+
+def _gradients(
+  learnt: Iterable[Placed], begun: Iterable[Placed], accumulation: int, sums: int
+) -> int:
+  """Of a microbatch, as far as the backward pass has begun them. With accumulation they have the parameters'
+  dtype, and the sums that they are added to are there from the beginning."""
+  if accumulation == 1:
+    return sum(sums * array.numbers for array in begun)
+  return sum(sums * array.numbers for array in learnt) + share(begun)
+
+
+def _casts(
+  kernels: Iterable[Placed], stack: Stack, config: DecoderConfig | EncoderDecoderConfig
+) -> int:
   size = jnp.dtype(config.dtype).itemsize
-  gathered = 0.0
-  leaves = jax.tree_util.tree_leaves_with_path(parameters)
-  for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
-    if "layers" in path_of(path) and fsdp > 1:
-      numbers = _numbers(leaf, sharding) / leaf.shape[0] * fsdp
-      gathered = max(gathered, numbers * (size + leaf.dtype.itemsize))
-  backward = 0.0
-  for _, arrays in layers(config, work):
-    again = kept_bytes(arrays, "none", layout) if config.remat != "none" else 0.0
-    backward = max(backward, again + _cotangents(arrays, layout))
+  return sum(
+    size * array.numbers
+    for array in kernels
+    if stack.holds(array.path) and array.leaf.ndim == 3 and array.leaf.dtype.itemsize > size
+  )
+
+
+def _of_layer(
+  config: DecoderConfig | EncoderDecoderConfig,
+  layout: Layout,
+  stack: Stack,
+  kernels: Iterable[Placed],
+) -> float:
+  size, fsdp = jnp.dtype(config.dtype).itemsize, layout.mesh.shape["fsdp"]
+  widest = max(
+    array.numbers / array.leaf.shape[0] * fsdp
+    for array in kernels
+    if stack.holds(array.path) and array.leaf.ndim == 3
+  )
+  gathered = widest * len(config.mlp_activations) if fsdp > 1 else 0
+  bias = 0.0 if stack.bias is None else stack.bias.share(layout)
+  return max(
+    in_forward_pass_again(stack, config.remat, layout) + bias + gathered * size,
+    in_backward_pass(stack, config.remat, size, layout) + 2 * bias + gathered * (size + 4),
+  )
+
+
+def _of_logits(
+  config: DecoderConfig | EncoderDecoderConfig, work: Workload, layout: Layout
+) -> float:
+  size, d = jnp.dtype(config.dtype).itemsize, config.emb_dim
   tokens = work.microbatch * work.length / layout.shards("batch") / layout.shards("length")
   words = -(-config.vocab_size // layout.shards("vocab"))
   block, width = min(tokens, _TOKEN_BLOCK), min(words, _VOCABULARY_BLOCK)
-  d = config.emb_dim
-  logits = (
-    block * width * (8 + size) + d * width * (size + 4) + d * words / layout.shards("embed") * 4
-  )
-  table = words * d * (size + 4) if fsdp > 1 else 0.0
-  return {
-    "a layer's backward pass": backward + gathered,
-    "the logits": logits + 4 * tokens * d * size,
-    "the embedding": table,
-  }
+  return block * width * (8 + size) + d * width * (size + 4) + 4 * tokens * d * size
 
 
 def batch_bytes(work: Workload, layout: Layout) -> int:
@@ -156,16 +223,3 @@ def batch_bytes(work: Workload, layout: Layout) -> int:
   rows = work.rows // layout.shards("batch")
   read = 3 * work.inputs + _BATCH_KEYS * work.length
   return math.ceil(4 * rows * read / layout.shards("length"))
-
-
-def _numbers(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
-  return math.prod(sharding.shard_shape(leaf.shape))
-
-
-def _cotangents(arrays: Iterable[Kept], layout: Layout) -> float:
-  """Gradients that exist while a layer is gone back through: the scores' in float32, twice, or of its
-  feed-forward width, whichever is more."""
-  largest: Mapping[str, float] = {
-    array.name: array.share(layout) for array in arrays if "none" in array.policies
-  }
-  return 2 * max(largest["attention weights"], largest["feed-forward"] / 2)

@@ -315,6 +315,16 @@ def check_batch(batch_size: int, accumulation: int, layout: Layout) -> None:
     )
 
 
+def check_kernels(model: ShardedModel, mesh: Mesh | AbstractMesh) -> None:
+  """Raises MeshError where the model asks for a kernel that the devices of the mesh do not have."""
+  attention = getattr(getattr(model, "config", None), "attention", "xla")
+  device = mesh.devices.flat[0] if isinstance(mesh, Mesh) else None
+  if attention == "splash" and device and device.platform != "tpu":
+    raise MeshError(
+      f"attention='splash' is a kernel for TPUs, and these devices are {device.device_kind}: set attention='xla'."
+    )
+
+
 def check_lengths(lengths: Iterable[int], layout: Layout) -> None:
   """Raises MeshError unless rows of so many tokens divide over the sequence."""
   pieces = layout.shards("length")

@@ -13,8 +13,8 @@ The compiler may do better (one reduction for all microbatches) or worse; `flan-
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,8 @@ from jax.sharding import NamedSharding
 
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig
 from flan_jax.training.activations import Workload
+from flan_jax.training.memory import Placed
 from flan_jax.training.partitioning import Layout
-
-PyTree = Any
 
 
 class Traffic(NamedTuple):
@@ -43,17 +42,13 @@ def step_traffic(
   config: DecoderConfig | EncoderDecoderConfig,
   work: Workload,
   layout: Layout,
-  trained: Iterable[tuple[jax.ShapeDtypeStruct, NamedSharding]],
-  frozen: Iterable[tuple[jax.ShapeDtypeStruct, NamedSharding]] = (),
+  trained: Sequence[Placed],
+  frozen: Sequence[Placed] = (),
 ) -> Traffic:
-  """Args:
-  trained, frozen: shape and sharding of each parameter.
-  """
-  trained = list(trained)
   gathered = sum(
-    2 * _gathered(leaf, sharding, config.dtype) for leaf, sharding in (*trained, *frozen)
+    2 * _gathered(each.leaf, each.sharding, config.dtype) for each in (*trained, *frozen)
   )
-  reduced = sum(_reduced(leaf, sharding, layout) for leaf, sharding in trained)
+  reduced = sum(_reduced(each.leaf, each.sharding, layout) for each in trained)
   return Traffic(
     work.accumulation * gathered,
     work.accumulation * reduced,

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 
 from flan_jax.checkpoints import Checkpoints
 from flan_jax.errors import CheckpointError, ConfigError
-from flan_jax.training.averages import averaged_params
 from flan_jax.training.bad_steps import BadSteps, Taken
+from flan_jax.training.config import TrainerConfig
 from flan_jax.training.devices import device_of
 from flan_jax.training.logging import NoLog, RunLog, step_record
 from flan_jax.training.losses import Loss
+from flan_jax.training.meanwhile import Meanwhile
 from flan_jax.training.not_finite import ForwardPass
 from flan_jax.training.partitioning import (
   Layout,
@@ -32,11 +32,11 @@ from flan_jax.training.partitioning import (
 )
 from flan_jax.training.profiling import Profile, collected_at_saves
 from flan_jax.training.saved_state import parts_of, state_of
+from flan_jax.training.saving_times import SavingTimes
 from flan_jax.training.step import (
   Metrics,
   TrainState,
   abstract_state,
-  check_accumulator,
   gradients_of,
   make_train_step,
 )
@@ -48,85 +48,6 @@ from flan_jax.training.watchdog import Watchdog
 PyTree = Any
 _MADE_OF = {"store": ": other records, templates, rates, format, lengths or data seed"}
 Batches = Callable[[int], Iterable[Mapping[str, Any]]]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainerConfig:
-  """How long, how much at a time, and how often to save.
-
-  Args:
-    steps: batches in all, those of earlier attempts included.
-    batch_size: rows of one step, over all processes.
-    accumulation: microbatches that a step is cut into.
-    accumulator_dtype: "float32" or "bfloat16", of the sums of their gradients.
-    checkpoint_every: steps between checkpoints. There is always one at the end.
-    keep: checkpoints kept; None: all.
-    seed: of fresh parameters and of dropout.
-    progress: draw a progress bar.
-    max_bad_steps: skipped steps in a row that stop the run; None: no number of them does.
-    spike_window, spike_sigmas: a step is skipped whose loss lies more than `spike_sigmas` standard
-      deviations above the mean of the last `spike_window` updates' losses; None: none is.
-    evaluate_every: steps between evaluations, each of which is taken with a checkpoint.
-    patience: the run ends once so many held-out losses in a row were no lower than the lowest before them.
-    deterministic: make a GPU add up in the same order every time; it takes longer.
-    profile_steps: first and last step, counted from 1, that are traced.
-    wandb: a project of Weights & Biases that is told what the log is.
-  """
-
-  steps: int
-  batch_size: int
-  accumulation: int = 1
-  checkpoint_every: int = 500
-  keep: int | None = 2
-  seed: int = 0
-  progress: bool = True
-  max_bad_steps: int | None = 10
-  spike_window: int | None = None
-  spike_sigmas: float | None = None
-  evaluate_every: int | None = None
-  patience: int | None = None
-  deterministic: bool = False
-  profile_steps: tuple[int, int] | None = None
-  wandb: str | None = None
-  accumulator_dtype: str = "float32"
-
-  def __post_init__(self) -> None:
-    check_accumulator(self.accumulator_dtype, self.accumulation)
-    for name in (
-      "steps",
-      "batch_size",
-      "accumulation",
-      "checkpoint_every",
-      "max_bad_steps",
-      "evaluate_every",
-      "patience",
-    ):
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise ConfigError(f"{name}={value} must be 1 or more")
-    window, sigmas = self.spike_window, self.spike_sigmas
-    if (window is None) != (sigmas is None):
-      raise ConfigError(
-        f"spike_window={window} and spike_sigmas={sigmas}: set both, or neither for no loss to be a spike"
-      )
-    if window is not None and sigmas is not None and not (window >= 2 and sigmas > 0):
-      raise ConfigError(
-        f"spike_window={window} must be 2 or more, and spike_sigmas={sigmas} above 0"
-      )
-    if self.keep is not None and self.keep < 1:
-      raise ConfigError(f"keep={self.keep}: at least one checkpoint has to be kept")
-    if not 0 <= self.seed < 1 << 32:
-      raise ConfigError(f"seed={self.seed} must lie between 0 and {(1 << 32) - 1}")
-    if self.evaluate_every is not None and self.evaluate_every % self.checkpoint_every:
-      raise ConfigError(
-        f"evaluate_every={self.evaluate_every} must be a multiple of checkpoint_every={self.checkpoint_every}"
-      )
-    if self.profile_steps is not None:
-      first, last = self.profile_steps
-      if not 1 <= first <= last <= self.steps:
-        raise ConfigError(
-          f"profile_steps={self.profile_steps}: two steps between 1 and {self.steps}, the first one first"
-        )
 
 
 class TrainingResult(NamedTuple):
@@ -205,17 +126,14 @@ class Trainer:
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
   ):
     check_batch(config.batch_size, config.accumulation, layout)
-    if config.patience is not None and held_out is None:
-      raise ConfigError(
-        f"patience={config.patience} is with the held-out loss: take one (validation_batches), or leave it out"
-      )
     self.config, self.directory = config, Path(directory)
     self._model, self._tx, self._layout = model, tx, layout
     self._batches, self._load = batches, load
-    self._held_out, self._tasks = held_out, tuple(tasks)
-    self._held_out_losses: list[float] = []
-    self._flops, self._judge, self._saved = flops, judge, saved
+    self._flops, self._tasks = flops, tuple(tasks)
     self._timers = timers or Timers()
+    self._meanwhile = Meanwhile(
+      config, held_out=held_out, judge=judge, saved=saved, timers=self._timers
+    )
     # Neither rows nor dropout would go on where they were.
     own = {"batch_size": config.batch_size, "seed": config.seed}
     self._fingerprints = {**own, **(fingerprints or {})}
@@ -283,38 +201,37 @@ class Trainer:
     folder = self.directory / "checkpoints"
     with (
       Termination() as termination,
-      Checkpoints(folder, keep=self.config.keep, say=self._say) as checkpoints,
+      Checkpoints(folder, keep=self.config.kept, say=self._say) as checkpoints,
       self._layout.active(),
     ):
       with self._timers("restore"):
         state, row = self._begin(checkpoints)
       start = int(state.step)
-      if start >= self.config.steps or self._out_of_patience():
+      if start >= self.config.steps or self._meanwhile.out_of_patience:
         made = "out of patience with the held-out loss" if start < self.config.steps else "all made"
         self._say(f"{start} steps, {made}: nothing left to train")
         return TrainingResult(state, start, stopped_early=start < self.config.steps)
       with self._log(start) as log, self._timers(STEP), collected_at_saves(), self._watchdog:
-        if not self._held_out_losses:
-          self._validate(log, state, frozen)
-        if start:  # an attempt that was killed may not have come to it
-          self._look_at(log, state, frozen, checkpoints)
-        state = self._loop(state, row, frozen, checkpoints, log, termination)
+        self._meanwhile.catch_up(log, state, frozen, termination.asked)
+        if not termination.asked():
+          state = self._loop(state, row, frozen, checkpoints, log, termination)
         with self._timers("save"), self._watchdog.pause("saving step"):
           checkpoints.wait()
         log.reached(int(state.step))
       self._tell_end(int(state.step), termination.came)
-    early = self._out_of_patience() and int(state.step) < self.config.steps
+    early = self._meanwhile.out_of_patience and int(state.step) < self.config.steps
     return TrainingResult(state, start, termination.came, early)
 
   def _tell_end(self, step: int, terminated: bool) -> None:
     if skipped := self._bad_steps.summary(step):
       self._say(skipped)
     if terminated:
-      self._say(f"stopped by SIGTERM; step {step} is saved, the same command goes on")
-    elif self._out_of_patience():
+      saved = f"step {step} is saved" if step else "no step was made"
+      self._say(f"stopped by SIGTERM; {saved}, the same command goes on")
+    elif self._meanwhile.out_of_patience:
       self._say(
         f"stopped after step {step}: {self.config.patience} held-out losses in a row were no lower than the "
-        f"lowest before them, {min(self._held_out_losses):.4f}"
+        f"lowest before them, {min(self._meanwhile.losses):.4f}"
       )
 
   def _loop(
@@ -328,6 +245,7 @@ class Trainer:
   ) -> TrainState:
     config, key = self.config, self._key
     step, waiting, clock = int(state.step), None, time.perf_counter()
+    times = SavingTimes(step, config.checkpoint_every, config.checkpoint_minutes)
     profile, kind = Profile(config.profile_steps, self.directory), "compile"
     for batch in self._timers.each("feed", self._batches(row)):
       step += 1
@@ -344,9 +262,9 @@ class Trainer:
         clock = self._write(log, waiting, clock, state, frozen)
       waiting = _Made((row, row + config.batch_size), _positions(arrays), batch, metrics)
       row += config.batch_size
-      regular = step == config.steps or step % config.checkpoint_every == 0
-      last = termination.asked(step) or step == config.steps
-      saves = last or regular
+      checkpoints.check()
+      last = termination.asked() or step == config.steps
+      saves = times.due(step) or last
       if saves or self._waits:
         # The log first: a checkpoint whose steps are missing from the log would leave a hole in it.
         clock, waiting = self._write(log, waiting, clock, state, frozen), None
@@ -354,16 +272,19 @@ class Trainer:
         begun = time.perf_counter()
         with self._watchdog.pause("saving step"):
           # Whoever sends SIGTERM is in a hurry, and the curve stays that of an unbroken run.
+          measured, regular = None, self._meanwhile.regular(step)
           if regular:
-            self._validate(log, state, frozen)
+            measured = self._meanwhile.measure(log, state, frozen, termination.asked)
           with self._timers("save"):
-            checkpoints.save(step, parts_of(state), self._facts(state, row))
+            checkpoints.save(step, parts_of(state), self._facts(state, row), measured)
             log.reached(step)
+            if self._meanwhile.waits_for_checkpoints:
+              checkpoints.wait()
           gc.collect()
-          if regular:
-            self._look_at(log, state, frozen, checkpoints)
+          if regular and not termination.came:
+            self._meanwhile.look_at(log, state, frozen)
         clock += time.perf_counter() - begun
-      if last or (saves and self._out_of_patience()):
+      if last or termination.came or (saves and self._meanwhile.out_of_patience):
         profile.close()
         return state
     raise ConfigError(f"the batches ended after {step} of {config.steps} steps")
@@ -385,7 +306,7 @@ class Trainer:
     saved, meta = checkpoints.restore(parts_of(wanted))
     self._check_fingerprints(meta, checkpoints.directory)
     self._bad_steps.go_on_from(meta.get("bad_steps", {}))
-    self._held_out_losses = list(meta.get("held_out_losses", ()))
+    self._meanwhile.go_on_from(meta)
     state = dataclasses.replace(state_of(saved), recent=self._recent(meta.get("recent_losses", ())))
     self._say(f"going on from step {meta['step']} (row {meta['row']}) in {checkpoints.directory}")
     return state, int(meta["row"])
@@ -426,10 +347,9 @@ class Trainer:
 
   def _facts(self, state: TrainState, row: int) -> dict[str, Any]:
     counts = {"step": int(state.step), "updates": int(state.updates), "row": row}
-    finished = counts["step"] == self.config.steps or self._out_of_patience()
+    finished = counts["step"] == self.config.steps or self._meanwhile.out_of_patience
     facts = {**self._meta, **counts, "finished": finished, "bad_steps": self._bad_steps.facts()}
-    if self._held_out_losses:
-      facts["held_out_losses"] = self._held_out_losses
+    facts |= self._meanwhile.facts()
     if state.recent is not None:
       losses = np.asarray(jax.device_get(state.recent))
       facts["recent_losses"] = losses[~np.isnan(losses)].tolist()
@@ -446,34 +366,6 @@ class Trainer:
       progress=self.config.progress,
       wandb=self.config.wandb,
     )
-
-  def _validate(self, log: RunLog | NoLog, state: TrainState, frozen: PyTree) -> None:
-    """Takes the held-out loss, and logs it."""
-    if self._held_out is not None:
-      with self._timers("evaluate"):
-        params = averaged_params(state.opt_state, state.params)
-        record = self._held_out(params, frozen)
-      self._held_out_losses.append(record["loss"])
-      log.validated(int(state.step), record)
-
-  def _look_at(
-    self, log: RunLog | NoLog, state: TrainState, frozen: PyTree, checkpoints: Checkpoints
-  ) -> None:
-    """Judges the parameters that a checkpoint was made of, and hands them on."""
-    step, every = int(state.step), self.config.evaluate_every
-    params = averaged_params(state.opt_state, state.params)
-    if self._judge is not None and every and step % every == 0:
-      known = np.bool_(log.judged_already(step))
-      if not multihost_utils.broadcast_one_to_all(known):
-        with self._timers("evaluate"):
-          log.judged(step, self._judge(params, frozen))
-    if self._saved is not None:
-      with self._timers("save"):
-        checkpoints.wait()
-        self._saved(step, params, frozen)
-
-  def _out_of_patience(self) -> bool:
-    return out_of_patience(self._held_out_losses, self.config.patience)
 
   def _write(
     self, log: RunLog | NoLog, made: "_Made", clock: float, state: TrainState, frozen: PyTree
@@ -496,13 +388,6 @@ class Trainer:
     held = len(next(iter(made.batch.values())))  # this process's rows stand for all
     flops = self._flops(made.batch) * self.config.batch_size / held
     return {"model_flops_utilisation": flops / (seconds * peak * self._layout.mesh.size)}
-
-
-def out_of_patience(losses: Sequence[float], patience: int | None) -> bool:
-  """Whether the last losses, `patience` of them, were no lower than the lowest before them."""
-  if patience is None or len(losses) <= patience:
-    return False
-  return not min(losses[-patience:]) < min(losses[:-patience])
 
 
 class _Made(NamedTuple):

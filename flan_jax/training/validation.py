@@ -43,10 +43,18 @@ class HeldOutLoss:
 
     self._sums = jax.jit(sums)
 
-  def __call__(self, params: PyTree, frozen: PyTree = None) -> dict[str, Any]:
-    """{"loss": the first term, "terms": every term, "tasks": of each task that has any weight}."""
+  def __call__(
+    self, params: PyTree, frozen: PyTree = None, stop: Callable[[], bool] = lambda: False
+  ) -> dict[str, Any] | None:
+    """{"loss": the first term, "terms": every term, "tasks": of each task that has any weight}.
+
+    Args:
+      stop: asked before every batch; where it says so, nothing is measured, and the result None.
+    """
     total = None
     for batch in self._batches():
+      if stop():
+        return None
       arrays = put_batch(batch, self._layout, self._batch_size)
       sums = self._sums(params, arrays, frozen)
       total = sums if total is None else jax.tree.map(jnp.add, total, sums)

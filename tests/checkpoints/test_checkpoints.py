@@ -14,7 +14,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from flan_jax.checkpoints import Checkpoints, checkpoint_table
+from flan_jax.checkpoints import Checkpoints, Keep, checkpoint_table
 from flan_jax.errors import CheckpointError, StorageError
 
 
@@ -48,7 +48,7 @@ def said():
 
 @pytest.fixture
 def checkpoints(tmp_path, said):
-  with Checkpoints(tmp_path / "run", keep=3, say=said.append) as checkpoints:
+  with Checkpoints(tmp_path / "run", keep=Keep(3), say=said.append) as checkpoints:
     yield checkpoints
 
 
@@ -149,39 +149,53 @@ def test_no_checkpoint_is_an_error_that_says_where(checkpoints, tmp_path):
     checkpoint_table(tmp_path / "nowhere")
 
 
-def files_of(folder):
-  """Files whose loss Orbax can feel; `_sharding` and the commit marks only advise."""
-  return [
-    path
-    for path in sorted(folder.rglob("*"))
-    if path.is_file() and path.stat().st_size > 0 and path.name != "_sharding"
-  ]
+def damage(file, how):
+  content = file.read_bytes()
+  if how == "deleted":
+    file.unlink()
+  elif how == "cut":
+    file.write_bytes(content[: len(content) // 2])
+  else:
+    middle = len(content) // 2
+    file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
 
 
-@pytest.mark.parametrize("length", ["half", "nothing"])
-def test_a_truncated_checkpoint_falls_back_to_the_last_whole_one_or_is_not_needed(tmp_path, length):
-  """Whichever file is cut, a restore yields that checkpoint in full or the one before it."""
-  source = tmp_path / "source"
-  with Checkpoints(source) as checkpoints:
+@pytest.mark.parametrize("how", ["deleted", "cut", "changed"])
+def test_whichever_file_is_damaged_the_one_before_is_taken_and_the_step_saved_again(tmp_path, how):
+  with Checkpoints(tmp_path / "source") as checkpoints:
     save_steps(checkpoints, 1, 2)
-  fallen = 0
-  for file in files_of(source / "2"):
-    run = tmp_path / "run"
-    shutil.copytree(source, run)
-    victim = run / file.relative_to(source)
-    victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2 if length == "half" else 0])
-    said: list[str] = []
+  files = [path for path in sorted((tmp_path / "source/2").rglob("*")) if path.is_file()]
+  # Beside the parts lie Orbax's marks, which nothing reads.
+  marks = [path for path in files if path.parent.name == "2" and path.name != "sizes.json"]
+  assert len(files) - len(marks) > 15
+  for number, file in enumerate(files):
+    run, said = tmp_path / f"run{number}", []
+    shutil.copytree(tmp_path / "source", run)
+    damage(run / file.relative_to(tmp_path / "source"), how)
     with Checkpoints(run, say=said.append) as checkpoints:
       state, meta = checkpoints.restore(shapes(a_state()))
       assert_same(state, a_state(seed=meta["step"]))
-      if meta["step"] == 1:
-        fallen += 1
-        assert len(said) == 1 and "2 is damaged" in said[0]
-        assert checkpoints.steps() == [1]
+      assert meta["step"] == (2 if file in marks else 1), file
+      if file not in marks:
+        assert (
+          len(said) == 1
+          and "2 is damaged" in said[0]
+          and (how == "changed" or file.name in said[0])
+        )
+        assert checkpoints.steps() == [1] and (run / "torn-2").is_dir()
+      if number == len(files) - 1:
         save_steps(checkpoints, 2)
         assert checkpoints.steps() == [1, 2]
-    shutil.rmtree(run)
-  assert fallen >= 4
+
+
+def test_whichever_part_is_gone_the_one_before_is_taken(tmp_path):
+  with Checkpoints(tmp_path / "source") as checkpoints:
+    save_steps(checkpoints, 1, 2)
+  for part in ("params", "optimizer", "meta"):
+    shutil.copytree(tmp_path / "source", tmp_path / part)
+    shutil.rmtree(tmp_path / part / "2" / part)
+    with Checkpoints(tmp_path / part, say=lambda text: None) as checkpoints:
+      assert checkpoints.restore(shapes(a_state()))[1]["step"] == 1
 
 
 def test_a_truncated_checkpoint_asked_for_by_step_is_an_error(checkpoints):

@@ -289,3 +289,11 @@ def test_a_full_disk(folder: Path, small_disk: Path):
     and "No space left on device" in message
   )
   assert not list(small_disk.rglob("*.orbax-checkpoint-tmp*"))
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket/run", "memory://run"])
+def test_a_run_is_not_written_to_a_folder_that_is_called_like_a_url(flan_jax, folder, url):
+  before = sorted(folder.iterdir())
+  done = flan_jax("train", *RECIPE, f"--gin.RUN_DIR={url}", status=2)
+  assert f"{url} is a URL" in done.stderr and "mounted" in done.stderr
+  assert sorted(folder.iterdir()) == before

@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from flan_jax.jobs.models import tuned
+
 RECIPE = ("--module", "tasks.py", "--gin_file=check.gin")
 TRAIN = (sys.executable, "-m", "flan_jax.cli.main", "train", *RECIPE)
 
@@ -203,6 +205,7 @@ def test_a_run_that_stops_early_is_reported_and_is_a_phase_that_is_done(flan_jax
     "--gin.train.checkpoint_every=2",
     "--gin.VALIDATION_BATCHES=1",
     "--gin.train.patience=2",
+    "--gin.train.keep_best=1",
     "--gin.train.evaluation=@evaluation()",
   ]
   done = flan_jax("train", *RECIPE, *settings)
@@ -211,4 +214,8 @@ def test_a_run_that_stops_early_is_reported_and_is_a_phase_that_is_done(flan_jax
   assert steps < 40
   report = json.loads((folder / "runs/tuned/report.json").read_text())
   assert report["environment"]["training"]["steps"] == steps
+  lines = (folder / "runs/tuned/validation.jsonl").read_text().splitlines()
+  measured = {line["step"]: line["loss"] for line in map(json.loads, lines) if line["step"]}
+  best = min(measured, key=lambda step: measured[step])
+  assert tuned("runs/tuned", best="lowest loss").origin == f"runs/tuned, step {best}"
   assert "nothing left to train" in flan_jax("train", *RECIPE, *settings).stderr

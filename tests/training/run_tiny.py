@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import DECODER, TABLE, batch_of
 
+from flan_jax.training import config as training_config
 from flan_jax.training import losses, optimizers, partitioning, schedules, trainer
 
 STEPS, ROWS, TASKS = 12, 8, 3
@@ -34,7 +35,7 @@ def layout_of(model):
 def make_trainer(directory, model=TABLE, **changes):
   layout = layout_of(model)
   schedule = schedules.cosine(1e-2, total_steps=STEPS, warmup_steps=3)
-  config = trainer.TrainerConfig(
+  config = training_config.TrainerConfig(
     **{"steps": STEPS, "batch_size": ROWS, "accumulation": 2, "checkpoint_every": 3, "keep": 3}
     | changes.pop("config", {})
   )

@@ -16,15 +16,15 @@ import pytest
 import run_tiny
 from tiny import DECODER, ENCODER_DECODER, FAMILIES, TABLE, assert_trees_equal, batch_of
 
-from flan_jax.checkpoints import Checkpoints
+from flan_jax.checkpoints import Checkpoints, Keep
 from flan_jax.errors import ConfigError, TrainingError
 from flan_jax.models import build_model
+from flan_jax.training.config import TrainerConfig
 from flan_jax.training.logging import read_log
 from flan_jax.training.losses import SupervisedLoss
 from flan_jax.training.not_finite import ForwardPass, not_finite
 from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh, put_batch
 from flan_jax.training.saved_state import parts_of
-from flan_jax.training.trainer import TrainerConfig
 
 ROWS = run_tiny.ROWS
 SPIKES = {"spike_window": 4, "spike_sigmas": 8.0}
@@ -112,7 +112,7 @@ def test_no_number_of_skipped_steps_stops_a_run_that_bears_all(tmp_path):
 def test_a_nan_in_a_parameter_of_a_checkpoint_stops_the_run_at_once_and_is_named(tmp_path):
   trainer = run_tiny.make_trainer(tmp_path, config={"steps": 6})
   trainer.run()
-  with Checkpoints(tmp_path / "checkpoints", keep=None) as checkpoints:
+  with Checkpoints(tmp_path / "checkpoints", keep=Keep(None)) as checkpoints:
     state, meta = checkpoints.restore(parts_of(trainer._shapes))
     state["params"]["table"] = np.array(state["params"]["table"])
     state["params"]["table"][3, 4] = np.nan

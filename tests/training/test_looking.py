@@ -16,9 +16,9 @@ from tiny import TABLE
 from flan_jax.checkpoints import Checkpoints
 from flan_jax.errors import ConfigError
 from flan_jax.training import devices
+from flan_jax.training.config import TrainerConfig
 from flan_jax.training.logging import read_log
 from flan_jax.training.timers import Attempts, Timers, goodput, read_attempts
-from flan_jax.training.trainer import TrainerConfig
 
 
 class Clock:
@@ -104,7 +104,7 @@ def test_a_killed_run_tells_what_was_lost(tmp_path):
 def held_out_losses(monkeypatch, losses):
   """A held-out loss that takes these values, one after the other."""
   values = iter(losses)
-  return lambda params, frozen: {"loss": next(values), "terms": {}}
+  return lambda params, frozen, stop: {"loss": next(values), "terms": {}}
 
 
 def test_a_run_stops_when_its_patience_is_at_an_end(tmp_path, monkeypatch):

@@ -16,13 +16,14 @@ from flan_jax.checkpoints import Checkpoints
 from flan_jax.errors import CheckpointError, ConfigError
 from flan_jax.models import build_model
 from flan_jax.models.layers import Dense
+from flan_jax.training.config import TrainerConfig
 from flan_jax.training.lora import AdaptedLoss, Lora, LoraConfig
 from flan_jax.training.losses import SupervisedLoss
 from flan_jax.training.optimizers import adafactor, adamw
 from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh, param_shardings
 from flan_jax.training.schedules import constant
 from flan_jax.training.step import TrainState, make_train_step
-from flan_jax.training.trainer import Trainer, TrainerConfig
+from flan_jax.training.trainer import Trainer
 
 ALL = ("*attention*kernel", "*mlp*kernel")
 BATCH = batch_of()

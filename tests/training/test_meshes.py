@@ -12,11 +12,12 @@ from tiny import FAMILIES
 
 from flan_jax.models import LoraConfig, build_model
 from flan_jax.training import optimizers, schedules
+from flan_jax.training.config import TrainerConfig
 from flan_jax.training.logging import VALIDATION, read_log
 from flan_jax.training.lora import AdaptedLoss, Lora
 from flan_jax.training.losses import SupervisedLoss
 from flan_jax.training.partitioning import make_layout, make_mesh, param_shardings
-from flan_jax.training.trainer import Trainer, TrainerConfig
+from flan_jax.training.trainer import Trainer
 from flan_jax.training.validation import HeldOutLoss
 
 STEPS, RATE = 30, 1e-2

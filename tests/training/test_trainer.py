@@ -1,5 +1,6 @@
 """The training loop: the same curve on every mesh, the same bits after every interruption."""
 
+import errno
 import functools
 import itertools
 import json
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +20,15 @@ import pytest
 import run_tiny
 from tiny import FAMILIES, TABLE, assert_trees_equal, batch_of
 
-from flan_jax.checkpoints import Checkpoints, checkpoint_table
-from flan_jax.errors import CheckpointError, ConfigError, MeshError
+from flan_jax.checkpoints import Checkpoints, checkpoint_table, whole
+from flan_jax.errors import CheckpointError, ConfigError, MeshError, StorageError
 from flan_jax.training import optimizers, schedules
 from flan_jax.training import trainer as trainer_module
+from flan_jax.training.config import TrainerConfig
 from flan_jax.training.logging import RunLog, read_log
 from flan_jax.training.losses import SupervisedLoss
 from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh, param_shardings
-from flan_jax.training.trainer import Trainer, TrainerConfig
+from flan_jax.training.trainer import Trainer
 
 MESHES = {
   "one device": (MeshConfig(), 1),
@@ -184,12 +187,74 @@ def test_sigterm_saves_and_exits_with_zero_and_the_same_command_goes_on(tmp_path
 
 
 def test_sigterm_while_the_last_step_is_judged_is_not_lost(tmp_path):
-  def held_out(params, frozen):
-    os.kill(os.getpid(), signal.SIGTERM)
+  asked = itertools.count()
+
+  def held_out(params, frozen, stop):
+    if next(asked) == 1:
+      os.kill(os.getpid(), signal.SIGTERM)
     return {"loss": 0.0}
 
   result = run_tiny.make_trainer(tmp_path, config={"steps": 1}, held_out=held_out).run()
   assert (int(result.state.step), result.terminated) == (1, True)
+
+
+@pytest.mark.parametrize(("moment", "saved"), [(0, []), (1, [3]), (2, [3, 6])])
+def test_sigterm_cuts_a_held_out_loss_short_and_what_was_trained_is_saved(tmp_path, moment, saved):
+  times = itertools.count()
+
+  def held_out(params, frozen, stop):
+    if next(times) == moment:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return None if stop() else {"loss": 0.0}
+
+  said = []
+  stopped = run_tiny.make_trainer(tmp_path, held_out=held_out, say=said.append).run()
+  assert stopped.terminated and int(stopped.state.step) == 3 * moment
+  assert Checkpoints(tmp_path / "checkpoints").steps() == saved
+  assert "stopped by SIGTERM" in said[-1]
+  result = run_tiny.make_trainer(tmp_path, held_out=held_out).run()
+  assert (result.resumed_from, result.terminated) == (3 * moment, False)
+  assert [record["rows"][0] for record in read_log(tmp_path)] == [8 * k for k in range(12)]
+  assert [record["step"] for record in read_log(tmp_path, "validation.jsonl")] == [0, 3, 6, 9, 12]
+
+
+def test_the_best_checkpoints_stay_and_want_something_to_be_best_by(tmp_path):
+  losses = iter([9.0, 3.0, 1.0, 5.0, 4.0])
+  trainer = run_tiny.make_trainer(
+    tmp_path,
+    held_out=lambda params, frozen, stop: {"loss": next(losses)},
+    config={"keep": 1, "keep_best": 1},
+  )
+  trainer.run()
+  assert Checkpoints(tmp_path / "checkpoints").steps() == [6, 12]
+  with pytest.raises(ConfigError, match="set validation_batches"):
+    run_tiny.make_trainer(tmp_path, config={"keep_best": 1})
+
+
+def test_a_write_that_fails_in_the_background_stops_the_run_before_the_next_save(
+  tmp_path, monkeypatch
+):
+  failed = threading.Event()
+
+  def note_files(folder):
+    if folder.name.startswith("80."):
+      failed.set()
+      raise OSError(errno.EIO, os.strerror(errno.EIO), str(folder))
+    whole.note_files(folder)
+
+  def batches(start):
+    for row, batch in zip(itertools.count(start, 8), run_tiny.batches(start), strict=False):
+      if row > 8 * 80:
+        assert failed.wait(60)
+        time.sleep(0.02)
+      yield batch
+
+  monkeypatch.setattr("flan_jax.checkpoints.saved.note_files", note_files)
+  with pytest.raises(StorageError, match=r"Input/output error.*whole: \[40\]"):
+    config = {"steps": 10_000, "checkpoint_every": 40}
+    run_tiny.make_trainer(tmp_path, batches=batches, config=config).run()
+  # Were it not looked for, the save of step 120 would have been the first to hear of it.
+  assert len(read_log(tmp_path)) < 120
 
 
 def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(tmp_path, uninterrupted):

@@ -8,10 +8,11 @@ import pytest
 from tiny import TABLE, batch_of
 
 from flan_jax.training import optimizers, schedules
+from flan_jax.training.config import TrainerConfig
 from flan_jax.training.logging import VALIDATION, read_log
 from flan_jax.training.losses import SupervisedLoss
 from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh
-from flan_jax.training.trainer import Trainer, TrainerConfig
+from flan_jax.training.trainer import Trainer
 from flan_jax.training.validation import HeldOutLoss
 
 BATCHES = [batch_of(seed=100), batch_of(seed=101)]
