@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install oracles quickstart test test-oracles test-parity test-network test-slow test-tpu-compiler lint lock wheel-check
+.PHONY: install oracles quickstart test test-oracles test-parity test-network test-slow test-scale test-tpu-compiler lint lock wheel-check
 
 install: .venv/installed
 
@@ -26,7 +26,7 @@ quickstart: install
 
 test: install
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not oracle and not network and not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not oracle and not network and not slow and not scale and not tpu_compiler"
 
 test-oracles: install oracles
 	$(BIN)/python -m pytest -n auto --dist load -m "oracle and not slow"
@@ -38,7 +38,11 @@ test-network: install
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "network and not oracle"
 
 test-slow: install
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not oracle and not network and not tpu_compiler"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "slow and not oracle and not network and not scale and not tpu_compiler"
+
+# Real processes that are killed, stopped and misled; one loss curve on every mesh; an hour.
+test-scale: install
+	$(BIN)/python -m pytest -n auto --dist load -m scale
 
 # The TPU compiler, in a folder of its own: where it lies beside JAX, JAX looks for TPUs.
 .venv/libtpu: .venv/installed

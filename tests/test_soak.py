@@ -9,7 +9,7 @@ import pytest
 SOAK = Path(__file__).parent.parent / "benchmarks" / "soak.py"
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 @pytest.mark.parametrize("layouts", [[], ["--same-layout"]], ids=["any layout", "same layout"])
 def test_a_run_that_is_killed_again_and_again_reads_every_row_once(layouts):
   command = [sys.executable, str(SOAK), "--kills", "2", *layouts]

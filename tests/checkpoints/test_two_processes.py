@@ -77,7 +77,7 @@ def two(tmp_path):
     process.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 def test_the_process_whose_write_is_refused_says_so_and_does_not_wait_for_the_other(two, tmp_path):
   _, second = two("refused")
   output, _ = second.communicate(timeout=600)
@@ -86,7 +86,7 @@ def test_the_process_whose_write_is_refused_says_so_and_does_not_wait_for_the_ot
   assert (tmp_path / "run/1").is_dir() and not (tmp_path / "run/2").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 def test_damage_that_one_process_finds_is_known_to_both(two):
   for process in two("damaged"):
     output, _ = process.communicate(timeout=600)

@@ -85,7 +85,7 @@ def test_a_process_that_is_killed_is_named_by_every_launch(killed):
   assert re.match(rf"{name} was lost: .* process {1 - killed} \(host .* ended", sentences(said)[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 def test_of_four_processes_the_one_that_is_killed_is_named_by_all():
   launches = Launches(4, "--timeout", "heartbeat=10")
   pid = launches.at_step(2, 3)
@@ -94,7 +94,7 @@ def test_of_four_processes_the_one_that_is_killed_is_named_by_all():
     assert "process 2 (host" in sentences(said)[-1] and f"pid {pid})" in sentences(said)[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 @pytest.mark.parametrize("stopped", [1, 0])
 def test_a_process_that_is_stopped_counts_as_lost_and_is_ended(stopped):
   launches = Launches(2, "--timeout", "heartbeat=10")
@@ -115,7 +115,7 @@ def test_a_process_that_never_arrives_is_named_by_those_that_wait():
     assert status == 3 and sentences(said)[-1].startswith("process 1 never arrived")
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 def test_a_first_process_that_never_arrives_is_named_too():
   for status, said in Launches(2, "--timeout", "initialization=3", absent=[0]).ends().values():
     assert status == 3 and sentences(said)[-1].startswith("process 0 never answered")
@@ -138,7 +138,7 @@ def test_processes_that_would_not_do_the_same_say_who_differs_and_in_what():
   assert re.search(r"process 2 \(host \S+, pid \d+\): devices is 2 x cpu, not 1 x cpu", said)
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 def test_another_code_is_told_by_its_hash(tmp_path):
   shutil.copytree(ROOT / "flan_jax", tmp_path / "flan_jax")
   with (tmp_path / "flan_jax/training/step.py").open("a") as file:
@@ -150,7 +150,7 @@ def test_another_code_is_told_by_its_hash(tmp_path):
   assert ends[0][1].count("process 1 (") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 def test_a_hung_step_ends_the_run_and_says_who_is_late_with_its_stack():
   launches = Launches(2, "--late=1:3", "--step_timeout=4", "--heartbeat=1.5")
   ends = launches.ends()
@@ -166,7 +166,7 @@ def test_a_hung_step_ends_the_run_and_says_who_is_late_with_its_stack():
   assert "heartbeat:" not in ends[1][1]
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 def test_a_process_that_fails_ends_the_others_with_its_reason():
   ends = Launches(2, "--fails=1").ends()
   assert ends[1][0] == 2 and sentences(ends[1][1]) == ["this one fails"]
@@ -176,7 +176,7 @@ def test_a_process_that_fails_ends_the_others_with_its_reason():
   )
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 def test_the_clusters_own_environment_is_enough():
   job = free_port() % 2**12
   slurm = [

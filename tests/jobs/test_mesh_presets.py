@@ -68,12 +68,12 @@ def compilers_log(folder, family, meshes, *options):
   return done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 def test_the_compilers_log_has_the_warning_where_there_is_reason_for_it(tmp_path):
   assert WARNING in compilers_log(tmp_path, "decoder", {"all": ALL_AXES}, "--plain_lookup")
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_shipped_mesh_is_warned_of(family, tmp_path):
   assert {"single", "fsdp", "fsdp_tensor"} <= set(PRESETS)

@@ -61,7 +61,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_sigterm_ends_a_launch_with_status_0_and_it_goes_on(folder, moment, processes):

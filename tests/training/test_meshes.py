@@ -129,7 +129,7 @@ def name_of(case):
   return " ".join([*said, *(f"{k}={v}" for k, v in told), *(["lora"] if case.lora else [])])
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 @pytest.mark.parametrize("case", list(cases()), ids=name_of)
 def test_the_curve_is_that_of_one_device(case, alone, tmp_path):
   losses = curve(case, tmp_path)
