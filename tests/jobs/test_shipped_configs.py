@@ -32,10 +32,11 @@ def launches():
   )
   for folder in ("models", "optimizers", "meshes"):
     for path in sorted((CONFIG_DIRECTORY / folder).glob("*.gin")):
-      if path.stem == "t5_1_1":  # what its sizes share
+      if path.stem in ("t5_1_1", "decoder"):  # what their sizes share
         continue
       needs = {
         "t5_1_1_": ("VOCABULARY_PATH=spiece.model",),
+        "decoder_": ("VOCABULARY_PATH=spiece.model",),
         "tuned": ("tuned.run_dir=runs/t5",),
         "pretrained": ("INITIAL_CHECKPOINT=folder",),
       }
