@@ -36,15 +36,23 @@ class RelativeBias(nn.Module):
     )
     distance = key_positions[:, None, :] - query_positions[:, :, None]
     bucket = relative_bucket(distance, self.buckets, self.max_distance, self.bidirectional)
-    # A gather would give [B, T, S, N], whose heads a TPU pads to 128: three more arrays of all scores, four times
-    # as large. The product with ones and zeros is exact.
-    chosen = bucket[:, None] == jnp.arange(self.buckets, dtype=bucket.dtype)[None, :, None, None]
-    return jnp.einsum(
-      "kn,bkts->bnts",
-      table.astype(jnp.float32),
-      chosen.astype(jnp.float32),
-      precision=jax.lax.Precision.HIGHEST,
+    return jax.lax.platform_dependent(
+      table.astype(jnp.float32), bucket, tpu=_looked_up_by_product, default=_looked_up
     )
+
+
+def _looked_up(table: Float[Array, "K N"], rows: Int[Array, "B T S"]) -> Float[Array, "B N T S"]:
+  return jnp.moveaxis(table[rows], -1, 1)
+
+
+def _looked_up_by_product(
+  table: Float[Array, "K N"], rows: Int[Array, "B T S"]
+) -> Float[Array, "B N T S"]:
+  """The same, exactly: for a TPU, which would pad the heads of [B, T, S, N] to 128, and is quick at products."""
+  chosen = rows[:, None] == jnp.arange(len(table), dtype=rows.dtype)[None, :, None, None]
+  return jnp.einsum(
+    "kn,bkts->bnts", table, chosen.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+  )
 
 
 def relative_bucket(
