@@ -267,6 +267,12 @@ def _add_plan(commands) -> None:
     help="of a packed example on average, which attention stays within; without, a row",
   )
   plan.add_argument(
+    "--examples",
+    type=_count,
+    metavar="N",
+    help="of one pass over the data, as `flan-jax mixtures NAME` tells; for the steps of a pass",
+  )
+  plan.add_argument(
     "--compile", action="store_true", help="ask the compiler as well, which takes minutes"
   )
   plan.add_argument("--json", action="store_true")

@@ -30,12 +30,12 @@ def show_plan(options: argparse.Namespace) -> None:
   compiled = compiled_plans(*launch) if options.compile else [None] * len(plans)
   for plan, asked in zip(plans, compiled, strict=True):
     if options.json:
-      print(json.dumps(_as_json(plan, asked, options.utilisation)))
+      print(json.dumps(_as_json(plan, asked, options)))
     else:
-      _print(plan, asked, options.utilisation)
+      _print(plan, asked, options)
 
 
-def _print(plan: Plan, compiled: Compiled | None, utilisation: float) -> None:
+def _print(plan: Plan, compiled: Compiled | None, options: argparse.Namespace) -> None:
   mesh = " x ".join(f"{axis}={size}" for axis, size in plan.layout.mesh.shape.items() if size > 1)
   where = f"{plan.devices} x {plan.device.name}, mesh {mesh or 'of one device'}"
   print(f"{plan.setup.phase}: {where}" if plan.setup.phase else where)
@@ -44,7 +44,7 @@ def _print(plan: Plan, compiled: Compiled | None, utilisation: float) -> None:
   print()
   print_table(("per device", "GiB", ""), list(_memory_rows(plan)))
   print()
-  print_table(("a step", "", ""), list(_step_rows(plan, utilisation)))
+  print_table(("a step", "", ""), list(_step_rows(plan, options.utilisation, options.examples)))
   if compiled is not None:
     print()
     print_table(
@@ -75,12 +75,21 @@ def _memory_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
     yield "headroom", _gib(left), f"of {_gib(plan.device.memory)}, and the runtime takes some"
 
 
-def _step_rows(plan: Plan, utilisation: float) -> Iterator[tuple[str, str, str]]:
+def _step_rows(
+  plan: Plan, utilisation: float, examples: int | None
+) -> Iterator[tuple[str, str, str]]:
   work, flops, traffic = plan.setup.work, plan.flops, plan.traffic
   steps, positions = plan.setup.steps, work.rows * (work.inputs + work.length)
   lengths = f"{work.inputs} + {work.length}" if work.inputs else f"{work.length}"
   yield "rows", f"{work.rows:,}", f"of {lengths} tokens; {work.microbatch:,} at once"
   yield "tokens", f"{positions:,}", f"{positions * steps:.3g} in {steps:,} steps"
+  if examples:
+    a_pass = plan.steps_per_pass(examples)
+    yield (
+      "a pass",
+      f"{a_pass:,.0f} steps",
+      f"over {examples:,} examples; {steps / a_pass:.3g} passes",
+    )
   parts = (f"{name} {value:.3g}" for name, value in flops.model._asdict().items())
   yield "model FLOPs", f"{flops.model.total:.3g}", ", ".join(parts)
   yield "executed FLOPs", f"{flops.executed:.3g}", "with remat, masked scores and logits made twice"
@@ -108,7 +117,7 @@ def _compiled_rows(plan: Plan, compiled: Compiled) -> Iterator[tuple[str, str, s
   yield "FLOPs", f"{compiled.flops:.3g}", f"{each:.3g}; the compiler counts a loop once"
 
 
-def _as_json(plan: Plan, compiled: Compiled | None, utilisation: float) -> dict[str, Any]:
+def _as_json(plan: Plan, compiled: Compiled | None, options: argparse.Namespace) -> dict[str, Any]:
   config = plan.setup.model.config
   return {
     "phase": plan.setup.phase,
@@ -123,14 +132,15 @@ def _as_json(plan: Plan, compiled: Compiled | None, utilisation: float) -> dict[
     "advice": plan.advice,
     "work": dataclasses.asdict(plan.setup.work),
     "steps": plan.setup.steps,
+    "steps_per_pass": plan.steps_per_pass(options.examples) if options.examples else None,
     "flops": {
       **plan.flops.model._asdict(),
       "model": plan.flops.model.total,
       "executed": plan.flops.executed,
     },
     "traffic": {**plan.traffic._asdict(), "total": plan.traffic.total},
-    "utilisation": utilisation,
-    "seconds": plan.seconds(utilisation),
+    "utilisation": options.utilisation,
+    "seconds": plan.seconds(options.utilisation),
     "seconds_on_links": plan.seconds_on_links(),
     "compiled": compiled and {**compiled._asdict(), "peak": compiled.peak},
   }

@@ -115,6 +115,12 @@ class Plan:
       return None
     return self.flops.model.total / (self.devices * self.device.peak * utilisation)
 
+  def steps_per_pass(self, examples: int) -> float:
+    """Steps in which so many examples are read once, from rows that are full."""
+    work = self.setup.work
+    row = work.inputs + work.length
+    return examples * min(work.example or row, row) / (row * work.rows)
+
   def seconds_on_links(self) -> float | None:
     """What a step's traffic takes at the least, of which some runs beside the arithmetic."""
     if self.device.interconnect is None:

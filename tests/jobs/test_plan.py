@@ -276,7 +276,10 @@ def test_of_a_published_folder_config_json_is_enough(flan_jax, folder):
   told = json.loads(flan_jax("plan", *recipe, "--devices=h100-8", "--json").stdout)
   assert told["mesh"] == {"data": 1, "fsdp": 8, "sequence": 1, "tensor": 1}
   assert told["bytes"]["total"] == sum(told["bytes"][part] for part in PARTS)
-  table = flan_jax("plan", *recipe, "--devices=h100-8").stdout
+  passed = ("--example_tokens=160", "--examples=640000")
+  table = flan_jax("plan", *recipe, "--devices=h100-8", *passed).stdout
+  tokens = told["work"]["rows"] * (told["work"]["inputs"] + told["work"]["length"])
+  assert f"{640_000 * 160 / tokens:,.0f} steps" in table
   assert f"{told['parameters']['trained']:,} trained" in table
   assert "headroom" in table
 
