@@ -46,7 +46,7 @@ class Meanwhile:
     self._config, self._timers = config, timers
     self._held_out, self._judge, self._saved = held_out, judge, saved
     self.losses: list[float] = []
-    self._owes_loss = held_out is not None
+    self.owes_loss = held_out is not None
 
   @property
   def out_of_patience(self) -> bool:
@@ -60,7 +60,7 @@ class Meanwhile:
     """Goes on with the losses that stand beside a checkpoint."""
     self.losses = list(meta.get("held_out_losses", ()))
     cut_short = "measured" not in meta and self.regular(int(meta["step"]))  # by SIGTERM
-    self._owes_loss = self._held_out is not None and (cut_short or not self.losses)
+    self.owes_loss = self._held_out is not None and (cut_short or not self.losses)
 
   def facts(self) -> dict[str, Any]:
     """What a checkpoint keeps of it, as JSON."""
@@ -70,7 +70,7 @@ class Meanwhile:
     self, log: RunLog | NoLog, state: TrainState, frozen: PyTree, stop: Callable[[], bool]
   ) -> None:
     """What an earlier attempt did not come to, before the first step of this one."""
-    if self._owes_loss:
+    if self.owes_loss:
       self.measure(log, state, frozen, stop)
     if int(state.step) and not stop():
       self.look_at(log, state, frozen)

@@ -208,6 +208,9 @@ class Trainer:
         state, row = self._begin(checkpoints)
       start = int(state.step)
       if start >= self.config.steps or self._meanwhile.out_of_patience:
+        if self._meanwhile.owes_loss:  # SIGTERM cut short that of the last step
+          with self._log(start) as log:
+            self._meanwhile.catch_up(log, state, frozen, termination.asked)
         made = "out of patience with the held-out loss" if start < self.config.steps else "all made"
         self._say(f"{start} steps, {made}: nothing left to train")
         return TrainingResult(state, start, stopped_early=start < self.config.steps)

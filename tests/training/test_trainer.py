@@ -198,7 +198,7 @@ def test_sigterm_while_the_last_step_is_judged_is_not_lost(tmp_path):
   assert (int(result.state.step), result.terminated) == (1, True)
 
 
-@pytest.mark.parametrize(("moment", "saved"), [(0, []), (1, [3]), (2, [3, 6])])
+@pytest.mark.parametrize(("moment", "saved"), [(0, []), (1, [3]), (2, [3, 6]), (4, [6, 9, 12])])
 def test_sigterm_cuts_a_held_out_loss_short_and_what_was_trained_is_saved(tmp_path, moment, saved):
   times = itertools.count()
 
