@@ -7,6 +7,7 @@
     120/sizes.json       every file with its size and checksum, to tell a damaged checkpoint
     120/meta/metadata    JSON: step, row cursor, fingerprints, whatever the run wants to find again
     160/...
+    measured.json        held-out losses that were taken after their checkpoint was written
 
 A step is complete or invisible: it is written under a temporary name, in the background, and
 renamed. Arrays are stored by name, so they can be restored on any mesh, and the parameters without
@@ -15,6 +16,7 @@ the optimizer.
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import sys
@@ -41,11 +43,13 @@ from flan_jax.checkpoints.saved_arrays import (
   read_part,
   saved_arrays,
 )
-from flan_jax.checkpoints.whole import check_files, note_files
-from flan_jax.data.atomic import check_local
-from flan_jax.errors import CheckpointError, StorageError
+from flan_jax.checkpoints.whole import check_files, damage, note_files
+from flan_jax.data.atomic import check_local, write_whole
+from flan_jax.errors import CheckpointError, StorageError, UnknownName
 
 PyTree = Any
+
+_LATER = "measured.json"  # of checkpoints that were measured after they were written
 
 
 class Checkpoints:
@@ -109,6 +113,19 @@ class Checkpoints:
       writer.save(step, args=arguments, force=True)
     if not self._background:
       self.wait()
+
+  def measured(self, step: int, measured: Mapping[str, Any]) -> None:
+    """Notes what was measured of a checkpoint after it was written; see `save`."""
+    if step not in self.steps():
+      return
+    self._values[step] = self._keep.value(measured) if self._keep.best else None
+    if jax.process_index() == 0:
+      known = {**self._measured_later(), str(step): dict(measured)}
+      write_whole(self.directory / _LATER, [json.dumps(known)])
+
+  def damage(self, step: int) -> str | None:
+    """What is wrong with the files of a step; None: nothing."""
+    return damage(self.directory / str(step))
 
   def check(self) -> None:
     """Waits for nothing.
@@ -250,9 +267,7 @@ class Checkpoints:
       CheckpointError: of none was anything measured.
     """
     keep = Keep(by=by)
-    ranked = keep.ranked(
-      {step: keep.value(self.meta(step).get("measured")) for step in self.steps()}
-    )
+    ranked = keep.ranked({step: self._measured_by(keep, step) for step in self.steps()})
     if not ranked:
       raise CheckpointError(
         f"no checkpoint in {self.directory} was measured: the run took no held-out loss with any that is left"
@@ -303,9 +318,20 @@ class Checkpoints:
   def _value(self, step: int) -> float | None:
     if self._keep.best and step not in self._values:
       self._values[step] = None
-      with contextlib.suppress(Exception):  # damaged, or measured otherwise
-        self._values[step] = self._keep.value(self.meta(step).get("measured"))
+      with contextlib.suppress(UnknownName):  # measured otherwise
+        self._values[step] = self._measured_by(self._keep, step)
     return self._values.get(step)
+
+  def _measured_by(self, keep: Keep, step: int) -> float | None:
+    later = self._measured_later().get(str(step))
+    try:
+      return keep.value(later or self.meta(step).get("measured"))
+    except (OSError, ValueError):  # damaged
+      return None
+
+  def _measured_later(self) -> dict[str, Any]:
+    path = self.directory / _LATER
+    return json.loads(path.read_text()) if path.is_file() else {}
 
   def _meeting(self, *, key: str, timeout_ms: int) -> None:
     """Where Orbax's threads wait for those of the other processes.

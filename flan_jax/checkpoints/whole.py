@@ -41,6 +41,11 @@ def check_files(folder: Path) -> None:
     raise ValueError(reason)
 
 
+def damage(folder: Path) -> str | None:
+  """What is wrong with the files, all read by this process; None: nothing."""
+  return _reason(folder, 0, 1)
+
+
 def _reason(folder: Path, share: int, shares: int) -> str | None:
   """What is wrong with a share of the files; None: nothing."""
   try:

@@ -235,7 +235,7 @@ def _add_processes(job: argparse.ArgumentParser) -> None:
     ("shutdown", 300, "that one which is done waits for the others"),
   ):
     group.add_argument(
-      f"--{name}_timeout", type=_count, default=seconds, metavar="S", help=f"{text}; {seconds} s"
+      f"--{name}_timeout", type=_seconds, default=seconds, metavar="S", help=f"{text}; {seconds} s"
     )
 
 
@@ -328,6 +328,12 @@ def _lengths(text: str) -> dict[str, int]:
     return {name.strip(): int(length) for name, length in pairs}
   except ValueError:
     raise argparse.ArgumentTypeError(f"{text!r} is not like inputs=1024,targets=256") from None
+
+
+def _seconds(text: str) -> int:
+  if _count(text) == 0:
+    raise argparse.ArgumentTypeError("0 seconds are no time to wait")
+  return int(text)
 
 
 def _count(text: str) -> int:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from flan_jax.data.atomic import write_whole
 from flan_jax.errors import ConfigError, StorageError
+from flan_jax.training.json_lines import json_lines
 from flan_jax.training.timers import Attempts, Timers
 
 METRICS = "metrics.jsonl"
@@ -54,10 +55,14 @@ class RunLog:
     self._wandb = _open_wandb(wandb, directory) if wandb else None
     with _storage_errors(directory):
       directory.mkdir(parents=True, exist_ok=True)
-      again = _rewind(directory / METRICS, start)
+      # Told before those steps are taken out of the log: an attempt may be killed before it tells more.
+      again = [record for record in read_log(directory) if record["step"] > start]
+      self._attempts = Attempts(directory, timers or Timers(), start, again)
+      if start < total:
+        self._attempts.write(start)
+      _rewind(directory / METRICS, start)
       _rewind(directory / VALIDATION, start)
       _rewind(directory / EVALUATION, start)
-      self._attempts = Attempts(directory, timers or Timers(), start, again)
       self._lines = (directory / METRICS).open("a", encoding="utf-8")
       self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
     self._directory = directory
@@ -171,7 +176,7 @@ class NoLog:
 def read_log(directory: str | Path, name: str = METRICS) -> list[dict[str, Any]]:
   """The lines of a run's metrics.jsonl or validation.jsonl, without a last one that a kill left unfinished."""
   path = Path(directory) / name
-  return list(_records(path)) if path.is_file() else []
+  return list(json_lines(path)) if path.is_file() else []
 
 
 def step_record(
@@ -232,27 +237,12 @@ def _means(
   }
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-  lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-  for number, line in enumerate(lines, start=1):
-    try:
-      if line:
-        yield json.loads(line)
-    except json.JSONDecodeError:
-      if number < len(lines):
-        raise StorageError(
-          f"{path}:{number} is damaged: mend the line, or move the file away to go on without it."
-        ) from None
-
-
-def _rewind(path: Path, step: int) -> list[dict[str, Any]]:
-  """Keeps the lines up to `step`, and returns the others; the file is whole before and after."""
+def _rewind(path: Path, step: int) -> None:
+  """Keeps the lines up to `step`; the file is whole before and after."""
   if not path.exists():
-    return []
-  records = list(_records(path))
-  kept = [record for record in records if record["step"] <= step]
+    return
+  kept = [record for record in json_lines(path) if record["step"] <= step]
   write_whole(path, (json.dumps(record) + "\n" for record in kept))
-  return [record for record in records if record["step"] > step]
 
 
 def _open_wandb(project: str, directory: Path) -> Any:

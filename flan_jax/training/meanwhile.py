@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from flan_jax.checkpoints import Checkpoints
 from flan_jax.errors import ConfigError
 from flan_jax.training.averages import averaged_params
 from flan_jax.training.config import TrainerConfig
@@ -46,7 +47,7 @@ class Meanwhile:
     self._config, self._timers = config, timers
     self._held_out, self._judge, self._saved = held_out, judge, saved
     self.losses: list[float] = []
-    self.owes_loss = held_out is not None
+    self._owes_loss = held_out is not None
 
   @property
   def out_of_patience(self) -> bool:
@@ -60,18 +61,23 @@ class Meanwhile:
     """Goes on with the losses that stand beside a checkpoint."""
     self.losses = list(meta.get("held_out_losses", ()))
     cut_short = "measured" not in meta and self.regular(int(meta["step"]))  # by SIGTERM
-    self.owes_loss = self._held_out is not None and (cut_short or not self.losses)
+    self._owes_loss = self._held_out is not None and (cut_short or not self.losses)
 
   def facts(self) -> dict[str, Any]:
     """What a checkpoint keeps of it, as JSON."""
     return {"held_out_losses": self.losses} if self.losses else {}
 
   def catch_up(
-    self, log: RunLog | NoLog, state: TrainState, frozen: PyTree, stop: Callable[[], bool]
+    self,
+    log: RunLog | NoLog,
+    state: TrainState,
+    frozen: PyTree,
+    checkpoints: Checkpoints,
+    stop: Callable[[], bool],
   ) -> None:
     """What an earlier attempt did not come to, before the first step of this one."""
-    if self.owes_loss:
-      self.measure(log, state, frozen, stop)
+    if self._owes_loss and (measured := self.measure(log, state, frozen, stop)):
+      checkpoints.measured(int(state.step), measured)
     if int(state.step) and not stop():
       self.look_at(log, state, frozen)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flan_jax.data.atomic import write_whole
+from flan_jax.training.json_lines import json_lines
 
 ATTEMPTS = "attempts.jsonl"
 STEP = "step"
@@ -97,9 +98,7 @@ class Attempts:
 def read_attempts(directory: str | Path) -> list[dict[str, Any]]:
   """The lines of a run's attempts.jsonl."""
   path = Path(directory) / ATTEMPTS
-  if not path.is_file():
-    return []
-  return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+  return list(json_lines(path)) if path.is_file() else []
 
 
 def goodput(directory: str | Path) -> dict[str, Any] | None:

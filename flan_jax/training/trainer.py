@@ -179,12 +179,12 @@ class Trainer:
       try:
         meta = checkpoints.meta(step)
         checkpoints.compare(parts_of(self._shapes), step)
-      except CheckpointError:
-        raise
-      except Exception:  # a torn one; restoring says so
-        continue
-      self._check_fingerprints(meta, checkpoints.directory)
-      return meta
+        self._check_fingerprints(meta, checkpoints.directory)
+        return meta
+      except Exception as error:
+        # Of a damaged one nothing can be said; restoring puts it aside.
+        if checkpoints.damage(step) is None and isinstance(error, CheckpointError):
+          raise
     return None
 
   def run(self, frozen: PyTree = None) -> TrainingResult:
@@ -208,14 +208,13 @@ class Trainer:
         state, row = self._begin(checkpoints)
       start = int(state.step)
       if start >= self.config.steps or self._meanwhile.out_of_patience:
-        if self._meanwhile.owes_loss:  # SIGTERM cut short that of the last step
-          with self._log(start) as log:
-            self._meanwhile.catch_up(log, state, frozen, termination.asked)
+        with self._log(start) as log:
+          self._meanwhile.catch_up(log, state, frozen, checkpoints, termination.asked)
         made = "out of patience with the held-out loss" if start < self.config.steps else "all made"
         self._say(f"{start} steps, {made}: nothing left to train")
         return TrainingResult(state, start, stopped_early=start < self.config.steps)
       with self._log(start) as log, self._timers(STEP), collected_at_saves(), self._watchdog:
-        self._meanwhile.catch_up(log, state, frozen, termination.asked)
+        self._meanwhile.catch_up(log, state, frozen, checkpoints, termination.asked)
         if not termination.asked():
           state = self._loop(state, row, frozen, checkpoints, log, termination)
         with self._timers("save"), self._watchdog.pause("saving step"):

@@ -14,10 +14,10 @@ import run_tiny
 from tiny import TABLE
 
 from flan_jax.checkpoints import Checkpoints
-from flan_jax.errors import ConfigError
+from flan_jax.errors import ConfigError, StorageError
 from flan_jax.training import devices
 from flan_jax.training.config import TrainerConfig
-from flan_jax.training.logging import read_log
+from flan_jax.training.logging import RunLog, read_log
 from flan_jax.training.timers import Attempts, Timers, goodput, read_attempts
 
 
@@ -174,6 +174,46 @@ def test_each_regular_checkpoint_is_handed_on_when_it_is_whole(tmp_path):
 
   run_tiny.make_trainer(tmp_path, saved=saved).run()
   assert handed == [3, 6, 9, 12]
+
+
+def test_what_a_kill_kept_from_the_last_step_is_made_up_for(tmp_path):
+  handed, judged = [], []
+
+  def judge(params, frozen):
+    judged.append(params)
+    return {"means": {"all": 1.0}, "tasks": {}}
+
+  config = {"evaluate_every": 6}
+  run_tiny.make_trainer(tmp_path, config=config, judge=judge).run()
+  (tmp_path / "evaluation.jsonl").unlink()
+  run_tiny.make_trainer(
+    tmp_path,
+    config=config,
+    judge=judge,
+    saved=lambda step, params, frozen: handed.append(step),
+  ).run()
+  assert handed == [12] and len(judged) == 3
+  assert len(read_attempts(tmp_path)) == 1
+
+
+def test_an_attempt_is_told_of_that_is_killed_before_it_saves(tmp_path):
+  RunLog(tmp_path, start=0, total=9, progress=False).close()
+  lines = [json.dumps({"step": step, "seconds": 2.0}) for step in (1, 2, 3)]
+  (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+  for _ in range(2):  # killed at once, both times
+    RunLog(tmp_path, start=0, total=9, progress=False).close()
+  first, second, third = read_attempts(tmp_path)
+  assert first["again"] == {"steps": 3, "seconds": 6.0} and first["seconds"]["step"] == 6.0
+  assert "again" not in second and third["from"] == 0
+  assert goodput(tmp_path)["attempts"] == 3
+
+
+def test_a_damaged_line_of_attempts_is_named(tmp_path):
+  RunLog(tmp_path, start=0, total=9, progress=False).close()
+  path = tmp_path / "attempts.jsonl"
+  path.write_text("{" + path.read_text())
+  with pytest.raises(StorageError, match=r"attempts.jsonl:1 is damaged"):
+    RunLog(tmp_path, start=0, total=9, progress=False)
 
 
 def test_some_steps_are_traced(tmp_path):

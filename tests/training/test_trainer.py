@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -196,6 +197,41 @@ def test_sigterm_while_the_last_step_is_judged_is_not_lost(tmp_path):
 
   result = run_tiny.make_trainer(tmp_path, config={"steps": 1}, held_out=held_out).run()
   assert (int(result.state.step), result.terminated) == (1, True)
+
+
+def test_a_loss_that_comes_late_counts_for_what_is_best(tmp_path):
+  losses, last = iter([9.0, 5.0, 4.0, 3.0]), []
+
+  def held_out(params, frozen, stop):
+    loss = next(losses, None)
+    if loss is None and not last:
+      last.append(os.kill(os.getpid(), signal.SIGTERM))
+      return None
+    return {"loss": 1.0 if loss is None else loss}
+
+  run_tiny.make_trainer(tmp_path, held_out=held_out).run()
+  checkpoints = Checkpoints(tmp_path / "checkpoints")
+  assert checkpoints.steps()[-1] == 12 and checkpoints.best("lowest loss") == 9
+  run_tiny.make_trainer(tmp_path, held_out=held_out).run()
+  assert checkpoints.best("lowest loss") == 12
+  (tmp_path / "checkpoints/6/meta/metadata").write_text("{")
+  assert checkpoints.best("lowest loss") == 12
+
+
+@pytest.mark.parametrize("damage", ["a key", "a fingerprint", "no optimizer"])
+def test_damage_is_not_taken_for_another_run(tmp_path, damage):
+  run_tiny.make_trainer(tmp_path, config={"steps": 9}).run()
+  last = tmp_path / "checkpoints/9"
+  meta = last / "meta/metadata"
+  if damage == "no optimizer":
+    shutil.rmtree(last / "optimizer")
+  else:
+    was, now = ('"fingerprints"', '"fingerprintt"') if damage == "a key" else ('"abc"', '"abd"')
+    assert was in meta.read_text()
+    meta.write_text(meta.read_text().replace(was, now))
+  trainer = run_tiny.make_trainer(tmp_path)
+  trainer.check()
+  assert trainer.run().resumed_from == 6 and (tmp_path / "checkpoints/torn-9").is_dir()
 
 
 @pytest.mark.parametrize(("moment", "saved"), [(0, []), (1, [3]), (2, [3, 6]), (4, [6, 9, 12])])
