@@ -1,10 +1,6 @@
 """Eight CPU devices for every test, set once before any JAX computation; what is compiled is kept for the next test."""
 
-import os
 import tempfile
-
-# Most of the time of a test is the compiler's, and what it makes is run once; processes that tests start do likewise.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import hypothesis
 import jax

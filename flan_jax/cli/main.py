@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -119,7 +120,8 @@ def run() -> None:
     environments = supervision.local_processes(options.local_processes)
     ended = supervision.supervise(environments, options.heartbeat_timeout)
     if ended is not None:
-      os._exit(ended)
+      # A launch of training that has not come to its own handler yet has nothing to save.
+      os._exit(0 if options.command == "train" and ended == 128 + signal.SIGTERM else ended)
   try:
     status = main()
   except Exception:

@@ -69,8 +69,13 @@ def import_module(name: str) -> ModuleType:
   Raises:
     ConfigError: there is no such module or file.
   """
+  module = _imported(name)
   if name not in IMPORTED:
     IMPORTED.append(name)
+  return module
+
+
+def _imported(name: str) -> ModuleType:
   path = Path(name)
   if path.suffix != ".py":
     try:
