@@ -323,9 +323,11 @@ class Checkpoints:
     return self._values.get(step)
 
   def _measured_by(self, keep: Keep, step: int) -> float | None:
-    later = self._measured_later().get(str(step))
     try:
-      return keep.value(later or self.meta(step).get("measured"))
+      own = self.meta(step).get(
+        "measured"
+      )  # of this very checkpoint; the step may have been saved before
+      return keep.value(own or self._measured_later().get(str(step)))
     except (OSError, ValueError):  # damaged
       return None
 
