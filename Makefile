@@ -24,31 +24,9 @@ oracles: .venv/oracles
 quickstart: install
 	$(BIN)/flan-jax train --gin_file=gin_configs/recipes/quickstart.gin
 
-test-oracles test-parity test-network test-slow test-scale test-tpu-compiler lint lock wheel-check
-
-install: .venv/installed
-
-# uv installs a lock of pins and hashes in a third of pip's time; pip brings uv, hash-checked as well.
-.venv/installed: requirements.lock pyproject.toml
-	$(PYTHON) -m venv .venv
-	awk '/^uv==/ {on=1} on {print} on && !/\\$$/ {exit}' requirements.lock > .venv/uv.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .venv/uv.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes --compile-bytecode -r requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
-	touch $@
-
-# The independent implementations that parity tests compare with (torch; transformers is in the lock already).
-oracles: .venv/oracles
-.venv/oracles: .venv/installed requirements/oracles.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/oracles.lock
-	touch $@
-
-quickstart: install
-	$(BIN)/flan-jax train --gin_file=gin_configs/recipes/quickstart.gin
-
 test: install
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not oracle and not network and not slow and not scale and not tpu_compiler"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not oracle and not network and not slow and not scale and not tpu_compiler"
 
 test-oracles: install oracles
 	$(BIN)/python -m pytest -n auto --dist load -m "oracle and not slow"
@@ -60,7 +38,7 @@ test-network: install
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "network and not oracle"
 
 test-slow: install
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not oracle and not network and not scale and not tpu_compiler"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "slow and not oracle and not network and not scale and not tpu_compiler"
 
 # Real processes that are killed, stopped and misled; one loss curve on every mesh; an hour.
 test-scale: install
