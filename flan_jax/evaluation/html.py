@@ -47,7 +47,7 @@ def write_course(
   """Write a page with the course of a training run.
 
   Args:
-    judged: the folder of its evaluation.jsonl, where that is not the run's.
+    judged: the folder of its evaluation.jsonl and validation.jsonl, where those are not the run's.
 
   Raises:
     StorageError: the disk refused.
@@ -87,9 +87,10 @@ def course_of(run_dir: Path | str, judged: Path | str | None = None) -> Course:
   # Here, since it brings TensorBoard's writer, which loads torch wherever torch is installed.
   from flan_jax.training.logging import EVALUATION, METRICS, VALIDATION, read_log
 
+  beside = read_log(judged, VALIDATION) if judged else []
   training, held_out = (
-    [(line["step"], line["loss"]) for line in read_log(run_dir, log) if line["loss"] is not None]
-    for log in (METRICS, VALIDATION)
+    [(line["step"], line["loss"]) for line in lines if line["loss"] is not None]
+    for lines in (read_log(run_dir, METRICS), beside or read_log(run_dir, VALIDATION))
   )
   means: dict[str, list[tuple[int, float]]] = {}
   for line in read_log(judged or run_dir, EVALUATION):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from flan_jax.data.batches import Normalise
+from flan_jax.data.batches import Batches, Normalise
 from flan_jax.data.encode import Encoder
 from flan_jax.data.home import data_home
 from flan_jax.data.store import Store, StoreConfig
@@ -12,6 +12,7 @@ from flan_jax.errors import ConfigError, differences
 from flan_jax.jobs.models import ModelSource
 from flan_jax.jobs.preparation import prepared_store
 from flan_jax.jobs.processes import first_alone
+from flan_jax.training.partitioning import Layout, rows_of_process
 from flan_jax.vocabularies import ChatFormat, Format, PlainFormat
 
 
@@ -143,6 +144,13 @@ class DataPlan:
     It is looked for in the data home also where the store that is trained on is named by its place.
     """
     return replace(self, split="validation", prepared=None).store(source, rows)
+
+  def batches(
+    self, store: Store, first: int, stop: int, batch_size: int, layout: Layout
+  ) -> Batches:
+    """This process's rows of a store, from row `first` to before `stop`."""
+    share = rows_of_process(batch_size, layout)
+    return Batches(store, batch_size, first, stop, self.normalise, share, self.bidirectional_inputs)
 
   def _found(self, place: str, source: ModelSource, rows: int) -> Store:
     store, config = Store.open(place), self.config(source)

@@ -4,7 +4,10 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,20 +18,25 @@ from flan_jax.data.atomic import claimed, write_whole
 from flan_jax.errors import CheckpointError, ConfigError
 from flan_jax.evaluation import in_short
 from flan_jax.evaluation.html import write_course
+from flan_jax.jobs.data import DataPlan
 from flan_jax.jobs.evaluate import not_judged
 from flan_jax.jobs.evaluation import EvaluationPlan
-from flan_jax.jobs.models import tuned
+from flan_jax.jobs.models import ModelSource, tuned
 from flan_jax.jobs.processes import is_first
 from flan_jax.jobs.report import environment, write_report
-from flan_jax.training.logging import EVALUATION, read_log
+from flan_jax.models import Params
+from flan_jax.training.logging import EVALUATION, VALIDATION, read_log
+from flan_jax.training.losses import SupervisedLoss
 from flan_jax.training.partitioning import (
   DEFAULT_RULES,
+  Layout,
   MeshConfig,
   Rules,
   make_layout,
   make_mesh,
 )
 from flan_jax.training.timers import Timers
+from flan_jax.training.validation import HeldOutLoss
 
 _END, _WAIT = -2, -1
 _LOOK_EVERY = 5.0  # seconds
@@ -39,6 +47,9 @@ def follow(
   out_dir: str,
   evaluation: EvaluationPlan,
   *,
+  data: DataPlan | None = None,
+  validation_batches: int = 0,
+  batch_size: int = 8,
   patience_minutes: float = 60.0,
   mesh: MeshConfig = MeshConfig(),
   axis_rules: Rules = DEFAULT_RULES,
@@ -46,17 +57,23 @@ def follow(
 ) -> None:
   """Judges each checkpoint of a run, until the run is at its end. Run again, it goes on where it was.
 
-  A report for each is in `<out_dir>/<step>`, a line in `<out_dir>/evaluation.jsonl`, and the curve in
-  `<out_dir>/report.html`. The oldest that is not judged yet comes first; one that the run has removed before its
-  turn is passed over.
+  A report for each is in `<out_dir>/<step>`, a line in `<out_dir>/evaluation.jsonl` (and, with `validation_batches`,
+  in `<out_dir>/validation.jsonl`), and the curve in `<out_dir>/report.html`. The oldest that is not judged yet comes
+  first; one that the run has removed before its turn is passed over.
 
   Args:
     run_dir: of the run, which may be yet to begin.
+    data, validation_batches, batch_size: the run's; so many batches of its validation split give the held-out loss,
+      as in `train`, without label smoothing. 0: it is not taken.
     patience_minutes: without a new checkpoint after which it stops.
 
   Raises:
-    ConfigError: no checkpoint came.
+    ConfigError: no checkpoint came, or the run was tuned on data that was written in another way.
   """
+  if validation_batches and data is None:
+    raise ConfigError(
+      f"follow.validation_batches={validation_batches} needs follow.data=@data(), as the run has it."
+    )
   if not 0 < patience_minutes < float("inf"):
     raise ConfigError(f"follow.patience_minutes={patience_minutes} must be above 0.")
   run, out = Path(run_dir), Path(out_dir)
@@ -77,14 +94,53 @@ def follow(
           print(f"step {step} is passed over: {error}", file=sys.stderr)
         continue
       with timers("evaluate"):
+        if data is not None and validation_batches:
+          _take_loss(data, validation_batches, batch_size, source, params, layout, out, step)
         found = evaluation.run(
           source, params, layout, source.written_in(None), out / "evaluation", label=f"step {step}"
         )
       write_report(out / str(step), found, {}, told, environment(timers))
       if is_first():
-        lines = [*read_log(out, EVALUATION), {"step": step, **in_short(found)}]
-        write_whole(out / EVALUATION, (json.dumps(line) + "\n" for line in lines))
+        _log(out, EVALUATION, step, in_short(found))
         write_course(out / "report.html", title=run.name, run_dir=run, judged=out, notes=told)
+
+
+def _take_loss(
+  data: DataPlan,
+  batches: int,
+  batch_size: int,
+  source: ModelSource,
+  params: Params,
+  layout: Layout,
+  out: Path,
+  step: int,
+) -> None:
+  """Logs the loss on the validation split of what a checkpoint was tuned on."""
+  if data.encoder(source).format.fingerprint != source.written_in(None).fingerprint:
+    raise ConfigError(
+      f"{source.origin} was tuned on prompts that were written otherwise than follow.data says: give the data.format, "
+      "data.separator and data.eos_on_inputs of the run."
+    )
+  plan = replace(data, bidirectional_inputs=source.model.bidirectional_inputs)
+  rows = batches * batch_size
+  store = plan.validation_store(source, rows)
+  loss = HeldOutLoss(
+    SupervisedLoss(source.model, tasks=len(store.tasks)),
+    lambda: plan.batches(store, 0, rows, batch_size, layout),
+    batch_size,
+    layout,
+    [task.name for task in store.tasks],
+  )
+  with layout.active():
+    record = loss(params)
+  if is_first() and record is not None:
+    _log(out, VALIDATION, step, record)
+
+
+def _log(out: Path, name: str, step: int, record: Mapping[str, Any]) -> None:
+  """Adds the line of a step to a log, or puts it in the place of the one that is there."""
+  lines = [line for line in read_log(out, name) if line["step"] != step]
+  write_whole(out / name, (json.dumps(line) + "\n" for line in [*lines, {"step": step, **record}]))
 
 
 def _next(run: Path, out: Path, passed_over: set[int], patience_minutes: float) -> int:

@@ -56,7 +56,6 @@ from flan_jax.training.partitioning import (
   check_lengths,
   make_layout,
   make_mesh,
-  rows_of_process,
 )
 from flan_jax.training.timers import Timers, goodput
 from flan_jax.training.trainer import Trainer, TrainingResult
@@ -278,10 +277,7 @@ class _Run:
     return self.data.encoder(self.model).format
 
   def batches(self, store: Store, first: int, stop: int) -> Batches:
-    """This process's rows of a store."""
-    share = rows_of_process(self.batch_size, self.layout)
-    both_ways = self.data.bidirectional_inputs
-    return Batches(store, self.batch_size, first, stop, self.data.normalise, share, both_ways)
+    return self.data.batches(store, first, stop, self.batch_size, self.layout)
 
   def loss(self, store: Store, **settings: Any) -> Loss:
     supervised = SupervisedLoss(self.model.model, tasks=len(store.tasks), **settings)

@@ -30,6 +30,35 @@ def test_every_checkpoint_that_is_there_is_judged_once(flan_jax, folder):
   assert judged(folder) == first
 
 
+def test_the_held_out_loss_is_the_one_that_the_run_takes_itself(flan_jax, folder):
+  splits = "{train: 0.8, test: 0.2}", "{train: 0.6, validation: 0.2, test: 0.2}"
+  tickets = folder / "support/tickets.yaml"
+  tickets.write_text(tickets.read_text().replace(*splits))
+  flan_jax("train", *RECIPE, "--gin.train.checkpoint_every=3", "--gin.train.validation_batches=2")
+  beside = ("--gin.follow.data=@data()", "--gin.follow.validation_batches=2")
+  flan_jax("follow", *FOLLOW, *beside)
+  own, taken = (
+    [json.loads(line) for line in (folder / run / "validation.jsonl").read_text().splitlines()]
+    for run in ("runs/tuned", "runs/followed")
+  )
+  assert [line["step"] for line in taken] == [3, 6]
+  assert taken == [line for line in own if line["step"]]
+
+
+def test_a_held_out_loss_wants_the_data_of_the_run(flan_jax, folder):
+  several = "--gin.follow.validation_batches=2"
+  done = flan_jax("follow", *FOLLOW, several, status=2)
+  assert "follow.validation_batches=2 needs follow.data=@data()" in done.stderr
+  flan_jax("train", *RECIPE)
+  otherwise = (
+    "--gin.follow.data=@data()",
+    "--gin.data.separator=' // '",
+    "--gin.data.eos_on_inputs=True",
+  )
+  done = flan_jax("follow", *FOLLOW, several, *otherwise, status=2)
+  assert "was tuned on prompts that were written otherwise" in done.stderr
+
+
 def test_a_run_that_never_begins_is_told(flan_jax):
   done = flan_jax("follow", *FOLLOW, "--gin.follow.patience_minutes=0.001", status=2)
   assert "runs/tuned got no checkpoint in 0.001 minutes" in done.stderr
