@@ -24,6 +24,8 @@ JOBS = {
   "schedule": "show the learning rates of recipes side by side; each gin file is one",
 }
 
+_CHECKPOINT = "the folder of a run, or a published model: a folder, a GGUF file, a package"
+
 _HOMES = {
   "mixtures": "mixtures",
   "contamination": "contamination",
@@ -31,6 +33,8 @@ _HOMES = {
   "rows": "inspect",
   "checkpoints": "inspect",
   "plan": "plan",
+  "chat": "chat",
+  "serve": "serve",
 }
 
 
@@ -220,7 +224,46 @@ def _parser() -> argparse.ArgumentParser:
   )
   checkpoints.add_argument("directory")
   checkpoints.add_argument("--json", action="store_true")
+  _add_talks(commands)
   return parser
+
+
+def _add_talks(commands) -> None:
+  chat = _command(commands, "chat", "talk to a model in the terminal")
+  chat.add_argument("checkpoint", help=_CHECKPOINT)
+  chat.add_argument("--system", metavar="TEXT", help="what the model is told before all")
+  chat.add_argument("--max_tokens", type=_count, default=512, help="of an answer")
+  chat.add_argument("--temperature", type=float, default=0.7, help="0: the most probable words")
+  chat.add_argument("--top_p", type=float, default=1.0)
+  chat.add_argument("--repetition_penalty", type=float, default=1.0)
+  chat.add_argument("--seed", type=_count, default=0)
+  chat.add_argument(
+    "--length",
+    type=_count,
+    default=2048,
+    help="tokens that the talk may have before its oldest turns go",
+  )
+  serve = _command(commands, "serve", "answer over HTTP, as OpenAI's API does, and from a web page")
+  serve.add_argument(
+    "checkpoints",
+    nargs="+",
+    metavar="[NAME=]CHECKPOINT",
+    help=f"{_CHECKPOINT}; several stand side by side",
+  )
+  serve.add_argument("--host", default="127.0.0.1", help="this machine alone, unless given")
+  serve.add_argument("--port", type=_count, default=8000)
+  serve.add_argument("--slots", type=_count, default=16, help="answers that are written at once")
+  serve.add_argument(
+    "--length", type=_count, default=2048, help="tokens of a prompt with its answer"
+  )
+  serve.add_argument("--max_tokens", type=_count, default=256, help="where a request does not say")
+  serve.add_argument(
+    "--max_requests", type=_count, default=1024, help="answers that may wait; 429 beyond"
+  )
+  serve.add_argument(
+    "--timeout", type=float, default=600.0, metavar="S", help="of a request; 600 s"
+  )
+  serve.add_argument("--mesh", default="", metavar="AXIS=N,...", help="such as tensor=4")
 
 
 def _add_processes(job: argparse.ArgumentParser) -> None:

@@ -1,6 +1,5 @@
 """Scores a checkpoint on prepared tasks, and goes on where it was stopped."""
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -237,15 +236,15 @@ class _Runner:
     """Greedy decoding of at most as many tokens as the encoder allows a target."""
     written = []
     for template in templates:
-      with self._layout.active() if self._layout is not None else contextlib.nullcontext():
-        ids = generate(
-          self._model,
-          self._params,
-          [prompt.input_ids for prompt in template.prompts],
-          max_new_tokens=self._encoder.lengths["targets"],
-          eos_ids=self._encoder.stop_ids,
-          start_id=START_ID,
-        )
+      ids = generate(
+        self._model,
+        self._params,
+        [prompt.input_ids for prompt in template.prompts],
+        max_new_tokens=self._encoder.lengths["targets"],
+        eos_ids=self._encoder.stop_ids,
+        start_id=START_ID,
+        layout=self._layout,
+      )
       texts = [self._encoder.vocabulary.decode(row).strip() for row in ids]
       written.append(
         [_scored(p, generated=text) for p, text in zip(template.prompts, texts, strict=True)]

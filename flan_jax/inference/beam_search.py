@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from flan_jax.inference.decoding import prefill
 from flan_jax.models import Cache, LanguageModel, Params
 
 _WORST = np.float32(-1e9)
@@ -74,7 +73,9 @@ def beam_search(
   """The best continuation of each prompt, and how many of its tokens belong to it.
 
   Args:
-    prompts, prompt_lengths, start_id: see `flan_jax.inference.decoding.start`.
+    prompts: begin at the left; what stands beyond a row's `prompt_lengths` is ignored. A row of length 0 has no
+      answer.
+    start_id: an encoder-decoder's first decoder token.
     length_penalty: continuations are compared by score / length ** length_penalty.
     early_stopping: a row stops as soon as `beams` continuations have ended; else when the best that goes
       on, at the length it has, is worse than the worst that ended.
@@ -93,7 +94,7 @@ def beam_search(
     logits, cache = model.decode(params, state.cache, last.reshape(-1, 1), places)
     return choose(state._replace(cache=cache), logits[:, 0].reshape(*last.shape[:2], -1))
 
-  cache, logits, positions = prefill(
+  cache, logits, positions = _prefill(
     model, params, prompts, prompt_lengths, max_new_tokens, start_id
   )
   # Every array of the cache has the rows at axis 1, but for the mask over what an encoder reads.
@@ -102,6 +103,40 @@ def beam_search(
   same = jnp.broadcast_to(logits[:, None], (logits.shape[0], beams, logits.shape[1]))
   state = jax.lax.while_loop(goes_on, advance, choose(state, same))
   return state.ended_tokens[:, 0], state.ended_lengths[:, 0]
+
+
+def _prefill(
+  model: LanguageModel,
+  params: Params,
+  prompts: Int[Array, "B P"],
+  prompt_lengths: Int[Array, "B"],
+  max_new_tokens: int,
+  start_id: int = 0,
+) -> tuple[Cache, Float[Array, "B V"], Int[Array, "B"]]:
+  """Reads the prompts, at once.
+
+  Returns:
+    A cache with room for the answers, logits of each row's first token, and the position before it.
+  """
+  rows, width = prompts.shape
+  index = jnp.arange(width, dtype=jnp.int32)[None, :]
+  real = index < prompt_lengths[:, None]
+  if model.layout == "decoder":
+    length = width + max_new_tokens
+    cache = model.init_cache(params, {"decoder_input_tokens": prompts}, length)
+    # Positions past the cache are not written.
+    places = jnp.where(real, index, length)
+    prefix = prompt_lengths if model.bidirectional_inputs else None
+    hidden, cache = model.decode_hidden(params, cache, prompts, places, prefix)
+    positions = jnp.maximum(prompt_lengths - 1, 0)
+    hidden = jnp.take_along_axis(hidden, positions[:, None, None], axis=1)
+  else:
+    batch = {"encoder_input_tokens": prompts, "encoder_segment_ids": real.astype(jnp.int32)}
+    cache = model.init_cache(params, batch, max_new_tokens)
+    positions = jnp.zeros(rows, jnp.int32)
+    first = jnp.full((rows, 1), start_id, jnp.int32)
+    hidden, cache = model.decode_hidden(params, cache, first, positions[:, None])
+  return cache, model.project(params, hidden)[:, 0], positions
 
 
 def _begun(

@@ -10,6 +10,7 @@ from typing import Any
 
 from flan_jax.data.home import data_home
 from flan_jax.errors import CheckpointError
+from flan_jax.inference import Sampling
 from flan_jax.jobs.convert import convert
 from flan_jax.jobs.data import DataPlan
 from flan_jax.jobs.evaluate import evaluate
@@ -90,6 +91,7 @@ for name, cls in {
   "evaluation": EvaluationPlan,
   "mesh": MeshConfig,
   "watchdog": WatchdogConfig,
+  "sampling": Sampling,
 }.items():
   configurable(_made(cls), name)
 for optimizer in (optimizers.adamw, optimizers.adafactor, optimizers.lion, optimizers.muon):

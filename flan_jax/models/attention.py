@@ -23,10 +23,17 @@ EncoderMask = Bool[Array, "#B S S"] | Float[Array, "#B S S"]
 
 
 class KeyValues(NamedTuple):
-  """Keys and values of one layer, or of all layers with a leading axis L."""
+  """Keys and values of one layer, or of all layers with a leading axis L.
 
-  key: Float[Array, "*L B S K H"]
-  value: Float[Array, "*L B S K H"]
+  A head's positions stand together, as products with them read them.
+  """
+
+  key: Float[Array, "*L B K S H"]
+  value: Float[Array, "*L B K S H"]
+
+
+LayersKeyValues = KeyValues | list[KeyValues]
+"""Of all layers: stacked, or of each."""
 
 
 class Attention(nn.Module):
@@ -75,7 +82,7 @@ class Attention(nn.Module):
         outside the cache is dropped); without, the cache is all there is (cross attention).
 
     Returns:
-      The output and the newly computed keys and values (None where the cache was all).
+      The output, and what is to be written into the cache, [B, K, T, H] (None: nothing is).
     """
     project = partial(Dense, dtype=self.dtype, param_dtype=self.param_dtype)
     widen = partial(project, bias="query_key_value" in self.biases)
@@ -86,8 +93,9 @@ class Attention(nn.Module):
       query = self.head_norm(name="query_norm")(query)
     if rotary is not None:
       query = rotate(query, rotary)
+    new = None
     if cache is not None and slots is None:
-      seen, new = cache, None
+      key, value = map(_turned, cache)
     else:
       narrow = partial(widen, kv_heads * size, ("embed", "kv"), self.kernel_init)
       source = x if source is None else source
@@ -97,18 +105,16 @@ class Attention(nn.Module):
         key = self.head_norm(name="key_norm")(key)
       if rotary is not None:
         key = rotate(key, rotary)
-      seen = new = KeyValues(key, value)
       if cache is not None and slots is not None:
-        seen = KeyValues(_write(cache.key, key, slots), _write(cache.value, value, slots))
+        new = KeyValues(_turned(key), _turned(value))
+        key, value = map(_turned, written(cache, new, slots))
     if isinstance(mask, Causal):
-      attended = splash_attention(
-        query, seen.key, seen.value, mask, self.scale, self.softcap, self.window
-      )
+      attended = splash_attention(query, key, value, mask, self.scale, self.softcap, self.window)
     else:
       attended = dot_product_attention(
         query,
-        seen.key,
-        seen.value,
+        key,
+        value,
         mask,
         bias,
         self.scale,
@@ -201,12 +207,20 @@ def same_segment(
   return query_segments[:, :, None] == key_segments[:, None, :]
 
 
+def written(cache: KeyValues, new: KeyValues, slots: Int[Array, "B T"]) -> KeyValues:
+  """A layer's cache with new keys and values; a slot outside it is dropped."""
+  rows = jnp.arange(slots.shape[0])[:, None]
+
+  def write(held: Float[Array, "B K S H"], fresh: Float[Array, "B K T H"]) -> jax.Array:
+    return held.at[rows, :, slots].set(_turned(fresh).astype(held.dtype), mode="drop")
+
+  return KeyValues(write(cache.key, new.key), write(cache.value, new.value))
+
+
 def _split_heads(x: Float[Array, "B T F"], heads: int, axis: str) -> Float[Array, "B T N H"]:
   return constrain(x.reshape(*x.shape[:-1], heads, -1), "batch", "length", axis, None)
 
 
-def _write(
-  held: Float[Array, "B S K H"], new: Float[Array, "B T K H"], slots: Int[Array, "B T"]
-) -> Float[Array, "B S K H"]:
-  rows = jnp.arange(held.shape[0])[:, None]
-  return held.at[rows, slots].set(new.astype(held.dtype), mode="drop")
+def _turned(x: Float[Array, "B T K H"]) -> Float[Array, "B K T H"]:
+  """Heads before positions, or back."""
+  return jnp.swapaxes(x, 1, 2)

@@ -4,6 +4,7 @@ from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -12,6 +13,7 @@ from flan_jax.errors import ConfigError
 from flan_jax.models.attention import (
   Attention,
   KeyValues,
+  LayersKeyValues,
   Mask,
   SelfMask,
   causal_mask,
@@ -29,7 +31,7 @@ from flan_jax.models.layers import (
 )
 from flan_jax.models.positions import Angles, rotary_angles
 from flan_jax.models.splash_attention import Causal
-from flan_jax.models.stack import stacked
+from flan_jax.models.stack import SeparateLayers, stacked
 
 _INIT = nn.initializers.normal(0.02)
 
@@ -55,9 +57,9 @@ class DecoderContext(NamedTuple):
 
 
 class LayerOwn(NamedTuple):
-  """What each layer is given for itself."""
+  """What each layer is given for itself; `windowed` is known beforehand where layers are separate."""
 
-  windowed: Bool[Array, ""]
+  windowed: Bool[Array, ""] | bool
   cache: KeyValues | None
 
 
@@ -124,9 +126,14 @@ class DecoderLayer(nn.Module):
 
 class Decoder(nn.Module):
   """Embedding, layers, final norm. Logits are made outside, a piece at a time where that saves
-  memory."""
+  memory.
+
+  Args:
+    separate_layers: see `flan_jax.models.stack.SeparateLayers`.
+  """
 
   config: DecoderConfig
+  separate_layers: bool = False
 
   def setup(self) -> None:
     c = self.config
@@ -135,7 +142,8 @@ class Decoder(nn.Module):
       self.position_embed = Embedding(
         c.learned_positions, c.emb_dim, _INIT, c.dtype, c.param_dtype, rows=None
       )
-    self.layers = stacked(DecoderLayer, c, c.num_layers)
+    stack = SeparateLayers if self.separate_layers else stacked
+    self.layers = stack(DecoderLayer, c, c.num_layers)
     self.norm = _norm(c)
     if not c.tied_embeddings:
       self.unembed = Unembedding(
@@ -184,18 +192,19 @@ class Decoder(nn.Module):
     self,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
-    cache: KeyValues,
+    cache: LayersKeyValues,
     prefix_lengths: Int[Array, "B"] | None = None,
-  ) -> tuple[Float[Array, "B T D"], KeyValues | None]:
+  ) -> tuple[Float[Array, "B T D"], LayersKeyValues | None]:
     """Hidden states of `tokens`, which also see what the cache holds before their positions.
 
     Args:
       prefix_lengths: the first positions of a row, so many, see each other in both directions.
 
     Returns:
-      Final-normed hidden states, and the new keys and values [L, B, T, K, H].
+      Final-normed hidden states, and the new keys and values [L, B, K, T, H].
     """
-    slots = jnp.arange(cache.key.shape[2], dtype=positions.dtype)[None, :]
+    length = jax.tree.leaves(cache)[0].shape[-2]
+    slots = jnp.arange(length, dtype=positions.dtype)[None, :]
     mask = slots[:, None, :] <= positions[:, :, None]
     if prefix_lengths is not None:
       ends = prefix_lengths[:, None, None]
@@ -230,24 +239,35 @@ class Decoder(nn.Module):
     self,
     x: Float[Array, "B T D"],
     positions: Int[Array, "B T"],
-    cache: KeyValues | None,
+    cache: LayersKeyValues | None,
     context: DecoderContext,
-  ) -> tuple[Float[Array, "B T D"], KeyValues | None]:
+  ) -> tuple[Float[Array, "B T D"], LayersKeyValues | None]:
     x = x.astype(self.config.dtype)
     if self.config.learned_positions:
       x = x + self.position_embed(positions)
     x = dropout(self, x, self.config.dropout_rate)
-    windowed = jnp.asarray(np.array(self.config.windowed))
-    x, new = self.layers(x, LayerOwn(windowed, cache), context)
-    return self.norm(x), new
+    windowed = self.config.windowed
+    own: LayerOwn | list[LayerOwn]
+    if isinstance(cache, list):
+      own = [LayerOwn(*layer) for layer in zip(windowed, cache, strict=True)]
+    elif self.separate_layers:
+      own = [LayerOwn(layer, None) for layer in windowed]
+    else:
+      own = LayerOwn(jnp.asarray(np.array(windowed)), cache)
+    x, new = self.layers(x, own, context)
+    return self.norm(x), None if cache is None else new
 
 
-def _sight(config: DecoderConfig, windowed: Bool[Array, ""], context: DecoderContext) -> Sight:
+def _sight(
+  config: DecoderConfig, windowed: Bool[Array, ""] | bool, context: DecoderContext
+) -> Sight:
   """That of a layer. Where all layers are alike nothing is chosen while they run."""
   if context.local is None or not any(config.windowed):
     return context.whole
   if all(config.windowed):
     return context.local
+  if isinstance(windowed, bool):
+    return context.local if windowed else context.whole
   # Splash's masks are chosen here no more: its config has one for all layers.
   assert not isinstance(context.local.mask, Causal) and not isinstance(context.whole.mask, Causal)
   mask = jnp.where(windowed, context.local.mask, context.whole.mask)

@@ -4,9 +4,11 @@ As the published models: no biases, RMSNorm before each sub-layer, attention sco
 1/sqrt(head_dim) (the query's initial scale carries it), one table of relative positions a stack.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -14,6 +16,7 @@ from flan_jax.models.attention import (
   Attention,
   EncoderMask,
   KeyValues,
+  LayersKeyValues,
   Mask,
   SelfMask,
   causal_mask,
@@ -31,7 +34,7 @@ from flan_jax.models.layers import (
   dropout,
 )
 from flan_jax.models.positions import RelativeBias
-from flan_jax.models.stack import stacked
+from flan_jax.models.stack import SeparateLayers, stacked
 
 
 class EncoderContext(NamedTuple):
@@ -111,13 +114,15 @@ class Stack(nn.Module):
   layer: type[nn.Module]
   num_layers: int
   bidirectional: bool
+  separate_layers: bool = False
 
   def setup(self) -> None:
     c = self.config
     self.relative_bias = RelativeBias(
       c.num_heads, c.relative_buckets, c.relative_max_distance, self.bidirectional, c.param_dtype
     )
-    self.layers = stacked(self.layer, c, self.num_layers)
+    stack = SeparateLayers if self.separate_layers else stacked
+    self.layers = stack(self.layer, c, self.num_layers)
     self.norm = RMSNorm(c.norm_eps, c.dtype, c.param_dtype)
 
   def bias(
@@ -128,18 +133,25 @@ class Stack(nn.Module):
   def __call__(
     self,
     x: Float[Array, "B T D"],
-    cache: LayerCache | None,
+    cache: LayerCache | Sequence[LayerCache | None] | None,
     context: EncoderContext | DecoderContext,
-  ) -> tuple[Float[Array, "B T D"], KeyValues | None]:
+  ) -> tuple[Float[Array, "B T D"], LayersKeyValues | None]:
     x = dropout(self, x.astype(self.config.dtype), self.config.dropout_rate)
+    if cache is None and self.separate_layers:
+      cache = (None,) * self.num_layers
     x, new = self.layers(x, cache, context)
     return dropout(self, self.norm(x), self.config.dropout_rate), new
 
 
 class EncoderDecoder(nn.Module):
-  """Both stacks over one embedding. Logits are made outside from the decoder's hidden states."""
+  """Both stacks over one embedding. Logits are made outside from the decoder's hidden states.
+
+  Args:
+    separate_layers: of the decoder, which runs once a token; see `flan_jax.models.stack.SeparateLayers`.
+  """
 
   config: EncoderDecoderConfig
+  separate_layers: bool = False
 
   def setup(self) -> None:
     c = self.config
@@ -147,7 +159,7 @@ class EncoderDecoder(nn.Module):
       c.vocab_size, c.emb_dim, nn.initializers.normal(1.0), c.dtype, c.param_dtype
     )
     self.encoder = Stack(c, EncoderLayer, c.num_encoder_layers, bidirectional=True)
-    self.decoder = Stack(c, DecoderLayer, c.num_decoder_layers, bidirectional=False)
+    self.decoder = Stack(c, DecoderLayer, c.num_decoder_layers, False, self.separate_layers)
     if not c.tied_embeddings:
       self.unembed = Unembedding(c.vocab_size, c.emb_dim, FAN_IN_TRUNCATED, c.param_dtype)
 
@@ -200,19 +212,27 @@ class EncoderDecoder(nn.Module):
     self,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
-    cache: LayerCache,
+    own: LayersKeyValues,
+    cross: LayersKeyValues,
     cross_mask: Mask,
-  ) -> tuple[Float[Array, "B T D"], KeyValues | None]:
+  ) -> tuple[Float[Array, "B T D"], LayersKeyValues | None]:
     """Hidden states of `tokens`, which also see what the cache holds before their positions.
 
     Returns:
-      Hidden states as `hidden` gives them, and the new keys and values [L, B, T, K, H].
+      Hidden states as `hidden` gives them, and the new keys and values [L, B, K, T, H].
     """
-    slots = jnp.arange(cache.own.key.shape[2], dtype=positions.dtype)[None, :]
+    length = jax.tree.leaves(own)[0].shape[-2]
+    slots = jnp.arange(length, dtype=positions.dtype)[None, :]
     mask = slots[:, None, :] <= positions[:, :, None]
     bias = self.decoder.bias(positions, slots)
     context = DecoderContext(mask, bias, cross_mask, slots=positions)
-    x, new = self.decoder(self.embed(tokens), cache, context)
+    caches: LayerCache | list[LayerCache]
+    if isinstance(own, list) and isinstance(cross, list):
+      caches = [LayerCache(*layer) for layer in zip(own, cross, strict=True)]
+    else:
+      assert isinstance(own, KeyValues) and isinstance(cross, KeyValues)
+      caches = LayerCache(own, cross)
+    x, new = self.decoder(self.embed(tokens), caches, context)
     return self._scaled(x), new
 
   def _scaled(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

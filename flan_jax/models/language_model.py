@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -12,11 +12,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flan_jax.errors import ConfigError
-from flan_jax.models.attention import EncoderMask, KeyValues, Mask, SelfMask
+from flan_jax.models.attention import (
+  EncoderMask,
+  KeyValues,
+  LayersKeyValues,
+  Mask,
+  SelfMask,
+  written,
+)
 from flan_jax.models.config import DecoderConfig, EncoderDecoderConfig, ModelConfig
 from flan_jax.models.decoder import Decoder
-from flan_jax.models.encoder_decoder import EncoderDecoder, LayerCache
+from flan_jax.models.encoder_decoder import EncoderDecoder
 from flan_jax.models.layers import constrain
+from flan_jax.models.stack import separate
 
 Params = Mapping[str, Any]
 Batch = Mapping[str, Array]
@@ -26,13 +34,15 @@ class Cache(NamedTuple):
   """What decoding carries from one call of `LanguageModel.decode` to the next.
 
   Attributes:
-    own: keys and values [L, B, length, K, H] of the tokens decoded so far, by position.
-    cross: keys and values [L, B, S, N, H] of the encoder's output; None for a decoder.
+    own: keys and values [L, B, K, length, H] of the tokens decoded so far, by position.
+    cross: keys and values [L, B, N, S, H] of the encoder's output; None for a decoder.
     cross_mask: [B, 1, S], True where the encoder's output is no padding; None for a decoder.
+
+  Where the model's layers are separate, `own` and `cross` are of each layer, without the axis L.
   """
 
-  own: KeyValues
-  cross: KeyValues | None = None
+  own: LayersKeyValues
+  cross: LayersKeyValues | None = None
   cross_mask: Mask | None = None
 
 
@@ -79,7 +89,21 @@ class LanguageModel:
 
   def logical_axes(self) -> dict[str, Any]:
     """The tree of `init` with a tuple of logical axis names (or None) for every parameter."""
-    return jax.tree.map(lambda box: tuple(box.names), _boxed_shapes(self.config), is_leaf=_is_box)
+    return jax.tree.map(lambda box: tuple(box.names), _boxed_shapes(self.module), is_leaf=_is_box)
+
+  def separated(self, params: Params) -> tuple["LanguageModel", Params]:
+    """The same model as it decodes fastest: of each decoder layer the parameters are arrays of their own.
+
+    Returns:
+      A model, and its parameters, for `init_cache`, `decode` and all else. They take as much memory again.
+    """
+    if self.module.separate_layers:
+      return self, params
+    module = self.module.clone(separate_layers=True)
+    if self.layout == "decoder":
+      return replace(self, module=module), {**params, "layers": separate(params["layers"])}
+    decoder = {**params["decoder"], "layers": separate(params["decoder"]["layers"])}
+    return replace(self, module=module), {**params, "decoder": decoder}
 
   def embed(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Token embeddings as the model's first layer takes them, for `inputs_embeds`."""
@@ -194,9 +218,10 @@ class LanguageModel:
       cross_mask = jnp.ones((rows, 1, encoded.shape[1]), jnp.bool_)
       if segments is not None:
         cross_mask = segments[:, None, :] > 0
-    shape = (layers, rows, length, kv_heads, c.head_dim)
-    own = KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-    return Cache(own, cross, cross_mask)
+    shape = (rows, kv_heads, length, c.head_dim)
+    if not self.module.separate_layers:
+      return Cache(_zeros((layers, *shape), dtype), cross, cross_mask)
+    return Cache([_zeros(shape, dtype) for _ in range(layers)], cross, cross_mask)
 
   def decode_hidden(
     self,
@@ -218,14 +243,12 @@ class LanguageModel:
     if cache.cross is None:
       hidden, new = self._apply(params, "decode", tokens, positions, cache.own, prefix_lengths)
     else:
-      layers = LayerCache(cache.own, cache.cross)
-      hidden, new = self._apply(params, "decode", tokens, positions, layers, cache.cross_mask)
-    rows = jnp.arange(tokens.shape[0])[:, None]
-    own = jax.tree.map(
-      lambda held, fresh: held.at[:, rows, positions].set(fresh.astype(held.dtype), mode="drop"),
-      cache.own,
-      new,
-    )
+      hidden, new = self._apply(params, "decode", tokens, positions, *cache)
+    own: LayersKeyValues
+    if isinstance(cache.own, list):
+      own = [written(*layer, positions) for layer in zip(cache.own, new, strict=True)]
+    else:
+      own = jax.vmap(written, (0, 0, None))(cache.own, new, positions)
     return hidden, cache._replace(own=own)
 
   def decode(
@@ -245,15 +268,20 @@ class LanguageModel:
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     return self.module.apply({"params": params}, *args, rngs=rngs, method=method)
 
-  def _cross_key_values(self, params: Params, encoded: Float[Array, "B S D"]) -> KeyValues:
-    attention = params["decoder"]["layers"]["cross_attention"]
+  def _cross_key_values(self, params: Params, encoded: Float[Array, "B S D"]) -> LayersKeyValues:
+    layers, c = params["decoder"]["layers"], self.config
 
-    def project(name: str) -> Float[Array, "L B S N H"]:
-      kernel = attention[name]["kernel"].astype(encoded.dtype)
-      out = jnp.einsum("bsd,ldk->lbsk", encoded, kernel)
-      return out.reshape(*out.shape[:3], self.config.num_heads, self.config.head_dim)
+    def project(kernel: Float[Array, "D F"]) -> Float[Array, "B N S H"]:
+      out = jnp.einsum("bsd,df->bsf", encoded, kernel.astype(encoded.dtype))
+      return jnp.swapaxes(out.reshape(*out.shape[:2], c.num_heads, c.head_dim), 1, 2)
 
-    return KeyValues(project("key"), project("value"))
+    def of_layer(layer: Params) -> KeyValues:
+      attention = layer["cross_attention"]
+      return KeyValues(*(project(attention[name]["kernel"]) for name in ("key", "value")))
+
+    if not self.module.separate_layers:
+      return jax.vmap(of_layer)(layers)
+    return [of_layer(layers[str(i)]) for i in range(len(layers))]
 
 
 def build_model(config: ModelConfig) -> LanguageModel:
@@ -275,10 +303,13 @@ def _boxed(module: Decoder | EncoderDecoder, key: jax.Array) -> dict[str, Any]:
   return module.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
+def _zeros(shape: tuple[int, ...], dtype: Any) -> KeyValues:
+  return KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
 @functools.lru_cache(maxsize=32)
-def _boxed_shapes(config: ModelConfig) -> dict[str, Any]:
+def _boxed_shapes(module: Decoder | EncoderDecoder) -> dict[str, Any]:
   """Kept, for tracing a model takes a while and its axes are asked for often."""
-  module = build_model(config).module
   return jax.eval_shape(functools.partial(_boxed, module), jax.random.key(0))
 
 

@@ -1,5 +1,6 @@
-"""A stack of equal layers: one set of stacked parameters, scanned or unrolled, with remat."""
+"""A stack of equal layers: one set of stacked parameters, scanned or unrolled, with remat; or each with its own."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -30,3 +31,31 @@ def stacked(layer: type[nn.Module], config: Any, length: int, name: str = "layer
     metadata_params={nn.PARTITION_NAME: "layers"},
   )
   return scanned(config, name=name)
+
+
+class SeparateLayers(nn.Module):
+  """The layers of `stacked`, parameters and caches of each in arrays of their own: "0", "1", and so on.
+
+  Decoding reads every parameter for every token. A slice of a stack is copied first, an array is not.
+
+  Args:
+    layer: called as in `stacked`.
+  """
+
+  layer: type[nn.Module]
+  config: Any
+  length: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array, own: Sequence[Any], context: Any) -> tuple[jax.Array, list]:
+    outputs = []
+    for i in range(self.length):
+      x, output = self.layer(self.config, name=str(i))(x, own[i], context)
+      outputs.append(output)
+    return x, outputs
+
+
+def separate(layers: Any) -> dict[str, Any]:
+  """The parameters of `SeparateLayers` from those of `stacked`: each layer's slice of every array."""
+  length = jax.tree.leaves(layers)[0].shape[0]
+  return {str(i): jax.tree.map(lambda x: x[i], layers) for i in range(length)}  # noqa: B023

@@ -110,6 +110,11 @@ class Layout:
     """Where an array lives whose dimensions carry these logical names."""
     return NamedSharding(self.mesh, _spec(names, self.rules))
 
+  def without(self, name: str) -> "Layout":
+    """The same, but that a dimension of this logical name is not cut."""
+    rules = tuple((each, None if each == name else axes) for each, axes in self.rules)
+    return dataclasses.replace(self, rules=rules)
+
   def shards(self, name: str) -> int:
     """Into how many pieces a dimension of this logical name is cut."""
     return _extent(dict(self.rules).get(name), self.mesh)

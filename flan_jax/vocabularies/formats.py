@@ -8,7 +8,7 @@ import abc
 import datetime
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -20,6 +20,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from flan_jax.errors import ConfigError, VocabularyError
 from flan_jax.prompting import Turn
 from flan_jax.vocabularies.vocabulary import Vocabulary
+
+Message = Mapping[str, str]
 
 
 class Format(abc.ABC):
@@ -58,6 +60,18 @@ class Format(abc.ABC):
   @abc.abstractmethod
   def target_text(self, turns: Sequence[Turn]) -> str:
     """What the decoder behind that encoder writes: the last target and the text that ends it."""
+
+  @abc.abstractmethod
+  def conversation(self, messages: Sequence[Message]) -> str:
+    """What a model reads that is to answer the last message.
+
+    Args:
+      messages: {"role": "user" or "assistant", "content": ...} in turn, the last of a user; before them there may be
+        one of the "system".
+
+    Raises:
+      ConfigError: they are not.
+    """
 
   @abc.abstractmethod
   def as_dict(self) -> dict[str, Any]:
@@ -108,6 +122,14 @@ class PlainFormat(Format):
 
   def target_text(self, turns: Sequence[Turn]) -> str:
     return turns[-1].target
+
+  def conversation(self, messages: Sequence[Message]) -> str:
+    system, *rest = _in_turn(messages)
+    if system:
+      rest[0] = f"{system}{self.turn_separator}{rest[0]}"
+    asked, answered = rest[::2], [*rest[1::2], ""]
+    turns = [Turn(*turn) for turn in zip(asked, answered, strict=True)]
+    return "".join(text for text, _ in self.pieces(turns, open_end=True))
 
   def as_dict(self) -> dict[str, Any]:
     return {"kind": self.kind, **asdict(self)}
@@ -194,6 +216,10 @@ class ChatFormat(Format):
   def as_dict(self) -> dict[str, Any]:
     return {"kind": self.kind, **asdict(self)}
 
+  def conversation(self, messages: Sequence[Message]) -> str:
+    _in_turn(messages)
+    return self._render([dict(message) for message in messages], add_generation_prompt=True)
+
   def _continued(self, text: str, longer: str) -> str:
     if not longer.startswith(text):
       raise VocabularyError(
@@ -227,6 +253,20 @@ class ChatFormat(Format):
       return environment.from_string(self.template)
     except jinja2.TemplateSyntaxError as error:
       raise VocabularyError(f"chat template, line {error.lineno}: {error.message}") from None
+
+
+def _in_turn(messages: Sequence[Message]) -> list[str]:
+  """What the system says, or "", and what user and assistant say in turn."""
+  roles = [message["role"] for message in messages]
+  system = roles[:1] == ["system"]
+  said = ["user", "assistant"] * len(roles)
+  if len(roles) == system or roles[system:] != said[: len(roles) - system] or roles[-1] != "user":
+    raise ConfigError(
+      f"a conversation goes user, assistant, user, ..., user, with one system message before them at most; this one "
+      f"goes {', '.join(roles) or 'nowhere'}."
+    )
+  words = [message["content"] for message in messages]
+  return words if system else ["", *words]
 
 
 def format_from_dict(settings: dict[str, Any]) -> Format:

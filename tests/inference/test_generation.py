@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from flan_jax.errors import ConfigError
-from flan_jax.inference import generate, greedy
+from flan_jax.inference import generate
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig, build_model
 
 DECODER = DecoderConfig(40, 16, 2, 4, 2, 8, 32)
@@ -70,24 +70,6 @@ def test_a_row_stops_before_an_end_token_and_the_others_go_on(trained):
   for answer, full in zip(stopped, free, strict=True):
     kept = [i for i, token in enumerate(full) if token in (39, end)]
     assert answer == full[: kept[0] if kept else None]
-
-
-def test_a_hook_sees_the_logits_forces_a_token_and_stops_a_row(trained):
-  model, params = trained
-  best = greedy(())
-
-  def choose(logits, state):
-    token, _ = best(logits, state)
-    token = jnp.where(state.step == 1, 17, token)
-    row = jnp.arange(logits.shape[0])
-    return token, (row == 0) & (state.step == 3)
-
-  free = generate(model, params, PROMPTS[:1] * 2, 5, eos_ids=())
-  held = generate(model, params, PROMPTS[:1] * 2, 5, eos_ids=(), choose=choose)
-  assert held[0] == held[1][:3] and len(held[1]) == 5
-  assert held[1][0] == free[1][0] and held[1][1] == 17
-  if model.layout == "decoder":
-    assert held[1][2:] == without_cache(model, params, [*PROMPTS[0], free[1][0], 17], 3)
 
 
 def test_an_empty_prompt_is_refused_by_number():

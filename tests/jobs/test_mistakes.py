@@ -245,7 +245,7 @@ def test_answers_of_another_model_are_not_taken_for_this_one_s(flan_jax, folder)
   answers = (folder / "runs/answers.jsonl").read_text()
   flan_jax("infer", *RECIPE)
   assert (folder / "runs/answers.jsonl").read_text() == answers
-  for setting in ("--gin.tuned.step=3", "--gin.infer.max_new_tokens=9"):
+  for setting in ("--gin.tuned.step=3", "--gin.sampling.max_new_tokens=9"):
     assert "holds other answers" in complaint(flan_jax, "infer", *RECIPE, setting)
   (folder / "prompts.txt").write_bytes("Où?".encode("latin-1"))
   assert "prompts.txt: byte 2 is not UTF-8" in complaint(flan_jax, "infer", *RECIPE)

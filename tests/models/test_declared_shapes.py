@@ -12,7 +12,8 @@ TRACE = """
     import flan_jax.models
   import jax
   import jax.numpy as jnp
-  from flan_jax.inference import decoding
+  from flan_jax.inference import slots as on_devices
+  from flan_jax.inference.beam_search import beam_search
   from flan_jax.models import DecoderConfig, EncoderDecoderConfig, build_model
 
   def trace(model):
@@ -38,9 +39,23 @@ TRACE = """
     jax.eval_shape(jax.grad(lambda *args: everything(*args)[0].sum()), params, batch, mask, key)
     for logits in jax.eval_shape(everything, params, batch, mask, key):
       assert logits.shape == (3, 5, 32) and logits.dtype == jnp.float32
-    choose = decoding.greedy((2,))
-    run = lambda p, prompts, lengths: decoding.run(model, p, prompts, lengths, 4, choose)
-    jax.eval_shape(run, params, jnp.ones((3, 6), jnp.int32), jnp.array([6, 2, 0]))
+    twins = []
+    def separated(params):
+      twin, apart = model.separated(params)
+      twins.append(twin)
+      return apart
+    apart = jax.eval_shape(separated, params)
+    own = twins[0]
+    prompts, lengths = jnp.ones((3, 6), jnp.int32), jnp.array([6, 2, 0])
+    for either, p in ((model, params), (own, apart)):
+      search = lambda p: beam_search(either, p, prompts, lengths, 4, 2, (2,))
+      jax.eval_shape(search, p)
+    slots = jax.eval_shape(lambda p: on_devices.empty(own, p, 4, 12, 8), apart)
+    rows = jnp.array([2, 0, 4])
+    if model.layout == "encoder_decoder":
+      jax.eval_shape(lambda p, s: on_devices.encode(own, p, s, rows, prompts, lengths), apart, slots)
+    jax.eval_shape(lambda p, s: on_devices.read(own, p, s, rows, prompts, lengths, lengths, None), apart, slots)
+    jax.eval_shape(lambda p, s: on_devices.write(own, p, s, True, 4), apart, slots)
 
   for dtype in ("float32", "bfloat16"):
     for family in (
