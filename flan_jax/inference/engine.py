@@ -125,16 +125,19 @@ class Engine:
     self._both_ways = model.bidirectional_inputs
     self._widths = _widths(length if self._both_ways else min(chunk, length))
     self._source_widths = _widths(source_length)
-    rows = -(-slots // self._shards) * self._shards
+    self._rows = -(-slots // self._shards) * self._shards
+    self._numbers = itertools.count()
+    self.reset()
+
+  def reset(self) -> None:
+    """Forgets all requests, and begins with new slots, as after a fault on the devices."""
+    sizes = (self._rows, self.length, self._source_widths[-1])
     with self._active():
-      self._slots = on_devices.empty(
-        self._model, self._params, rows, length, self._source_widths[-1]
-      )
-    self._free = list(range(rows))
+      self._slots = on_devices.empty(self._model, self._params, *sizes)
+    self._free = list(range(self._rows))
     self._waiting = collections.deque[_Request]()
     self._placed: dict[int, _Request] = {}
     self._kept: dict[int, _Request] = {}
-    self._numbers = itertools.count()
 
   def add(
     self,
@@ -343,7 +346,7 @@ class Engine:
     self, rows: int, width: int, parts: Sequence[tuple[_Request, Sequence[int]]]
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Slots, tokens and their number, of rows that may be more than there are parts."""
-    places = np.full(rows, self._slots.limits.shape[0], np.int32)
+    places = np.full(rows, self._rows, np.int32)
     tokens, counts = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
     for row, (request, part) in enumerate(parts):
       places[row], counts[row] = request.slot, len(part)

@@ -94,6 +94,11 @@ class Texts:
     self.engine.cancel(number)
     self._growing.pop(number, None)
 
+  def reset(self) -> None:
+    """Forgets all requests; see `Engine.reset`."""
+    self.engine.reset()
+    self._growing.clear()
+
   @property
   def busy(self) -> bool:
     return bool(self._growing)

@@ -18,7 +18,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -160,7 +160,7 @@ class _Desk:
     self._inbox.put(None)
     self._thread.join(timeout=10)
 
-  async def answers(self, asks: Sequence[_Ask]) -> AsyncIterator[tuple[int, News]]:
+  async def answers(self, asks: Sequence[_Ask]) -> AsyncGenerator[tuple[int, News]]:
     """News of each of the answers, until all have ended; who stops listening gives them up.
 
     Raises:
@@ -211,8 +211,8 @@ class _Desk:
           self._tell(ticket, which, news)
       except Exception as error:
         # What breaks the model breaks every answer that it is writing, and none of the next ones.
-        for number, (ticket, which) in list(tickets.items()):
-          texts.cancel(number)
+        texts.reset()
+        for ticket, which in tickets.values():
           self._tell(ticket, which, _Refused(500, f"the model failed: {error}"))
         tickets.clear()
 
@@ -297,11 +297,11 @@ async def _respond(
   prompts = _conversation(desk.assistant, body) if chat else _prompts(desk.assistant, body)
   asks = _asks(desk.assistant, body, prompts, limits)
   reply = _Reply(desk.assistant, chat, body, asks)
-  answers = desk.answers(asks)
-  if body.get("stream"):
-    return await _streamed(request, reply, answers)
-  async for which, news in answers:
-    reply.take(which, news)
+  async with contextlib.aclosing(desk.answers(asks)) as answers:
+    if body.get("stream"):
+      return await _streamed(request, reply, answers)
+    async for which, news in answers:
+      reply.take(which, news)
   return web.json_response(reply.whole())
 
 
@@ -494,22 +494,21 @@ async def _streamed(
     data = piece if isinstance(piece, str) else json.dumps(piece, ensure_ascii=False)
     await response.write(f"data: {data}\n\n".encode())
 
-  async with contextlib.aclosing(answers):  # type: ignore[type-var]
-    try:
-      async for which, news in answers:
-        piece = reply.piece(which, news)
-        if not response.prepared:
-          await response.prepare(request)
-          for first in reply.begins():
-            await send(first)
-        await send(piece)
-      if reply.counts_tokens:
-        await send(reply.usage())
-      await send("[DONE]")
-    except _Refused as refused:
+  try:
+    async for which, news in answers:
+      piece = reply.piece(which, news)
       if not response.prepared:
-        raise
-      await send(refused.body)
-    except ConnectionResetError:
-      pass  # who asked has gone
+        await response.prepare(request)
+        for first in reply.begins():
+          await send(first)
+      await send(piece)
+    if reply.counts_tokens:
+      await send(reply.usage())
+    await send("[DONE]")
+  except _Refused as refused:
+    if not response.prepared:
+      raise
+    await send(refused.body)
+  except ConnectionResetError:
+    pass  # who asked has gone
   return response

@@ -1,6 +1,7 @@
 """A small dataset of one's own, a byte-level T5, and a folder to work in."""
 
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from flan_jax.cli.main import main
 from flan_jax.data import library, mixtures
 from flan_jax.jobs import user_modules
 
+sys.path.insert(0, str(Path(__file__).parent))
 TICKETS = Path(__file__).parent.parent / "tickets"
 
 

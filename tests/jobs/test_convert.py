@@ -41,6 +41,7 @@ def test_a_run_goes_out_as_a_folder_with_its_card(flan_jax, folder):
   )
 
 
+@pytest.mark.slow
 def test_adapters_go_out_merged_or_alone(flan_jax, folder):
   flan_jax("train", *RECIPE, "--gin.RUN_DIR=runs/base")
   base = ("--gin.tuned.run_dir=runs/base", "--gin.RUN_DIR=runs/lora")

@@ -50,6 +50,7 @@ def test_a_run_of_adapters_is_small_goes_on_and_is_judged_merged(flan_jax, folde
   assert "another LoRA scale (16.0, not 0.5)" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_phase_of_adapters_is_merged_into_what_the_phase_before_left_or_nothing(flan_jax, folder):
   phases = ("--gin.PHASES=('whole', 'adapters')", "--gin.adapters/train.model=@lora()")
   short = ("--gin.STEPS=2", "--gin.WARMUP_STEPS=0", "--gin.RUN_DIR=runs/two")

@@ -222,6 +222,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(flan_jax, 
     assert "every checkpoint" in words and "params/_METADATA has" in words
 
 
+@pytest.mark.slow
 def test_another_batch_size_or_seed_is_another_run_and_other_rates_are_said(flan_jax, folder):
   flan_jax("train", *RECIPE)
   words = complaint(flan_jax, "train", *RECIPE, "--gin.BATCH_SIZE=16")

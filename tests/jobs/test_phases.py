@@ -61,6 +61,7 @@ def digests(flan_jax, run_dir):
   return {row["step"]: row["digest"] for row in table}
 
 
+@pytest.mark.slow
 def test_each_phase_is_a_run_that_begins_where_the_one_before_ended(flan_jax, phases):
   flan_jax("train", *RECIPE)
   run = phases / "runs/tuned"
@@ -126,6 +127,7 @@ def test_a_macro_that_other_phases_have_alone_is_told(flan_jax, phases):
   assert "the phase 'tune' has no KEPT, which train.keep takes; it is set for adapt" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_phase_that_another_one_has_begun_from_is_not_trained_on(flan_jax, phases):
   flan_jax("train", *RECIPE)
   before = digests(flan_jax, "runs/tuned/tune")

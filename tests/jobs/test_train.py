@@ -85,6 +85,7 @@ def test_a_run_with_averages_is_judged_by_them_and_so_is_whoever_opens_it(flan_j
   assert predictions != sorted(p.read_text() for p in (folder / "runs/judged").rglob("*.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_store_named_by_its_path_gives_the_same_run_or_is_refused(flan_jax, folder):
   flan_jax("train", *RECIPE)
   (store,) = (folder.parent / "home/stores").glob("tickets_only-*")

@@ -30,6 +30,7 @@ def test_it_is_made_once_and_the_same_again(flan_jax, folder):
   assert sorted(path.name for path in (folder / "runs").iterdir()) == ["again", "words"]
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_with_it(flan_jax, folder):
   flan_jax(*MAKE)
   flan_jax(
