@@ -213,7 +213,8 @@ class Engine:
     """Reads on in prompts, and makes one block of steps. News come in the order of the slots."""
     while self._waiting and self._free:
       request = self._waiting.popleft()
-      request.slot = self._free.pop(0)
+      request.slot = min(self._free)
+      self._free.remove(request.slot)
       self._placed[request.slot] = request
     with self._active():
       self._read()

@@ -188,7 +188,9 @@ def _top(scores: Float[Array, "B V"], rows: SamplingRows) -> Float[Array, "B V"]
   kept = jnp.arange(words)[None, :] < k[:, None]
   probabilities = jax.nn.softmax(jnp.where(kept, ordered, _NEVER), axis=-1)
   before = jnp.cumsum(probabilities, axis=-1) - probabilities
-  kept &= (before < rows.top_p[:, None]).at[:, 0].set(True)
+  # Sums may be rounded up to 1 before the last token.
+  within = (before < rows.top_p[:, None]) | (rows.top_p[:, None] >= 1)
+  kept &= within.at[:, 0].set(True)
   last = jnp.sum(kept, axis=-1) - 1
   least = jnp.take_along_axis(ordered, last[:, None], axis=1)
   return jnp.where(scores < least, _NEVER, scores)

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -23,7 +23,7 @@ from flan_jax.jobs.models import ModelSource
 from flan_jax.prompting import Rendering, Turn
 from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh
 
-_AHEAD = 4  # prompts that are read for each text that is written, at most
+_WINDOW = 16  # prompts for each slot that are answered before the next ones are looked at
 
 
 def infer(
@@ -55,14 +55,14 @@ def infer(
   """
   lengths = {"inputs": max_prompt_tokens, "targets": sampling.max_new_tokens}
   encoder = Encoder(model.vocabulary, model.written_in(format), model.model.layout, lengths)
-  settings = dataclasses.asdict(sampling) | {"stop": list(stop), "prompt": max_prompt_tokens}
-  about = {
-    "model": model.fingerprint,
-    "format": encoder.format.fingerprint,
-    "settings": settings,
-  }
-  prompts, output = _prompts(input_file), Path(output_file)
-  done = _finished(output, prompts, about)
+  window = _WINDOW * batch_size
+  sizes = {"max_prompt_tokens": max_prompt_tokens, "batch_size": batch_size}
+  settings = dataclasses.asdict(sampling) | {"stop": list(stop), **sizes}
+  about = json.dumps(
+    {"model": model.fingerprint, "format": encoder.format.fingerprint, "settings": settings}
+  )
+  output = Path(output_file)
+  done, prompts = _finished(output, _prompts(input_file), about, window)
   layout = make_layout(model.model, make_mesh(mesh))
   texts = Texts(
     Engine(
@@ -83,7 +83,7 @@ def infer(
       initial=done, desc="infer", unit="prompt", total=_count(input_file), file=sys.stderr
     ) as bar,
   ):
-    for answer in _answers(texts, encoder, prompts, sampling, stop, _AHEAD * batch_size):
+    for answer in _answers(texts, encoder, prompts, sampling, stop, window):
       refused += "error" in answer
       file.write(json.dumps(answer, ensure_ascii=False) + "\n")
       file.flush()
@@ -109,41 +109,38 @@ def _answers(
   prompts: Iterator[_Prompt],
   sampling: Sampling,
   stop: Sequence[str],
-  ahead: int,
+  window: int,
 ) -> Iterator[dict[str, Any]]:
-  """The lines of the output, in the order of the prompts; so many of these are held at once."""
-  lines: dict[int, dict[str, Any] | None] = {}
-  asked: dict[int, tuple[_Prompt, list[str]]] = {}
-  while True:
-    for prompt in itertools.islice(prompts, ahead - len(lines)):
+  """The lines of the output, in the order of the prompts, window by window.
+
+  Where a prompt lies beside others the last bits of its probability are theirs too. A window that is begun again ends
+  with the same bytes.
+  """
+  while members := list(itertools.islice(prompts, window)):
+    lines: dict[int, dict[str, Any]] = {}
+    asked: dict[int, tuple[_Prompt, list[str]]] = {}
+    for prompt in members:
       own = dataclasses.replace(sampling, seed=(sampling.seed + prompt.place) % 2**32)
       try:
         asked[texts.add(_encoded(encoder, prompt), own, stop)] = prompt, []
-        lines[prompt.place] = None
       except FlanJaxError as error:
         lines[prompt.place] = {"inputs": prompt.inputs, "error": str(error)}
-    if not lines:
-      return
-    for news in texts.step():
-      prompt, parts = asked[news.number]
-      parts.append(news.text)
-      if news.finish:
-        lines[prompt.place] = _line(asked.pop(news.number), news)
-    for place in sorted(lines):
-      line = lines[place]
-      if line is None:
-        break
-      yield line
-      del lines[place]
+    for prompt in members:
+      while prompt.place not in lines:
+        for news in texts.step():
+          asker, parts = asked[news.number]
+          parts.append(news.text)
+          if news.finish:
+            lines[asker.place] = _line(asker, "".join(parts), news)
+      yield lines.pop(prompt.place)
 
 
-def _line(asked: tuple[_Prompt, list[str]], news: News) -> dict[str, Any]:
-  prompt, parts = asked
+def _line(prompt: _Prompt, text: str, news: News) -> dict[str, Any]:
   if news.finish == "broken":
     return {"inputs": prompt.inputs, "error": "the model's logits were not finite"}
   return {
     "inputs": prompt.inputs,
-    "prediction": "".join(parts).strip(),
+    "prediction": text.strip(),
     "finish": news.finish,
     "tokens": len(news.tokens),
     "logprob": round(math.fsum(news.logprobs), 3),
@@ -236,28 +233,36 @@ def _count(input_file: str) -> int | None:
     return sum(1 for _ in file)
 
 
-def _finished(output: Path, prompts: Iterator[_Prompt], about: Mapping[str, Any]) -> int:
-  """How many prompts are answered already, which are taken from `prompts`; cuts off a line that was not finished."""
+def _finished(
+  output: Path, prompts: Iterator[_Prompt], about: str, window: int
+) -> tuple[int, Iterator[_Prompt]]:
+  """How many prompts are answered already, and the others; cuts off a window that was not finished."""
   beside = output.with_name(f"{output.name}.about")
   if not output.exists():
-    write_whole(beside, [json.dumps(about), "\n"])
-    return 0
+    write_whole(beside, [about, "\n"])
+    return 0, prompts
   mismatch = ConfigError(
     f"{output} holds other answers than this launch gives (another file, model, format or setting): remove it, or "
     "write to another file."
   )
-  done = whole = 0
+  done = whole = kept = 0
+  begun: list[_Prompt] = []
   try:
-    if json.loads(beside.read_text()) != about:
+    if beside.read_text() != f"{about}\n":
       raise mismatch
     with output.open("rb") as lines:
-      for line in lines:
-        if not line.endswith(b"\n"):
-          break
-        if json.loads(line)["inputs"] != next(prompts).inputs:
+      for line in itertools.takewhile(lambda line: line.endswith(b"\n"), lines):
+        begun.append(next(prompts))
+        if json.loads(line)["inputs"] != begun[-1].inputs:
           raise mismatch
-        done, whole = done + 1, whole + len(line)
+        whole += len(line)
+        if len(begun) == window:
+          done, kept, begun = done + window, whole, []
   except (OSError, ValueError, LookupError, TypeError, StopIteration):
     raise mismatch from None
-  os.truncate(output, whole)
-  return done
+  following = next(prompts, None)
+  if following is None:
+    done, kept, begun = done + len(begun), whole, []
+  os.truncate(output, kept)
+  rest = [following] if following else []
+  return done, itertools.chain(begun, rest, prompts)

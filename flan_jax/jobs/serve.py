@@ -416,7 +416,7 @@ class _Reply:
     self._chat, self._spell = chat, assistant.source.vocabulary.decode
     self._prompt_tokens = sum(len(ask.prompt) for ask in asks)
     self._kind = f"{kind}.chunk" if chat and body.get("stream") else kind
-    self._logprobs = body.get("logprobs") not in (None, False)
+    self._logprobs = "logprobs" in body and body["logprobs"] is not False  # 0 asks for them
     self._head = {
       "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
       "object": self._kind,

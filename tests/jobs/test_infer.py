@@ -20,7 +20,7 @@ def answers(flan_jax, folder):
   flan_jax("train", *RECIPE, "--gin.STEPS=2")
 
   def run(*settings):
-    flan_jax("infer", *RECIPE, *settings)
+    run.stderr = flan_jax("infer", *RECIPE, *settings).stderr
     return [json.loads(line) for line in (folder / ANSWERS).read_text().splitlines()]
 
   return run
@@ -45,7 +45,7 @@ def test_lines_objects_tables_and_standard_input_give_the_same_answers(
     assert answers(f"--gin.INPUT_FILE={name}") == first
 
 
-def test_a_prompt_that_cannot_be_answered_says_why_and_the_others_go_on(answers, folder, capsys):
+def test_a_prompt_that_cannot_be_answered_says_why_and_the_others_go_on(answers, folder):
   rows = [
     b'{"inputs": "Good."}',
     b'{"inputs": ""}',
@@ -64,7 +64,7 @@ def test_a_prompt_that_cannot_be_answered_says_why_and_the_others_go_on(answers,
   assert said[1] == "the prompt is empty" and "no JSON object" in found[2]["error"]
   assert "byte 13 of the line is not UTF-8" in found[4]["error"]
   assert "surrogate" in found[5]["error"] and "max_prompt_tokens=1024" in found[6]["error"]
-  assert "6 prompts have no answer" in capsys.readouterr().err
+  assert "6 prompts have no answer" in answers.stderr
 
 
 def test_drawn_answers_differ_by_place_and_not_by_batch(answers, folder):
@@ -91,10 +91,11 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(answers, folder):
     "--gin.infer.batch_size=4",
   )
   for lines in (20, 150):
-    job = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL, start_new_session=True)
+    with (folder / "log").open("ab") as log:
+      job = subprocess.Popen(command, cwd=folder, stderr=log, start_new_session=True)
     while not (folder / ANSWERS).exists() or (folder / ANSWERS).read_bytes().count(b"\n") < lines:
       time.sleep(0.01)
-      assert job.poll() is None
+      assert job.poll() is None, (folder / "log").read_text()
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()
     with (folder / ANSWERS).open("ab") as file:

@@ -64,6 +64,7 @@ MESHES = (
   MeshConfig(1, 4, 2, 1),
 )
 CPU = DEVICES["cpu"]
+PRESETS = ("single", "fsdp", "fsdp_tensor", "megatron", "pod")
 
 
 def setup_of(config, optimizer="adamw with averages", mesh=MeshConfig(), lora=False, **work):
@@ -285,6 +286,16 @@ def test_of_a_published_folder_config_json_is_enough(flan_jax, folder):
 
 
 PARTS = ("parameters", "optimizer", "batch", "gradients", "casts", "activations", "transient")
+
+
+@pytest.mark.parametrize("before", PRESETS)
+def test_a_mesh_after_another_one_takes_its_place(before):
+  for mesh in PRESETS:
+    files = ["recipes/t5_tiny.gin", f"meshes/{before}.gin", f"meshes/{mesh}.gin"]
+    tensor = [] if mesh in ("single", "fsdp") else ["TENSOR=2"]
+    [plan] = make_plans(files, ["BATCH_SIZE=64", *tensor], DEVICES["v5e"], 64)
+    [alone] = make_plans([files[0], files[2]], ["BATCH_SIZE=64", *tensor], DEVICES["v5e"], 64)
+    assert plan.setup.mesh == alone.setup.mesh
 
 
 def test_another_model_after_a_recipe_needs_nothing_of_the_first(flan_jax):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import json
 
 import pytest
@@ -197,7 +198,7 @@ def test_other_places_methods_and_sizes_are_refused_as_json():
       for method, path, body, status in (
         ("GET", "/v1/completion", None, 404),
         ("GET", "/v1/completions", None, 405),
-        ("POST", "/v1/completions", b"x" * 2_000_000, 413),
+        ("POST", "/v1/completions", io.BytesIO(b"x" * 2_000_000), 413),
         ("POST", "/v1/completions", b"[1]", 400),
         ("POST", "/v1/completions", b"[" * 90_000, 400),
         ("POST", "/v1/completions", b"\xff", 400),

@@ -6,12 +6,14 @@ import itertools
 import json
 import shutil
 import tempfile
+import time
 
 import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
 from small_assistants import assistant
 
+from flan_jax.inference import Engine
 from flan_jax.jobs.serve import application
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -84,6 +86,18 @@ async def browsing(*names, width=390):
 
 SAID = "[...document.querySelectorAll('.said')].map(box => box.textContent)"
 TOLD = "[...document.querySelectorAll('.told')].map(box => box.textContent)"
+
+
+@pytest.fixture(autouse=True)
+def slowly(monkeypatch):
+  """Models write as slowly as real ones do."""
+  step = Engine.step
+
+  def slow(self):
+    time.sleep(0.05)
+    return step(self)
+
+  monkeypatch.setattr(Engine, "step", slow)
 
 
 def test_words_come_one_after_the_other_and_two_models_answer_side_by_side():
