@@ -12,7 +12,7 @@ import flan_jax.jobs.configurables  # noqa: F401  what recipes name
 from flan_jax.jobs.compiled_plan import compile_step
 from flan_jax.jobs.gin_files import CONFIG_DIRECTORY
 from flan_jax.jobs.optimizer import as_optimizer
-from flan_jax.jobs.plan import Setup, advised, make_plan, make_plans
+from flan_jax.jobs.plan import Setup, advised, make_plan, make_plans, setups
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig, LoraConfig, build_model
 from flan_jax.training import optimizers, schedules
 from flan_jax.training.activations import Workload, kept_bytes, stacks
@@ -292,10 +292,8 @@ PARTS = ("parameters", "optimizer", "batch", "gradients", "casts", "activations"
 def test_a_mesh_after_another_one_takes_its_place(before):
   for mesh in PRESETS:
     files = ["recipes/t5_tiny.gin", f"meshes/{before}.gin", f"meshes/{mesh}.gin"]
-    tensor = [] if mesh in ("single", "fsdp") else ["TENSOR=2"]
-    [plan] = make_plans(files, ["BATCH_SIZE=64", *tensor], DEVICES["v5e"], 64)
-    [alone] = make_plans([files[0], files[2]], ["BATCH_SIZE=64", *tensor], DEVICES["v5e"], 64)
-    assert plan.setup.mesh == alone.setup.mesh
+    [setup], [alone] = setups(files, []), setups([files[0], files[2]], [])
+    assert setup.mesh == alone.mesh
 
 
 def test_another_model_after_a_recipe_needs_nothing_of_the_first(flan_jax):
