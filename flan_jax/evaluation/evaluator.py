@@ -20,9 +20,10 @@ from flan_jax.evaluation.rank_classification import (
   score_options,
 )
 from flan_jax.evaluation.results import Evaluation, ScoredExample, TaskResult, TemplateResult
-from flan_jax.evaluation.tasks import RANKED, PreparedTask, PreparedTemplate, Prompt
+from flan_jax.evaluation.tasks import PreparedTask, PreparedTemplate, Prompt
 from flan_jax.inference import generate
 from flan_jax.models import LanguageModel, Params
+from flan_jax.prompting import RANKED_METRICS
 from flan_jax.training.partitioning import Layout
 
 SCORER_VERSION = 1
@@ -271,7 +272,7 @@ def _task_result(
       meter.add(task.dataset, prompts)
 
     for group in runner.groups(missing):
-      if group[0].metric == RANKED:
+      if group[0].metrics[0] in RANKED_METRICS:
         scored = runner.rank(task.dataset, group, progress)
       else:
         scored = runner.write(group, progress)
@@ -295,7 +296,12 @@ def _template_result(
   template: PreparedTemplate, examples: tuple[ScoredExample, ...]
 ) -> TemplateResult:
   return TemplateResult(
-    template.name, template.metric, template.fixed_labels, examples, template.unseen
+    template.name,
+    template.metrics[0],
+    template.fixed_labels,
+    examples,
+    template.unseen,
+    template.metrics[1:],
   )
 
 

@@ -12,8 +12,9 @@ from flan_jax.data.encode import Dropped, Encoder, OptionsEncoding, PromptEncodi
 from flan_jax.data.library import dataset_spec
 from flan_jax.data.records import Records, RecordSplits, content_key, load_records
 from flan_jax.errors import ConfigError, EvaluationError, UnknownName
-from flan_jax.evaluation.metrics import TEXT_METRICS
 from flan_jax.prompting import (
+  RANKED_METRICS,
+  WRITTEN_METRICS,
   AnyTemplate,
   DatasetSpec,
   DoesNotApply,
@@ -21,9 +22,6 @@ from flan_jax.prompting import (
   Rendering,
   few_shot,
 )
-
-RANKED = "accuracy"
-"""The metric of a task whose options are ranked."""
 
 _STYLE_ATTEMPTS = 16
 
@@ -88,18 +86,24 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PreparedTemplate:
-  """The prompts of one template, in the order of the task's indices, for which it need not be."""
+  """The prompts of one template, in the order of the task's indices, for which it need not be.
+
+  Attributes:
+    metrics: the one that the template is judged by, and others to be told beside it.
+  """
 
   name: str
-  metric: str
+  metrics: tuple[str, ...]
   unseen: bool
   fixed_labels: bool
   prompts: tuple[Prompt, ...]
 
   @cached_property
   def fingerprint(self) -> str:
-    """SHA-256 of everything a model is given and judged by."""
-    digest = hashlib.sha256(self.metric.encode())
+    """SHA-256 of everything a model is given and what is right; not of the metrics, which need no
+    new run.
+    """
+    digest = hashlib.sha256()
     for prompt in self.prompts:
       digest.update(json.dumps(asdict(prompt), ensure_ascii=False).encode("utf-8", "replace"))
     return digest.hexdigest()
@@ -178,7 +182,7 @@ def prepare_task(
   templates = tuple(
     PreparedTemplate(
       template.name,
-      _metric(spec, template, bool(fitting[0].options)),
+      _metrics(spec, template, bool(fitting[0].options)),
       template.unseen,
       bool(spec.answer and spec.answer.labels is not None and fitting[0].options),
       fitting,
@@ -324,21 +328,21 @@ def _templates(task: EvaluationTask, spec: DatasetSpec) -> Sequence[AnyTemplate]
   return chosen
 
 
-def _metric(spec: DatasetSpec, template: AnyTemplate, ranked: bool) -> str:
+def _metrics(spec: DatasetSpec, template: AnyTemplate, ranked: bool) -> tuple[str, ...]:
+  """The template's metrics that are for ranked options, or for written text, whichever it has."""
   if ranked:
-    return RANKED
-  metric = template.metrics[0] if template.metrics else "exact_match"
-  if metric == RANKED:
-    return "exact_match"
-  if metric not in TEXT_METRICS:
-    raise UnknownName("metric", metric, [RANKED, *TEXT_METRICS], f"It stands in {spec.path}.")
-  return metric
+    return tuple(name for name in template.metrics if name in RANKED_METRICS) or ("accuracy",)
+  names = ["exact_match" if name == "accuracy" else name for name in template.metrics]
+  for name in names:
+    if name not in WRITTEN_METRICS:
+      raise UnknownName("metric", name, WRITTEN_METRICS, f"It stands in {spec.path}.")
+  return tuple(dict.fromkeys(names)) or ("exact_match",)
 
 
 def _check_metrics(spec: DatasetSpec, templates: Sequence[PreparedTemplate]) -> None:
   by_metric: dict[str, list[str]] = {}
   for template in templates:
-    by_metric.setdefault(template.metric, []).append(template.name)
+    by_metric.setdefault(template.metrics[0], []).append(template.name)
   if len(by_metric) > 1:
     kinds = "; ".join(f"{metric}: {', '.join(names)}" for metric, names in by_metric.items())
     raise EvaluationError(

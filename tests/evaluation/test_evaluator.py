@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flan_jax.errors import UnknownName
-from flan_jax.evaluation import evaluator
+from flan_jax.evaluation import evaluator, statistics
 from flan_jax.evaluation.evaluator import evaluate
 from flan_jax.evaluation.rank_classification import CONVENTIONS, RankRequest, score_options
 from flan_jax.evaluation.report import build_report
@@ -50,7 +50,7 @@ def test_every_example_of_every_template_is_scored(setting):
   found = evaluate(*setting, **NAMED, progress=seen.append)
   assert [task.name for task in found.tasks] == ["reviews", "questions"]
   for task, templates in zip(found.tasks, (2, 1), strict=True):
-    assert task.table("t0").shape == (templates, 6)
+    assert task.table("t0").added.shape == (templates, 6, 1)
     for template in task.templates:
       assert [example.index for example in template.examples] == list(task.indices)
   assert (seen[-1].done, seen[-1].total, seen[-1].reused) == (18, 18, 0)
@@ -142,13 +142,14 @@ def writing(tiny, capitals, encoder_of, dataset_files):
 
 def test_what_a_model_writes_is_measured_by_the_datasets_metric(writing, monkeypatch):
   *_, (prepared,), encoder = writing
-  assert [(t.name, t.metric) for t in prepared.templates] == [("name_it", "f1")]
+  assert [(t.name, t.metrics) for t in prepared.templates] == [("name_it", ("f1", "bleu"))]
   accepted = [prompt.golds for prompt in prepared.templates[0].prompts]
   words = [accepted[0][0], accepted[1][1], "Port", "elsewhere"]
   written = [encoder.vocabulary.encode(text) for text in words]
   monkeypatch.setattr(evaluator, "generate", lambda *args, **options: written)
   (task,) = evaluate(*writing, **NAMED).tasks
-  np.testing.assert_allclose(task.table("t0"), [[1, 1, 2 / 3, 0]])
+  np.testing.assert_allclose(task.table("t0").added[..., 0], [[1, 1, 2 / 3, 0]])
+  assert task.also == ("bleu",) and 0 < statistics.headline(task.table("t0", "bleu")) < 1
 
 
 def test_free_text_is_written_kept_and_reported(writing, tmp_path, monkeypatch):
@@ -158,6 +159,7 @@ def test_free_text_is_written_kept_and_reported(writing, tmp_path, monkeypatch):
   assert again.tasks == first.tasks
   (row,) = build_report(first, again, resamples=100).tasks
   assert row["metric"] == "f1" and row["majority"] is None and row["delta"] == 0
+  assert row["also"]["bleu"]["delta_interval"] == [0, 0]
   record = next(first.records())
   assert record["options"] == [] and record["scores"] == []
   assert record["targets"][0] == record["target"]

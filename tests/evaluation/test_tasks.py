@@ -148,6 +148,12 @@ def test_the_fingerprint_knows_everything_a_model_is_given(prepare):
     assert prepare(other).templates[0].fingerprint != first
 
 
+def test_the_fingerprint_does_not_know_the_metrics(prepare):
+  template = prepare(EvaluationTask("reviews", examples=4)).templates[0]
+  other = dataclasses.replace(template, metrics=("matthews",))
+  assert other.fingerprint == template.fingerprint
+
+
 @pytest.mark.parametrize(
   ("change", "error", "message"),
   [
@@ -169,6 +175,6 @@ def test_impossible_settings_are_refused(change):
 
 def test_templates_of_another_metric_are_another_task(prepare):
   (other,) = prepare(EvaluationTask("capitals", templates=("to_the_letter",))).templates
-  assert other.metric == "exact_match"
+  assert other.metrics == ("exact_match",)
   with pytest.raises(EvaluationError, match="f1: name_it; exact_match: to_the_letter"):
     prepare(EvaluationTask("capitals", templates=("name_it", "to_the_letter")))
