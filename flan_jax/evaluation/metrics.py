@@ -66,9 +66,14 @@ def batch_calibrated(scores: Float[np.ndarray, "N L"]) -> Int[np.ndarray, " N"]:
   Args:
     scores: log-probabilities; column l is the same label in every row.
   """
-  shifted = scores - scores.max(axis=1, keepdims=True)
-  log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-  return np.argmax(log_p - _log_mean_exp(log_p), axis=1)
+  return np.argmax(_log_shares(scores) - log_mean_shares(scores), axis=1)
+
+
+def log_mean_shares(scores: Float[np.ndarray, "N L"]) -> Float[np.ndarray, " L"]:
+  """Logarithm of the share of each label, the softmax of the scores, averaged over the rows."""
+  log_p = _log_shares(scores)
+  top = log_p.max(axis=0)
+  return top + np.log(np.exp(log_p - top).mean(axis=0))
 
 
 def top_label_share(predictions: Sequence[Hashable]) -> float:
@@ -95,6 +100,6 @@ def random_guessing(options: Sequence[Sequence[str]], golds: Sequence[Sequence[s
   )
 
 
-def _log_mean_exp(log_p: Float[np.ndarray, "N L"]) -> Float[np.ndarray, " L"]:
-  top = log_p.max(axis=0)
-  return top + np.log(np.exp(log_p - top).mean(axis=0))
+def _log_shares(scores: Float[np.ndarray, "N L"]) -> Float[np.ndarray, "N L"]:
+  shifted = scores - scores.max(axis=1, keepdims=True)
+  return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

@@ -261,8 +261,12 @@ class TaskResult:
     scores = [example.scores for template in self.templates for example in template.examples]
     if any(score is None for score in scores):
       return ()
-    asked_only = any(score is not None and not score.unasked for score in scores)
-    return tuple(name for name in CONVENTIONS if name != "pmi" or not asked_only)
+    known = [score for score in scores if score is not None]
+    missing = {
+      "pmi": any(not score.unasked for score in known),
+      "contextual": any(not score.content_free for score in known),
+    }
+    return tuple(name for name in CONVENTIONS if not missing.get(name))
 
   def at(self, indices: Collection[int]) -> "TaskResult":
     """The same at only those examples whose index is among `indices`."""
