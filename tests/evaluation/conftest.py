@@ -86,7 +86,7 @@ source: {files: capitals.jsonl}
 splits: {train: 0.5, test: 0.5}
 fields: {country: text, capital: text, names: list}
 answer: {field: capital, golds: names}
-metrics: [f1, bleu]
+metrics: [f1, chrf]
 licence: CC0
 citation: none
 url: https://example.org

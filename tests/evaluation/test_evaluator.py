@@ -172,14 +172,14 @@ def writing(tiny, capitals, encoder_of, dataset_files):
 
 def test_what_a_model_writes_is_measured_by_the_datasets_metric(writing, monkeypatch):
   *_, (prepared,), encoder = writing
-  assert [(t.name, t.metrics) for t in prepared.templates] == [("name_it", ("f1", "bleu"))]
+  assert [(t.name, t.metrics) for t in prepared.templates] == [("name_it", ("f1", "chrf"))]
   accepted = [prompt.golds for prompt in prepared.templates[0].prompts]
   words = [accepted[0][0], accepted[1][1], "Port", "elsewhere"]
   written = [encoder.vocabulary.encode(text) for text in words]
   monkeypatch.setattr(evaluator, "generate", lambda *args, **options: written)
   (task,) = evaluate(*writing, **NAMED).tasks
   np.testing.assert_allclose(task.table("t0").added[..., 0], [[1, 1, 2 / 3, 0]])
-  assert task.also == ("bleu",) and 0 < statistics.headline(task.table("t0", "bleu")) < 1
+  assert task.also == ("chrf",) and 0 < statistics.headline(task.table("t0", "chrf")) < 1
 
 
 def test_free_text_is_written_kept_and_reported(writing, tmp_path, monkeypatch):
@@ -189,7 +189,7 @@ def test_free_text_is_written_kept_and_reported(writing, tmp_path, monkeypatch):
   assert again.tasks == first.tasks
   (row,) = build_report(first, again, resamples=100).tasks
   assert row["metric"] == "f1" and row["majority"] is None and row["delta"] == 0
-  assert row["also"]["bleu"]["delta_interval"] == [0, 0]
+  assert row["also"]["chrf"]["delta_interval"] == [0, 0]
   record = next(first.records())
   assert record["options"] == [] and record["scores"] == []
   assert record["targets"][0] == record["target"]
