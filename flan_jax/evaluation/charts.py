@@ -61,7 +61,7 @@ def means_by_step(groups: Mapping[str, Sequence[tuple[int, float]]]) -> str:
     )
   axes.set_xlabel("step")
   axes.set_ylabel("mean over tasks")
-  axes.set_ylim(0, 1)
+  axes.set_ylim(min(0, axes.dataLim.y0), 1)  # a correlation may be below 0
   axes.grid(axis="y", color=_COLOURS["grid"], linewidth=0.6)
   return _svg(figure, "Means of tasks by step")
 
@@ -100,7 +100,7 @@ def task_bars(rows: Sequence[Mapping[str, Any]]) -> str:
       span = [y - 0.42, y + 0.42]
       axes.plot([row["majority"]] * 2, span, color=_COLOURS["ink"], linewidth=1.2, linestyle=":")
   _task_axis(axes, rows)
-  axes.set_xlim(0, 1)
+  axes.set_xlim(min(0, axes.dataLim.x0), 1)
   axes.set_xlabel("median over templates (dotted: majority)")
   return _svg(figure, "Each task before and after tuning, with 95 % intervals")
 
@@ -123,7 +123,7 @@ def template_spread(rows: Sequence[Mapping[str, Any]]) -> str:
         low, high = row["spread"][role]["quartiles"]
         axes.plot([low, high], [level, level], color=_COLOURS[colour], linewidth=1.6, zorder=0)
   _task_axis(axes, rows)
-  axes.set_xlim(-0.03, 1.03)
+  axes.set_xlim(min(0, axes.dataLim.x0) - 0.03, 1.03)
   axes.set_xlabel("each template (ring: kept out of training)")
   return _svg(figure, "Each task under each of its templates")
 

@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from flan_jax.data.atomic import write_whole
 from flan_jax.data.batches import START_ID
 from flan_jax.data.encode import Encoder
-from flan_jax.errors import UnknownName
+from flan_jax.errors import EvaluationError, UnknownName
+from flan_jax.evaluation.metrics import log_mean_shares
 from flan_jax.evaluation.rank_classification import (
   CONVENTIONS,
   OptionScores,
@@ -19,9 +22,10 @@ from flan_jax.evaluation.rank_classification import (
   score_options,
 )
 from flan_jax.evaluation.results import Evaluation, ScoredExample, TaskResult, TemplateResult
-from flan_jax.evaluation.tasks import RANKED, PreparedTask, PreparedTemplate, Prompt
+from flan_jax.evaluation.tasks import PreparedTask, PreparedTemplate, Prompt
 from flan_jax.inference import generate
 from flan_jax.models import LanguageModel, Params
+from flan_jax.prompting import RANKED_METRICS
 from flan_jax.training.partitioning import Layout
 
 SCORER_VERSION = 1
@@ -67,15 +71,16 @@ def evaluate(
   """Score every example of every template of every task.
 
   Finished templates are kept in `out_dir/scores`, one file each, under a key of the checkpoint, the
-  prompts, the format and the scorer; the same call again reads them. All conventions but pmi are
-  computed from the same sums, so another `scoring` needs no new run.
+  prompts, the format and the scorer; the same call again reads them. All conventions but pmi and
+  contextual are computed from the same sums, so another `scoring` needs no new run.
 
   Args:
     tasks: prepared with the same `encoder`.
     checkpoint: what a person calls it.
     fingerprint: of the checkpoint's parameters; two checkpoints never share one.
     format_name: what a person calls the encoder's format.
-    scoring: the primary convention, one of `rank_classification.CONVENTIONS`.
+    scoring: the primary convention, one of `rank_classification.CONVENTIONS`; "contextual" needs
+      tasks that were prepared with `content_free`.
     out_dir: None keeps nothing.
     resume: False scores everything again.
     row_lengths, batch_tokens: see `score_options`; row lengths default to 128 and its doubles, up
@@ -88,6 +93,8 @@ def evaluate(
   """
   if scoring not in CONVENTIONS:
     raise UnknownName("scoring convention", scoring, CONVENTIONS)
+  if scoring == "contextual":
+    _check_content_free(tasks)
   started = time.monotonic()
   unasked = scoring == "pmi"
   runner = _Runner(model, params, encoder, row_lengths, batch_tokens, layout, unasked)
@@ -198,13 +205,7 @@ class _Runner:
   ) -> list[list[ScoredExample]]:
     """The templates' prompts in the same rows."""
     requests = [
-      RankRequest(
-        prompt.input_ids,
-        prompt.option_ids,
-        prompt.ends,
-        tuple(len(option.encode()) for option in prompt.options),
-        f"{task}.{template.name}, example {prompt.index}",
-      )
+      _request(prompt, f"{task}.{template.name}, example {prompt.index}")
       for template in templates
       for prompt in template.prompts
     ]
@@ -213,8 +214,35 @@ class _Runner:
       nothing = (self._encoder.nothing_asked,)
       again = self._score([replace(r, prompt_ids=nothing) for r in requests], None)
       found = [replace(s, unasked=u.without_end) for s, u in zip(found, again, strict=True)]
+    shares = self._content_free_shares(task, templates)
+    found = [replace(s, content_free=c) for s, c in zip(found, shares, strict=True)]
     scores = iter(found)
     return [[_scored(p, scores=next(scores)) for p in t.prompts] for t in templates]
+
+  def _content_free_shares(
+    self, task: str, templates: Sequence[PreparedTemplate]
+  ) -> list[tuple[float, ...]]:
+    """Of each prompt what `OptionScores.content_free` holds. Many examples have the same prompts
+    without content, each of which is scored once.
+    """
+    prompts = [prompt for template in templates for prompt in template.prompts]
+    requests = [
+      [_request(free, f"{task} without content") for free in prompt.content_free]
+      for prompt in prompts
+    ]
+    different = list(dict.fromkeys(request for group in requests for request in group))
+    if not different:
+      return [()] * len(prompts)
+    totals = {
+      request: score.total
+      for request, score in zip(different, self._score(different, None), strict=True)
+    }
+    return [
+      tuple(log_mean_shares(np.array([totals[request] for request in group])).tolist())
+      if group
+      else ()
+      for group in requests
+    ]
 
   def _score(
     self, requests: Sequence[RankRequest], progress: Callable[[int], object] | None
@@ -253,6 +281,21 @@ class _Runner:
     return written
 
 
+def _check_content_free(tasks: Sequence[PreparedTask]) -> None:
+  for task in tasks:
+    for template in task.templates:
+      if any(prompt.options and not prompt.content_free for prompt in template.prompts):
+        raise EvaluationError(
+          f"{task.task.dataset}.{template.name} was prepared without the prompts that the scoring "
+          "convention contextual needs; prepare_task makes them with content_free=True."
+        )
+
+
+def _request(prompt: Prompt, name: str) -> RankRequest:
+  lengths = tuple(len(option.encode()) for option in prompt.options)
+  return RankRequest(prompt.input_ids, prompt.option_ids, prompt.ends, lengths, name)
+
+
 def _task_result(
   prepared: PreparedTask, runner: _Runner, store: _Store, meter: _Meter
 ) -> TaskResult:
@@ -270,7 +313,7 @@ def _task_result(
       meter.add(task.dataset, prompts)
 
     for group in runner.groups(missing):
-      if group[0].metric == RANKED:
+      if group[0].metrics[0] in RANKED_METRICS:
         scored = runner.rank(task.dataset, group, progress)
       else:
         scored = runner.write(group, progress)
@@ -294,7 +337,12 @@ def _template_result(
   template: PreparedTemplate, examples: tuple[ScoredExample, ...]
 ) -> TemplateResult:
   return TemplateResult(
-    template.name, template.metric, template.fixed_labels, examples, template.unseen
+    template.name,
+    template.metrics[0],
+    template.fixed_labels,
+    examples,
+    template.unseen,
+    template.metrics[1:],
   )
 
 

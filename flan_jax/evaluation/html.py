@@ -172,7 +172,7 @@ def _table(report: Report, rows: Sequence[Mapping[str, Any]]) -> str:
   else:
     heads += ["value [95 %]", "collapsed"]
   heads += ["majority", "random", "balanced", "calibrated", "AUC", "top label"]
-  heads += ["metric", "n", "templates", "cluster"]
+  heads += ["metric", "also", "n", "templates", "cluster"]
   lines = []
   for row in rows:
     cells = [f"<th>{escape(row['name'])}{' *' if row['held_out'] else ''}</th>"]
@@ -190,7 +190,7 @@ def _table(report: Report, rows: Sequence[Mapping[str, Any]]) -> str:
     cells.append(f"<td>{_number(row['majority'])}</td><td>{_number(row['random'])}</td>")
     for name in ("balanced_accuracy", "calibrated_accuracy", "auc", "top_label_share"):
       cells.append(f"<td>{_change(row[f'{name}_before'], row[f'{name}_after'])}</td>")
-    cells.append(f"<td>{escape(row['metric'])}</td><td>{row['n']}</td>")
+    cells.append(f"<td>{escape(row['metric'])}</td><td>{_also(row)}</td><td>{row['n']}</td>")
     cells.append(f"<td>{len(row['templates'])}</td><td>{escape(row['cluster'])}</td>")
     lines.append("<tr>" + "".join(cells) + "</tr>")
   head = "".join(f"<th>{head}</th>" for head in heads)
@@ -198,6 +198,16 @@ def _table(report: Report, rows: Sequence[Mapping[str, Any]]) -> str:
     f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody>'
     "</table></div>"
   )
+
+
+def _also(row: Mapping[str, Any]) -> str:
+  """The other metrics of a task, one a line."""
+  lines = []
+  for metric, values in row["also"].items():
+    ends = values["after_interval"] if values["delta"] is None else values["delta_interval"]
+    change = "" if values["delta"] is None else f", {values['delta']:+.3f}"
+    lines.append(f"{escape(metric)} {values['after']:.3f}{change} {_ends(ends)}")
+  return "<br>".join(lines)
 
 
 def _examples(report: Report) -> Iterator[str]:

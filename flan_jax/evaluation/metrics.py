@@ -1,4 +1,4 @@
-"""What a prediction earns: choices by their scores, free text by its words.
+"""What a choice among options earns, and what a set of choices tells of the model.
 
 Everything here takes plain lists and numpy arrays. A *label* is whatever a prediction is counted
 under: the label's name where a dataset has one fixed set of choices, the position (or letter) where
@@ -6,9 +6,6 @@ each example brings its own options.
 """
 
 import collections
-import functools
-import re
-import string
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -69,9 +66,14 @@ def batch_calibrated(scores: Float[np.ndarray, "N L"]) -> Int[np.ndarray, " N"]:
   Args:
     scores: log-probabilities; column l is the same label in every row.
   """
-  shifted = scores - scores.max(axis=1, keepdims=True)
-  log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-  return np.argmax(log_p - _log_mean_exp(log_p), axis=1)
+  return np.argmax(_log_shares(scores) - log_mean_shares(scores), axis=1)
+
+
+def log_mean_shares(scores: Float[np.ndarray, "N L"]) -> Float[np.ndarray, " L"]:
+  """Logarithm of the share of each label, the softmax of the scores, averaged over the rows."""
+  log_p = _log_shares(scores)
+  top = log_p.max(axis=0)
+  return top + np.log(np.exp(log_p - top).mean(axis=0))
 
 
 def top_label_share(predictions: Sequence[Hashable]) -> float:
@@ -98,56 +100,6 @@ def random_guessing(options: Sequence[Sequence[str]], golds: Sequence[Sequence[s
   )
 
 
-def normalised_answer(text: str) -> str:
-  """Lower case without punctuation, English articles and extra spaces, as SQuAD does."""
-  bare = text.lower().translate(_NO_PUNCTUATION)
-  return " ".join(_ARTICLE.sub(" ", bare).split())
-
-
-def exact_match(prediction: str, golds: Sequence[str]) -> float:
-  """1 if the prediction is one of the accepted answers after `normalised_answer`."""
-  return float(normalised_answer(prediction) in map(normalised_answer, golds))
-
-
-def token_f1(prediction: str, golds: Sequence[str]) -> float:
-  """F1 of the words shared with the closest accepted answer, after `normalised_answer`.
-
-  An answer without words (such as "the") is matched only by another one, as in SQuAD 2.0.
-  """
-  return max(
-    _f1(normalised_answer(prediction).split(), normalised_answer(g).split()) for g in golds
-  )
-
-
-def rouge_l(prediction: str, golds: Sequence[str]) -> float:
-  """ROUGE-L F-measure against the closest accepted answer, stemmed, as the `rouge_score` package
-  computes it.
-  """
-  scorer = _rouge_scorer()
-  return max(scorer.score(gold, prediction)["rougeL"].fmeasure for gold in golds)
-
-
-TEXT_METRICS = {"exact_match": exact_match, "f1": token_f1, "rouge": rouge_l}
-"""Metrics of free text by the names that dataset files use."""
-
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ARTICLE = re.compile(r"\b(?:a|an|the)\b")
-
-
-def _log_mean_exp(log_p: Float[np.ndarray, "N L"]) -> Float[np.ndarray, " L"]:
-  top = log_p.max(axis=0)
-  return top + np.log(np.exp(log_p - top).mean(axis=0))
-
-
-def _f1(predicted: list[str], gold: list[str]) -> float:
-  if not predicted or not gold:
-    return float(predicted == gold)
-  shared = sum((collections.Counter(predicted) & collections.Counter(gold)).values())
-  return 2 * shared / (len(predicted) + len(gold))
-
-
-@functools.cache
-def _rouge_scorer():
-  from rouge_score import rouge_scorer  # brings nltk, which takes a second to import
-
-  return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+def _log_shares(scores: Float[np.ndarray, "N L"]) -> Float[np.ndarray, "N L"]:
+  shifted = scores - scores.max(axis=1, keepdims=True)
+  return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

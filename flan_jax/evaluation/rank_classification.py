@@ -39,7 +39,7 @@ from flan_jax.training.partitioning import Layout, batch_shardings
 _TOKEN_BLOCK = 128  # option tokens are few; a larger block would be mostly padding
 _EVERYONES = -1  # the unit of tokens that every unit of the row sees
 
-CONVENTIONS = ("t0", "lm_eval", "lm_eval_norm", "per_token", "pmi")
+CONVENTIONS = ("t0", "lm_eval", "lm_eval_norm", "per_token", "pmi", "contextual")
 """How an option's token log-probabilities become its score.
 
 t0: their sum, end of text included (Sanh et al. 2022, and T5X).
@@ -48,6 +48,8 @@ lm_eval_norm: that sum divided by the option's length in UTF-8 bytes (the harnes
 per_token: their mean, end of text included.
 pmi: their sum without the end of text, less the same sum where nothing was asked: how much the prompt
   speaks for the option (Holtzman et al. 2021, arXiv 2104.08315; the harness's `acc_mutual_info`).
+contextual: their sum, end of text included, less the logarithm of the option's share where the same
+  prompt has no content (contextual calibration, Zhao et al. 2021, arXiv 2102.09690).
 """
 
 
@@ -82,6 +84,8 @@ class OptionScores:
     tokens: number of tokens, end of text included.
     bytes: length of the text; 0 where unknown.
     unasked: `without_end` after a prompt that asks nothing; () where that was not scored.
+    content_free: logarithm of the option's share among all options, averaged over prompts without
+      content; () where those were not scored.
   """
 
   total: tuple[float, ...]
@@ -89,6 +93,7 @@ class OptionScores:
   tokens: tuple[int, ...]
   bytes: tuple[int, ...]
   unasked: tuple[float, ...] = ()
+  content_free: tuple[float, ...] = ()
 
   def by(self, convention: str) -> tuple[float, ...]:
     """The scores by one of `CONVENTIONS`.
@@ -110,6 +115,10 @@ class OptionScores:
       if not self.unasked:
         raise EvaluationError("pmi needs the options' scores after a prompt that asks nothing.")
       return tuple(s - u for s, u in zip(self.without_end, self.unasked, strict=True))
+    if convention == "contextual":
+      if not self.content_free:
+        raise EvaluationError("contextual needs the options' scores after prompts without content.")
+      return tuple(s - c for s, c in zip(self.total, self.content_free, strict=True))
     raise UnknownName("scoring convention", convention, CONVENTIONS)
 
 

@@ -146,17 +146,19 @@ def task_row(comparison: Comparison, scoring: str, *, seed: int, resamples: int)
   """One task's row of the report.
 
   Numbers of a task are medians over its templates. Those that do not apply are None: `before` and
-  what belongs to it in a report of one checkpoint, AUC where there are not two fixed labels.
+  what belongs to it in a report of one checkpoint, AUC where there are not two fixed labels. `also`
+  has value, interval and change of further metrics of the dataset.
   `before` is the better of the formats in `before_by_format`, and `baseline_format` names it.
   `by_scoring` has the same two numbers under every scoring convention; the primary one was fixed
   before the run.
   """
   after, before = comparison.after, comparison.before
-  table = after.table(scoring)
+  measured = {
+    metric: _measured(comparison, scoring, metric, seed, resamples)
+    for metric in (after.metric, *after.also)
+  }
   summaries = [template.summary(scoring) for template in after.templates]
   old = [template.summary(scoring) for template in before.templates] if before else []
-  spread = statistics.spread([summary.value for summary in summaries])
-  interval = statistics.interval(table, seed=seed, resamples=resamples)
   share = median_of([summary.top_label_share for summary in summaries])
   collapsed = share is not None and share > COLLAPSED_ABOVE
   row: dict[str, Any] = {
@@ -166,29 +168,18 @@ def task_row(comparison: Comparison, scoring: str, *, seed: int, resamples: int)
     "templates": [template.template for template in after.templates],
     "metric": after.metric,
     "n": len(after.indices),
-    "before": statistics.headline(before.table(scoring)) if before else None,
-    "after": spread.median,
-    "after_interval": list(interval),
-    "delta": None,
-    "delta_interval": None,
+    **measured.pop(after.metric),
+    "also": measured,
     "majority": median_of([summary.majority for summary in summaries]),
     "random": median_of([summary.random for summary in summaries]),
     "baseline_format": comparison.before_format,
     "before_by_format": dict(comparison.headlines_before),
     "collapsed": collapsed,
-    "verdict": "collapsed" if collapsed else None,
   }
+  row["verdict"] = _verdict(collapsed, row["delta_interval"])
   for name in ("auc", "balanced_accuracy", "calibrated_accuracy", "top_label_share"):
     row[f"{name}_before"] = median_of([getattr(summary, name) for summary in old])
     row[f"{name}_after"] = median_of([getattr(summary, name) for summary in summaries])
-  if before is not None:
-    old_table = before.table(scoring)
-    paired = statistics.paired_interval(old_table, table, seed=seed, resamples=resamples)
-    old_interval = statistics.interval(old_table, seed=seed, resamples=resamples)
-    row["before_interval"] = list(old_interval)
-    row["delta"] = row["after"] - row["before"]
-    row["delta_interval"] = list(paired)
-    row["verdict"] = _verdict(collapsed, paired)
   row["by_scoring"] = {
     role: {name: statistics.headline(task.table(name)) for name in task.conventions}
     for role, task in (("before", before), ("after", after))
@@ -205,12 +196,33 @@ def task_row(comparison: Comparison, scoring: str, *, seed: int, resamples: int)
   return row
 
 
-def _verdict(collapsed: bool, delta: statistics.Interval) -> str:
+def _measured(
+  comparison: Comparison, scoring: str, metric: str, seed: int, resamples: int
+) -> dict[str, Any]:
+  """A metric's values, and how sure they are."""
+  bootstrap = {"seed": seed, "resamples": resamples}
+  table = comparison.after.table(scoring, metric)
+  found: dict[str, Any] = dict.fromkeys(("before", "before_interval", "delta", "delta_interval"))
+  found["after"] = statistics.headline(table)
+  found["after_interval"] = list(statistics.interval(table, **bootstrap))
+  if comparison.before is not None:
+    old = comparison.before.table(scoring, metric)
+    found["before"] = statistics.headline(old)
+    found["before_interval"] = list(statistics.interval(old, **bootstrap))
+    found["delta"] = found["after"] - found["before"]
+    found["delta_interval"] = list(statistics.paired_interval(old, table, **bootstrap))
+  return found
+
+
+def _verdict(collapsed: bool, delta: Sequence[float] | None) -> str | None:
   if collapsed:
     return "collapsed"
-  if delta.low > 0:
+  if delta is None:
+    return None
+  low, high = delta
+  if low > 0:
     return "improved"
-  return "worse" if delta.high < 0 else "flat"
+  return "worse" if high < 0 else "flat"
 
 
 def _check_pairing(after: Evaluation, before: Evaluation) -> None:

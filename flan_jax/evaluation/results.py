@@ -3,12 +3,16 @@
 import statistics as of_python
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from flan_jax.evaluation import metrics
+from flan_jax.evaluation import label_metrics, metrics, statistics
+from flan_jax.evaluation.label_metrics import LABEL_METRICS
 from flan_jax.evaluation.rank_classification import CONVENTIONS, OptionScores
+from flan_jax.evaluation.text_metrics import TEXT_METRICS, normalised_answer
+from flan_jax.prompting import RANKED_METRICS
 
 COLLAPSED_ABOVE = 0.95
 """A task whose most predicted label has a larger share than this is collapsed."""
@@ -68,9 +72,10 @@ class TemplateResult:
   """All examples of a task under one template.
 
   Attributes:
-    metric: "accuracy" for ranked options, or one of `metrics.TEXT_METRICS`.
+    metric: for ranked options "accuracy" or one of `LABEL_METRICS`, else one of `TEXT_METRICS`.
     fixed_labels: every example has the same labels, so that they can be compared between examples.
     unseen: the template was kept out of training.
+    also: further metrics, of which the report tells the values as well.
   """
 
   template: str
@@ -78,52 +83,99 @@ class TemplateResult:
   fixed_labels: bool
   examples: tuple[ScoredExample, ...]
   unseen: bool = False
+  also: tuple[str, ...] = ()
 
   def predictions(self, scoring: str) -> list[str]:
     """The chosen option's text, or the generated text, of each example."""
-    if self.metric != "accuracy":
+    if self.metric not in RANKED_METRICS:
       return [example.generated or "" for example in self.examples]
     return [
       example.options[chosen]
       for example, chosen in zip(self.examples, self._chosen(scoring), strict=True)
     ]
 
-  def earned(self, scoring: str) -> np.ndarray:
-    """What each example earned, `[N]`."""
-    if self.metric == "accuracy":
-      return np.array(
-        [
-          metrics.chosen_is_gold(example.options, chosen, example.golds)
-          for example, chosen in zip(self.examples, self._chosen(scoring), strict=True)
-        ],
-        np.float64,
-      )
-    metric = metrics.TEXT_METRICS[self.metric]
-    return np.array([metric(e.generated or "", e.golds) for e in self.examples], np.float64)
+  def added(self, scoring: str, metric: str) -> np.ndarray:
+    """What each example adds to a metric, `[N, S]`, see `statistics.Table`."""
+    key = (scoring if metric in RANKED_METRICS else "", metric)
+    if key not in self._added:
+      self._added[key] = self._counted(scoring, metric)
+    return self._added[key]
+
+  def value_of(self, metric: str) -> statistics.Value:
+    """The metric of sums of what `added` says."""
+    if metric in LABEL_METRICS:
+      labels = sorted(self.examples[0].labels)
+      square, measure = (len(labels),) * 2, LABEL_METRICS[metric]
+      return lambda sums, count: measure(sums.reshape(*sums.shape[:-1], *square), labels)
+    return TEXT_METRICS[metric].value if metric in TEXT_METRICS else statistics.mean
+
+  def alone(self, scoring: str) -> np.ndarray:
+    """What each example is worth by itself, `[N]`: 1 for the right option, a text's metric as if
+    there were no other.
+    """
+    if self.metric in RANKED_METRICS:
+      return self.added(scoring, "accuracy")[:, 0]
+    return self.value_of(self.metric)(self.added(scoring, self.metric), np.ones(len(self.examples)))
 
   def summary(self, scoring: str) -> "TemplateSummary":
     """The numbers of this template."""
-    value = metrics.accuracy(self.earned(scoring))
-    if self.metric != "accuracy":
-      written = [metrics.normalised_answer(text) for text in self.predictions(scoring)]
+    measure, added = self.value_of(self.metric), self.added(scoring, self.metric)
+    value = float(measure(added.sum(axis=0), np.array(len(added))))
+    if self.metric not in RANKED_METRICS:
+      written = [normalised_answer(text) for text in self.predictions(scoring)]
       return TemplateSummary(value, metrics.top_label_share(written))
-    chosen = self._chosen(scoring)
-    labels = [example.labels[k] for example, k in zip(self.examples, chosen, strict=True)]
-    golds = [example.gold_label for example in self.examples]
+    labels, golds = self._labels(scoring)
     top_share = metrics.top_label_share(labels)
     if all(example.style == "letters" for example in self.examples):
       # Labels in a drawn order hide a model that always says "A".
-      top_share = max(top_share, metrics.top_label_share(chosen))
+      top_share = max(top_share, metrics.top_label_share(self._chosen(scoring)))
     return TemplateSummary(
       value,
       top_share,
-      majority=metrics.majority_share(golds),
-      random=metrics.random_guessing(
-        [e.options for e in self.examples], [e.golds for e in self.examples]
-      ),
+      **self._without_looking(golds),
       balanced_accuracy=metrics.balanced_accuracy(golds, labels),
       **self._by_label(scoring, golds),
     )
+
+  @cached_property
+  def _added(self) -> dict[tuple[str, str], np.ndarray]:
+    return {}
+
+  def _counted(self, scoring: str, metric: str) -> np.ndarray:
+    if metric in LABEL_METRICS:
+      predictions, golds = self._labels(scoring)
+      return label_metrics.confusions(golds, predictions, sorted(self.examples[0].labels))
+    if metric in RANKED_METRICS:
+      right = [
+        metrics.chosen_is_gold(example.options, chosen, example.golds)
+        for example, chosen in zip(self.examples, self._chosen(scoring), strict=True)
+      ]
+      return np.array(right, np.float64)[:, None]
+    added = TEXT_METRICS[metric].added
+    return np.array([added(e.generated or "", e.golds) for e in self.examples], np.float64)
+
+  def _labels(self, scoring: str) -> tuple[list[str], list[str]]:
+    """What was chosen, and what is right."""
+    chosen = zip(self.examples, self._chosen(scoring), strict=True)
+    return [example.labels[k] for example, k in chosen], [e.gold_label for e in self.examples]
+
+  def _without_looking(self, golds: Sequence[str]) -> dict[str, float]:
+    """What the most frequent label earns, and a uniform draw on average. Of a confusion matrix the
+    latter is taken of the matrix that is drawn on average.
+    """
+    if self.metric == "accuracy":
+      shown = [(e.options, e.golds) for e in self.examples]
+      random = metrics.random_guessing(*zip(*shown, strict=True))
+      return {"majority": metrics.majority_share(golds), "random": random}
+    labels = sorted(self.examples[0].labels)
+    counts = np.array([golds.count(label) for label in labels], np.float64)
+    always = np.eye(len(labels))[np.argmax(counts)]
+    uniform = np.full(len(labels), 1 / len(labels))
+    measure = LABEL_METRICS[self.metric]
+    return {
+      name: float(measure(np.outer(counts, given), labels))
+      for name, given in (("majority", always), ("random", uniform))
+    }
 
   def _chosen(self, scoring: str) -> list[int]:
     chosen = []
@@ -161,10 +213,10 @@ class TemplateSummary:
   """The numbers of one template; None where the notion does not apply.
 
   Attributes:
-    value: mean of the metric.
+    value: the metric.
     top_label_share: of the examples, the share with the most predicted label (or written text).
-    majority: accuracy of always giving the most frequent label.
-    random: accuracy of a uniform draw among the options.
+    majority: the metric of always giving the most frequent label.
+    random: the metric of a uniform draw among the options.
   """
 
   value: float
@@ -209,8 +261,12 @@ class TaskResult:
     scores = [example.scores for template in self.templates for example in template.examples]
     if any(score is None for score in scores):
       return ()
-    asked_only = any(score is not None and not score.unasked for score in scores)
-    return tuple(name for name in CONVENTIONS if name != "pmi" or not asked_only)
+    known = [score for score in scores if score is not None]
+    missing = {
+      "pmi": any(not score.unasked for score in known),
+      "contextual": any(not score.content_free for score in known),
+    }
+    return tuple(name for name in CONVENTIONS if not missing.get(name))
 
   def at(self, indices: Collection[int]) -> "TaskResult":
     """The same at only those examples whose index is among `indices`."""
@@ -221,13 +277,22 @@ class TaskResult:
     kept = tuple(index for index in self.indices if index in indices)
     return replace(self, templates=templates, indices=kept)
 
-  def table(self, scoring: str) -> np.ndarray:
-    """What each example earned under each template, `[K, N]`; NaN where a template is not for it."""
+  @property
+  def also(self) -> tuple[str, ...]:
+    """Further metrics that all its templates have."""
+    return tuple(
+      name for name in self.templates[0].also if all(name in t.also for t in self.templates)
+    )
+
+  def table(self, scoring: str, metric: str | None = None) -> statistics.Table:
+    """What each example adds under each template; by default to the task's own metric."""
+    metric = metric or self.metric
     column = {index: n for n, index in enumerate(self.indices)}
-    table = np.full((len(self.templates), len(self.indices)), np.nan)
-    for row, template in zip(table, self.templates, strict=True):
-      row[[column[example.index] for example in template.examples]] = template.earned(scoring)
-    return table
+    added = [template.added(scoring, metric) for template in self.templates]
+    table = np.full((len(added), len(column), added[0].shape[1]), np.nan)
+    for row, template, values in zip(table, self.templates, added, strict=True):
+      row[[column[example.index] for example in template.examples]] = values
+    return statistics.Table(table, self.templates[0].value_of(metric))
 
 
 @dataclass(frozen=True)
@@ -263,8 +328,8 @@ def median_of(values: Sequence[float | None]) -> float | None:
 
 
 def _records(task: TaskResult, template: TemplateResult, scoring: str) -> Iterator[dict[str, Any]]:
-  earned, predictions = template.earned(scoring), template.predictions(scoring)
-  for example, value, prediction in zip(template.examples, earned, predictions, strict=True):
+  values, predictions = template.alone(scoring), template.predictions(scoring)
+  for example, value, prediction in zip(template.examples, values, predictions, strict=True):
     yield {
       "task": task.name,
       "template": template.template,

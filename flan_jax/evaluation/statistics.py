@@ -1,10 +1,11 @@
 """Error bars over examples, spread over prompts, and differences that are paired.
 
-One task is a table `[K, N]`: row k holds what template k earned on each of the N examples (1 or 0
-for accuracy, a fraction for F1 or ROUGE; NaN where a template is not for an example). Its headline
-number is the median over templates of the mean over examples. The examples are the random sample, so
-the bootstrap resamples them, and always takes all templates of an example together; before and after
-are read at the same examples.
+One task is a `Table`: what each of N examples adds under each of K templates, and the metric of such
+sums. What is earned by example (accuracy, F1, ROUGE) is summed and divided by the number of examples;
+of a metric that only a whole set has (BLEU, Matthews correlation) its counts are summed. The headline
+number is the median over templates of the metric. The examples are the random sample, so the bootstrap
+resamples them, and always takes all templates of an example together; before and after are read at the
+same examples.
 Intervals are percentile intervals (Efron and Tibshirani 1993, chapter 13).
 """
 
@@ -15,11 +16,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-Table = Float[np.ndarray, "K N"]
-Resampled = Float[np.ndarray, "R K"]
+Value = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""The metric `[...]` of sums `[..., S]` over as many examples as `[...]` says; finite for any sums,
+also those over no example."""
 
 RESAMPLES = 10_000
-_BLOCK = 4_000_000  # resampled counts held at once: 32 MB as float64
+_BLOCK = 4_000_000  # resampled counts or sums held at once: 32 MB as float64
 
 
 class Interval(NamedTuple):
@@ -27,6 +29,53 @@ class Interval(NamedTuple):
 
   low: float
   high: float
+
+
+@dataclass(frozen=True)
+class Table:
+  """What is known of N examples under each of K templates.
+
+  Attributes:
+    added: `[K, N, S]`, the S numbers that an example adds; NaN where a template is not for it.
+    value: the metric of their sums.
+
+  Raises:
+    ValueError: no template or example, a template that is for none, or a number that is not finite.
+  """
+
+  added: Float[np.ndarray, "K N S"]
+  value: Value
+
+  def __post_init__(self) -> None:
+    if self.added.ndim != 3 or not self.added.size:
+      raise ValueError(
+        f"expected a table [templates, examples, statistics], got shape {self.added.shape}"
+      )
+    if np.isinf(self.added).any() or np.isnan(self.added).all(axis=(1, 2)).any():
+      raise ValueError("a table of results holds a value that is not finite, or a row without any")
+
+  def values(self) -> Float[np.ndarray, " K"]:
+    """The metric of each template."""
+    return self.resampled(np.ones((1, self.added.shape[1])))[0]
+
+  def resampled(self, counts: Float[np.ndarray, "R N"]) -> Float[np.ndarray, "R K"]:
+    """The metric of each template where example n occurs `counts[r, n]` times."""
+    templates, examples, width = self.added.shape
+    rows = np.moveaxis(np.nan_to_num(self.added), 1, 0).reshape(examples, templates * width)
+    known = ~np.isnan(self.added[..., 0])
+    return self.value((counts @ rows).reshape(-1, templates, width), counts @ known.T)
+
+
+def mean(
+  sums: Float[np.ndarray, "*B S"], count: Float[np.ndarray, "*B"]
+) -> Float[np.ndarray, "*B"]:
+  """The metric of what is earned by example, the one number that is summed."""
+  return sums[..., 0] / np.maximum(count, 1)
+
+
+def earned(values: Float[np.ndarray, "K N"]) -> Table:
+  """The table of what each example earned; NaN where a template is not for it."""
+  return Table(np.asarray(values, np.float64)[..., None], mean)
 
 
 @dataclass(frozen=True)
@@ -53,8 +102,8 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def headline(table: Table) -> float:
-  """Median over templates of the mean over examples."""
-  return float(np.median(np.nanmean(_checked(table), axis=1)))
+  """Median over templates of the metric."""
+  return float(np.median(table.values()))
 
 
 def interval(
@@ -70,8 +119,7 @@ def paired_interval(
   """Bootstrap interval of `headline(after) - headline(before)`.
 
   Args:
-    before, after: `[K, N]` and `[K', N]`. Column n of both is the same example; the templates may
-    differ.
+    before, after: example n of both is the same; the templates may differ.
   """
   return macro_paired_interval([before], [after], seed=seed, resamples=resamples, level=level)
 
@@ -85,12 +133,8 @@ def macro_interval(
   tables: Sequence[Table], *, seed: int = 0, resamples: int = RESAMPLES, level: float = 0.95
 ) -> Interval:
   """Bootstrap interval of `macro_average`; each task resamples its own examples."""
-  checked = [_checked(table) for table in tables]
-  statistics = [
-    _resampled(table, _medians, _generator(seed, task), resamples)
-    for task, table in enumerate(checked)
-  ]
-  return _percentiles(np.mean(statistics, axis=0), level)
+  medians = [_resampled([table], seed, task, resamples)[0] for task, table in enumerate(tables)]
+  return _percentiles(np.mean(medians, axis=0), level)
 
 
 def macro_paired_interval(
@@ -106,65 +150,44 @@ def macro_paired_interval(
   Within each task the same resampled examples are read before and after; tasks are resampled
   independently of each other.
   """
-  differences = []
+  gains = []
   for task, (old, new) in enumerate(zip(before, after, strict=True)):
-    old, new = _checked(old), _checked(new)
-    if old.shape[1] != new.shape[1]:
+    examples = [table.added.shape[1] for table in (old, new)]
+    if examples[0] != examples[1]:
       raise ValueError(
-        f"a paired interval needs the same examples: {old.shape[1]} before, {new.shape[1]} after"
+        f"a paired interval needs the same examples: {examples[0]} before, {examples[1]} after"
       )
-
-    def gain(means: Resampled, split: int = len(old)) -> Float[np.ndarray, " R"]:
-      return _medians(means[:, split:]) - _medians(means[:, :split])
-
-    both = np.concatenate([old, new])
-    differences.append(_resampled(both, gain, _generator(seed, task), resamples))
-  return _percentiles(np.mean(differences, axis=0), level)
-
-
-def _checked(table: Table) -> Table:
-  table = np.asarray(table, np.float64)
-  if table.ndim != 2 or not table.size:
-    raise ValueError(f"expected a table [templates, examples], got shape {table.shape}")
-  if np.isinf(table).any() or np.isnan(table).all(axis=1).any():
-    raise ValueError("a table of results holds a value that is not finite, or a row without any")
-  return table
-
-
-def _generator(seed: int, task: int) -> np.random.Generator:
-  return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(task,)))
-
-
-def _medians(means: Resampled) -> Float[np.ndarray, " R"]:
-  return np.median(means, axis=1)
+    medians = _resampled([old, new], seed, task, resamples)
+    gains.append(medians[1] - medians[0])
+  return _percentiles(np.mean(gains, axis=0), level)
 
 
 def _resampled(
-  table: Table,
-  statistic: Callable[[Resampled], Float[np.ndarray, " R"]],
-  generator: np.random.Generator,
-  resamples: int,
-) -> Float[np.ndarray, " R"]:
-  """`statistic` of the row means of `resamples` tables whose columns are drawn with replacement."""
-  earned, known = np.nan_to_num(table), ~np.isnan(table)
-  return np.concatenate(
-    [
-      statistic(counts @ earned.T / np.maximum(counts @ known.T, 1))
-      for counts in _counts(table.shape[1], generator, resamples)
-    ]
-  )
+  tables: Sequence[Table], seed: int, task: int, resamples: int
+) -> Float[np.ndarray, "T R"]:
+  """The headline of each table where its examples are drawn with replacement, the same in all of them."""
+  generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(task,)))
+  examples = tables[0].added.shape[1]
+  widest = max(examples, *(table.added[:, 0].size for table in tables))
+  found = [
+    [np.median(table.resampled(counts), axis=1) for table in tables]
+    for counts in _counts(examples, generator, resamples, max(1, _BLOCK // widest))
+  ]
+  return np.concatenate(found, axis=1)
 
 
-def _counts(examples: int, generator: np.random.Generator, resamples: int) -> Iterator[np.ndarray]:
+def _counts(
+  examples: int, generator: np.random.Generator, resamples: int, block: int
+) -> Iterator[np.ndarray]:
   """How often each example occurs in each resample, in blocks `[r, N]`: a matrix product then gives
-  all the means.
+  all the sums.
   """
-  block = max(1, _BLOCK // examples)
   for start in range(0, resamples, block):
     rows = min(block, resamples - start)
     drawn = generator.integers(examples, size=(rows, examples))
     drawn += np.arange(rows)[:, None] * examples
-    yield np.bincount(drawn.ravel(), minlength=rows * examples).reshape(rows, examples)
+    counted = np.bincount(drawn.ravel(), minlength=rows * examples)
+    yield counted.reshape(rows, examples).astype(np.float64)
 
 
 def _percentiles(samples: Float[np.ndarray, " R"], level: float) -> Interval:

@@ -1,6 +1,6 @@
 """The report as a table on a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flan_jax.evaluation.report import Report
@@ -24,15 +24,8 @@ def _task_cells(report: Report) -> list[list[str]]:
   for row in sorted(report.tasks, key=lambda row: row["held_out"]):
     name = f"{row['name']} *" if row["held_out"] else row["name"]
     line = [name, row["metric"], str(row["n"]), str(len(row["templates"]))]
-    if report.compares:
-      style = "" if row["baseline_format"] == "plain" else f" {row['baseline_format']}"
-      line += [
-        f"{row['before']:.3f}{style}",
-        f"{row['after']:.3f}",
-        f"{row['delta']:+.3f} {_ends(row['delta_interval'])}",
-      ]
-    else:
-      line += [f"{row['after']:.3f} {_ends(row['after_interval'])}"]
+    style = "" if row["baseline_format"] in (None, "plain") else f" {row['baseline_format']}"
+    line += _values(report, row, style)
     line += [
       _number(row["majority"]),
       _number(row["random"]),
@@ -41,7 +34,17 @@ def _task_cells(report: Report) -> list[list[str]]:
       row["verdict"] or "",
     ]
     cells.append(line)
+    for metric, values in row["also"].items():
+      cells.append(["", metric, "", "", *_values(report, values), *[""] * 5])
   return cells
+
+
+def _values(report: Report, row: Mapping[str, Any], style: str = "") -> list[str]:
+  """The cells of one metric."""
+  if not report.compares:
+    return [f"{row['after']:.3f} {_ends(row['after_interval'])}"]
+  change = f"{row['delta']:+.3f} {_ends(row['delta_interval'])}"
+  return [f"{row['before']:.3f}{style}", f"{row['after']:.3f}", change]
 
 
 def _macro_cells(report: Report) -> list[list[str]]:

@@ -1,9 +1,10 @@
 """Evaluation tasks: which examples, under which templates, as prompts ready for a model."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +12,10 @@ from typing import Any, Literal
 from flan_jax.data.encode import Dropped, Encoder, OptionsEncoding, PromptEncoding
 from flan_jax.data.library import dataset_spec
 from flan_jax.data.records import Records, RecordSplits, content_key, load_records
-from flan_jax.errors import ConfigError, EvaluationError, UnknownName
-from flan_jax.evaluation.metrics import TEXT_METRICS
+from flan_jax.errors import ConfigError, EvaluationError, RecordError, UnknownName
 from flan_jax.prompting import (
+  RANKED_METRICS,
+  WRITTEN_METRICS,
   AnyTemplate,
   DatasetSpec,
   DoesNotApply,
@@ -22,8 +24,8 @@ from flan_jax.prompting import (
   few_shot,
 )
 
-RANKED = "accuracy"
-"""The metric of a task whose options are ranked."""
+CONTENT_FREE = ("N/A", "", "[MASK]")
+"""What stands in place of an example's fields in a prompt without content (Zhao et al. 2021)."""
 
 _STYLE_ATTEMPTS = 16
 
@@ -73,6 +75,8 @@ class Prompt:
     inputs: the prompt as text.
     labels: what each option is counted under: the label's name, or the position from 1.
     ends: how many of each option's last tokens only end the turn.
+    content_free: the same prompt with each of `CONTENT_FREE` in place of the example's fields, where
+      that was asked for.
   """
 
   index: int
@@ -84,22 +88,29 @@ class Prompt:
   labels: tuple[str, ...] = ()
   option_ids: tuple[tuple[int, ...], ...] = ()
   ends: tuple[int, ...] = ()
+  content_free: tuple["Prompt", ...] = ()
 
 
 @dataclass(frozen=True)
 class PreparedTemplate:
-  """The prompts of one template, in the order of the task's indices, for which it need not be."""
+  """The prompts of one template, in the order of the task's indices, for which it need not be.
+
+  Attributes:
+    metrics: the one that the template is judged by, and others to be told beside it.
+  """
 
   name: str
-  metric: str
+  metrics: tuple[str, ...]
   unseen: bool
   fixed_labels: bool
   prompts: tuple[Prompt, ...]
 
   @cached_property
   def fingerprint(self) -> str:
-    """SHA-256 of everything a model is given and judged by."""
-    digest = hashlib.sha256(self.metric.encode())
+    """SHA-256 of everything a model is given and what is right; not of the metrics, which need no
+    new run.
+    """
+    digest = hashlib.sha256()
     for prompt in self.prompts:
       digest.update(json.dumps(asdict(prompt), ensure_ascii=False).encode("utf-8", "replace"))
     return digest.hexdigest()
@@ -139,16 +150,20 @@ def prepare_task(
   *,
   spec: DatasetSpec | None = None,
   records: RecordSplits | None = None,
+  content_free: bool = False,
 ) -> PreparedTask:
   """Draw the examples and put them into ids under every template.
 
   Args:
     spec, records: of the dataset; by default looked up by its name, and built where missing.
+    content_free: beside each prompt with options, those without content as well, which the scoring
+      convention "contextual" needs.
 
   Raises:
     UnknownName: no such dataset, split, template or metric.
     EvaluationError: an example that does not fit, a template that is turned around, templates of
-      different metrics in one task, or fewer exemplars than asked for.
+      different metrics in one task, fewer exemplars than asked for, or `content_free` for templates
+      that read the raw record.
   """
   spec = spec or dataset_spec(task.dataset)
   records = load_records(spec, data_dir) if records is None else records
@@ -158,10 +173,11 @@ def prepare_task(
   prepared = []
   for template in _templates(task, spec):
     renderer = _Renderer(task, spec, template, split, records)
+    make = _with_content_free if content_free else _encode
     prompts = []
     for index in drawn:
       try:
-        prompt = _encode(renderer, encoder, index)
+        prompt = make(renderer, encoder, index)
       except DoesNotApply:
         continue
       if prompt is not None:
@@ -178,7 +194,7 @@ def prepare_task(
   templates = tuple(
     PreparedTemplate(
       template.name,
-      _metric(spec, template, bool(fitting[0].options)),
+      _metrics(spec, template, bool(fitting[0].options)),
       template.unseen,
       bool(spec.answer and spec.answer.labels is not None and fitting[0].options),
       fitting,
@@ -209,9 +225,14 @@ class _Renderer:
     self._split = split
     self._train = records["train"] if task.shots else None
 
-  def query(self, index: int, limit: int | None = None) -> Rendering:
-    """The example itself."""
-    return self._template.render(self._split[index], self._draw(index), limit)
+  def query(self, index: int, limit: int | None = None, content: str | None = None) -> Rendering:
+    """The example itself, or with `content` in place of its fields: the same options in the same
+    order and style.
+    """
+    record = self._split[index]
+    if content is not None:
+      record = self._emptied(record, content)
+    return self._template.render(record, self._draw(index), limit)
 
   def exemplars(self, index: int) -> list[Rendering]:
     """As many as asked for, of other groups than the query's and asking something else."""
@@ -258,6 +279,19 @@ class _Renderer:
         break
     return shown
 
+  def _emptied(self, record: Mapping[str, Any], content: str) -> dict[str, Any]:
+    answer = self._spec.answer
+    if answer is None:
+      raise EvaluationError(
+        f"{self._spec.name}: its templates read the raw record, so that no prompt without content "
+        "can be made of it. Use another scoring convention than contextual."
+      )
+    kinds = self._spec.fields
+    return {
+      name: content if kinds.get(name, "list") != "list" and name != answer.field else value
+      for name, value in record.items()
+    }
+
   def _draw(self, index: int) -> Draw:
     return Draw("evaluation", self._task.seed, self._spec.name, self._task.split, index)
 
@@ -269,11 +303,24 @@ def _without_end(draw: Draw, size: int) -> list[int]:
   return [draw.below(size) for _ in range(1000)]
 
 
-def _encode(renderer: _Renderer, encoder: Encoder, index: int) -> Prompt | None:
+def _with_content_free(renderer: _Renderer, encoder: Encoder, index: int) -> Prompt | None:
+  prompt = _encode(renderer, encoder, index)
+  if prompt is None or not prompt.options:
+    return prompt
+  found = []
+  for content in CONTENT_FREE:
+    with contextlib.suppress(RecordError):  # a prompt of one field alone would be empty
+      found.append(_encode(renderer, encoder, index, content))
+  return replace(prompt, content_free=tuple(free for free in found if free is not None))
+
+
+def _encode(
+  renderer: _Renderer, encoder: Encoder, index: int, content: str | None = None
+) -> Prompt | None:
   exemplars = renderer.exemplars(index)
 
   def render(limit: int | None) -> Rendering:
-    return few_shot(renderer.query(index, limit), exemplars)
+    return few_shot(renderer.query(index, limit, content), exemplars)
 
   encoded: OptionsEncoding | PromptEncoding | Dropped
   ranked = bool(renderer.query(index).options)
@@ -324,21 +371,21 @@ def _templates(task: EvaluationTask, spec: DatasetSpec) -> Sequence[AnyTemplate]
   return chosen
 
 
-def _metric(spec: DatasetSpec, template: AnyTemplate, ranked: bool) -> str:
+def _metrics(spec: DatasetSpec, template: AnyTemplate, ranked: bool) -> tuple[str, ...]:
+  """The template's metrics that are for ranked options, or for written text, whichever it has."""
   if ranked:
-    return RANKED
-  metric = template.metrics[0] if template.metrics else "exact_match"
-  if metric == RANKED:
-    return "exact_match"
-  if metric not in TEXT_METRICS:
-    raise UnknownName("metric", metric, [RANKED, *TEXT_METRICS], f"It stands in {spec.path}.")
-  return metric
+    return tuple(name for name in template.metrics if name in RANKED_METRICS) or ("accuracy",)
+  names = ["exact_match" if name == "accuracy" else name for name in template.metrics]
+  for name in names:
+    if name not in WRITTEN_METRICS:
+      raise UnknownName("metric", name, WRITTEN_METRICS, f"It stands in {spec.path}.")
+  return tuple(dict.fromkeys(names)) or ("exact_match",)
 
 
 def _check_metrics(spec: DatasetSpec, templates: Sequence[PreparedTemplate]) -> None:
   by_metric: dict[str, list[str]] = {}
   for template in templates:
-    by_metric.setdefault(template.metric, []).append(template.name)
+    by_metric.setdefault(template.metrics[0], []).append(template.name)
   if len(by_metric) > 1:
     kinds = "; ".join(f"{metric}: {', '.join(names)}" for metric, names in by_metric.items())
     raise EvaluationError(

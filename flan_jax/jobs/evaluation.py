@@ -49,7 +49,7 @@ class EvaluationPlan:
       {"inputs": I, "targets": T}.
     split: whose records are scored; None: test, or validation where a dataset has no test split.
     examples, seed, shots: see `flan_jax.evaluation.EvaluationTask`.
-    scoring: the primary convention: t0, lm_eval, lm_eval_norm, per_token, pmi.
+    scoring: the primary convention: t0, lm_eval, lm_eval_norm, per_token, pmi, contextual.
     native_chat: score the untuned model in its own chat format as well.
     batch_tokens: tokens of one forward pass.
     strict: a dataset whose records cannot be had stops the launch; else it is left out and told.
@@ -158,7 +158,10 @@ class EvaluationPlan:
 
   def prepare(self, encoder: Encoder) -> list[PreparedTask]:
     """The tasks as ids."""
-    return [prepare_task(task, encoder, data_home()) for task in self.evaluation_tasks()]
+    return [
+      prepare_task(task, encoder, data_home(), content_free=self.scoring == "contextual")
+      for task in self.evaluation_tasks()
+    ]
 
   def run(
     self,

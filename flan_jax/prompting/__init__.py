@@ -9,9 +9,12 @@ from flan_jax.prompting.gallery import gallery
 from flan_jax.prompting.options import STYLES
 from flan_jax.prompting.promptsource import AnyTemplate, DoesNotApply
 from flan_jax.prompting.template import Rendering, Template, Turn, TurnText
+from flan_jax.prompting.template_section import RANKED_METRICS, WRITTEN_METRICS
 
 __all__ = [
+  "RANKED_METRICS",
   "STYLES",
+  "WRITTEN_METRICS",
   "Answer",
   "AnyTemplate",
   "DatasetSpec",

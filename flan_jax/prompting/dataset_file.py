@@ -112,9 +112,7 @@ def _own_words(root: Section) -> dict[str, Any]:
     root = root.narrowed(root.data, ("fields", *_ASKED))
   fields = _fields(root.section("fields"))
   answer = _answer(root, fields)
-  metrics = read_metrics(root) if "metrics" in root else ()
-  if metrics and answer is not None and answer.has_choices and metrics[0] != "accuracy":
-    raise root.error("an answer with choices is ranked, which accuracy measures", "metrics")
+  metrics = read_metrics(root, answer) if "metrics" in root else ()
   if "balance" in root and (answer is None or answer.labels is None):
     raise root.error("balance is for an answer with fixed choices", "balance")
   templates = _templates(root, TemplateReader(fields, answer, metrics)) if metrics else ()

@@ -36,7 +36,13 @@ _BARS = (
   "3ed2dface8203c4c9dfb1a5dc58e41e0"  # what authors write for bars that are text, as in multi_news
 )
 _DRAW, _LIMIT = " draw", " limit"  # variables that no template can name
-_METRICS = {"BLEU": "rouge", "ROUGE": "rouge", "Squad": "f1", "COQA F1": "f1", "Trivia QA": "f1"}
+_METRICS = {  # in the order in which they count, whatever order their authors wrote
+  "ROUGE": ("rougeL", "rouge1", "rouge2"),
+  "BLEU": ("bleu",),
+  "Squad": ("f1", "exact_match"),
+  "COQA F1": ("f1",),
+  "Trivia QA": ("trivia_f1", "trivia_exact_match"),
+}
 
 
 class DoesNotApply(RecordError):
@@ -205,9 +211,10 @@ def _compiled(jinja: str) -> jinja2.Template:
 def _metrics(names: Sequence[str], has_choices: bool) -> tuple[str, ...]:
   if has_choices:
     return ("accuracy",)
-  return tuple(dict.fromkeys(_METRICS.get(name, "exact_match") for name in names)) or (
-    "exact_match",
-  )
+  found = [metric for name in _METRICS if name in names for metric in _METRICS[name]]
+  if not found or any(name not in _METRICS for name in names):
+    found.append("exact_match")
+  return tuple(dict.fromkeys(found))
 
 
 @jinja2.pass_context

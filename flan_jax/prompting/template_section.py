@@ -1,5 +1,6 @@
 """Reading one template of a dataset file, and finding what is wrong with it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,8 +75,13 @@ class TemplateReader:
       choices=self._choices(section, name),
       turned_around=turned_around,
       unseen=section.flag("unseen"),
-      metrics=read_metrics(section) if "metrics" in section else self.metrics,
+      metrics=self._metrics(section, turned_around),
     )
+
+  def _metrics(self, section: Section, turned_around: bool) -> tuple[str, ...]:
+    if "metrics" not in section:
+      return self.metrics
+    return read_metrics(section, None if turned_around else self.answer)
 
   def _pieces(self, turn: Section, name: str, part: str) -> tuple[Piece, ...]:
     try:
@@ -149,17 +155,68 @@ class TemplateReader:
     return {label: words[label] for label in labels}
 
 
-METRICS = ("accuracy", "exact_match", "f1", "rouge")
-"""What a template may be measured by: ranked options by accuracy, free text by the others."""
+RANKED_METRICS = ("accuracy", "macro_f1", "matthews", "pearson", "spearman")
+"""What ranked options may be measured by: all but accuracy compare labels between examples, and the
+correlations of `pearson` and `spearman` are of labels that are numbers.
+"""
+
+WRITTEN_METRICS = (
+  "exact_match",
+  "f1",
+  "trivia_exact_match",
+  "trivia_f1",
+  "rouge1",
+  "rouge2",
+  "rougeL",
+  "rougeLsum",
+  "bleu",
+  "chrf",
+)
+"""What free text may be measured by."""
 
 
-def read_metrics(section: Section) -> tuple[str, ...]:
-  """The metrics that a section names."""
-  metrics = section.names("metrics")
-  for name in metrics:
-    if name not in METRICS:
-      raise section.unknown("metric", name, METRICS, "metrics")
-  return metrics
+def read_metrics(section: Section, answer: Answer | None) -> tuple[str, ...]:
+  """The metrics that a section names: the one that counts, then those that are told beside it.
+
+  Args:
+    answer: what is asked for, which decides whether options are ranked.
+
+  Raises:
+    TemplateError: no such metric, or one that is not for this answer.
+  """
+  names = section.names("metrics")
+  for name in names:
+    if name not in (*RANKED_METRICS, *WRITTEN_METRICS):
+      known = RANKED_METRICS if answer and answer.has_choices else WRITTEN_METRICS
+      raise section.unknown("metric", name, known, "metrics")
+    mistake = _metric_mistake(name, answer)
+    if mistake:
+      raise section.error(mistake, "metrics")
+  return names
+
+
+def _metric_mistake(name: str, answer: Answer | None) -> str | None:
+  """Why a metric is not for an answer; None if it is."""
+  if answer is None or not answer.has_choices:
+    if name in RANKED_METRICS:
+      return f"{name} is for an answer with choices; free text has {', '.join(WRITTEN_METRICS)}"
+    return None
+  if name not in RANKED_METRICS:
+    return f"an answer with choices is ranked, which {', '.join(RANKED_METRICS)} measure"
+  if name != "accuracy" and answer.labels is None:
+    return f"{name} needs the same choices in every record; accuracy does not"
+  if name in ("pearson", "spearman"):
+    wrong = next((label for label in answer.labels or () if not _is_number(label)), None)
+    if wrong is not None:
+      return f"{name} needs choices that are numbers, which {wrong!r} is not"
+  return None
+
+
+def _is_number(label: str) -> bool:
+  try:
+    return math.isfinite(float(label))
+  except ValueError:
+    return False
 
 
 def read_choices(section: Section) -> dict[str, str]:

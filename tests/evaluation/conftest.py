@@ -56,7 +56,7 @@ templates:
     input: "Write a review that finds the film {answer}."
     target: "{text}"
     turned_around: true
-    metrics: [rouge]
+    metrics: [rougeL]
 """
 
 QUESTIONS = """
@@ -86,7 +86,7 @@ source: {files: capitals.jsonl}
 splits: {train: 0.5, test: 0.5}
 fields: {country: text, capital: text, names: list}
 answer: {field: capital, golds: names}
-metrics: [f1]
+metrics: [f1, chrf]
 licence: CC0
 citation: none
 url: https://example.org
@@ -108,6 +108,12 @@ def tiny(request) -> tuple[LanguageModel, dict]:
   model = build_model(request.param)
   params = model.init(jax.random.key(0))
   return model, jax.tree.map(lambda x: 3.0 * x if x.ndim > 2 else x, params)
+
+
+@pytest.fixture(scope="session")
+def t5_metrics():
+  """The T5 library's metrics, whose import takes all of TensorFlow."""
+  return pytest.importorskip("t5.evaluation.metrics")
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from flan_jax.errors import UnknownName
-from flan_jax.evaluation import evaluator
+from flan_jax.errors import EvaluationError, UnknownName
+from flan_jax.evaluation import evaluator, statistics
 from flan_jax.evaluation.evaluator import evaluate
 from flan_jax.evaluation.rank_classification import CONVENTIONS, RankRequest, score_options
 from flan_jax.evaluation.report import build_report
@@ -50,7 +50,7 @@ def test_every_example_of_every_template_is_scored(setting):
   found = evaluate(*setting, **NAMED, progress=seen.append)
   assert [task.name for task in found.tasks] == ["reviews", "questions"]
   for task, templates in zip(found.tasks, (2, 1), strict=True):
-    assert task.table("t0").shape == (templates, 6)
+    assert task.table("t0").added.shape == (templates, 6, 1)
     for template in task.templates:
       assert [example.index for example in template.examples] == list(task.indices)
   assert (seen[-1].done, seen[-1].total, seen[-1].reused) == (18, 18, 0)
@@ -100,7 +100,8 @@ def test_pmi_scores_the_options_once_more_after_nothing(setting, tmp_path, monke
   found = evaluate(*setting, **NAMED, out_dir=tmp_path, scoring="pmi")
   assert sum(sizes) == 2 * 18
   for task, prepared, old in zip(found.tasks, tasks, plain.tasks, strict=True):
-    assert task.conventions == CONVENTIONS and "pmi" not in old.conventions
+    assert set(CONVENTIONS) - set(task.conventions) == {"contextual"}
+    assert set(task.conventions) - set(old.conventions) == {"pmi"}
     for result, template in zip(task.templates, prepared.templates, strict=True):
       for example, prompt in zip(result.examples, template.prompts, strict=True):
         bare = RankRequest((encoder.vocabulary.eos_id,), prompt.option_ids, prompt.ends)
@@ -111,6 +112,35 @@ def test_pmi_scores_the_options_once_more_after_nothing(setting, tmp_path, monke
   np.testing.assert_allclose(
     record["scores"], np.subtract(scores.without_end, scores.unasked), rtol=1e-6
   )
+
+
+def test_contextual_divides_by_what_prompts_without_content_give(
+  tiny, reviews, encoder_of, dataset_files, tmp_path, monkeypatch
+):
+  model, params = tiny
+  encoder, (spec, records) = encoder_of(model.layout), reviews
+  task = EvaluationTask("reviews", examples=12)
+  prepared = prepare_task(
+    task, encoder, dataset_files, spec=spec, records=records, content_free=True
+  )
+  with pytest.raises(EvaluationError, match="reviews.verdict_first .* content_free=True"):
+    plain = prepare_task(task, encoder, dataset_files, spec=spec, records=records)
+    evaluate(model, params, [plain], encoder, **NAMED, scoring="contextual")
+  sizes = count_runs(monkeypatch)
+  (found,) = evaluate(model, params, [prepared], encoder, **NAMED, scoring="contextual").tasks
+  # Two templates; the options come in two orders, and only letters show them before they are ranked.
+  assert sizes == [24, 12]
+  for result, template in zip(found.templates, prepared.templates, strict=True):
+    for example, prompt in zip(result.examples, template.prompts, strict=True):
+      free = [RankRequest(p.input_ids, p.option_ids, p.ends) for p in prompt.content_free]
+      scored = score_options(
+        model, params, [*free, RankRequest(prompt.input_ids, prompt.option_ids)]
+      )
+      shares = [np.exp(s.total) / np.exp(s.total).sum() for s in scored]
+      expected = np.log(shares[-1]) - np.log(np.mean(shares[:-1], axis=0))
+      got = np.array(example.scores.by("contextual"))
+      np.testing.assert_allclose(got - got[0], expected - expected[0], atol=2e-3)
+  assert set(found.conventions) == set(CONVENTIONS) - {"pmi"}
 
 
 def test_a_damaged_file_is_scored_again(setting, tmp_path, caplog):
@@ -142,13 +172,14 @@ def writing(tiny, capitals, encoder_of, dataset_files):
 
 def test_what_a_model_writes_is_measured_by_the_datasets_metric(writing, monkeypatch):
   *_, (prepared,), encoder = writing
-  assert [(t.name, t.metric) for t in prepared.templates] == [("name_it", "f1")]
+  assert [(t.name, t.metrics) for t in prepared.templates] == [("name_it", ("f1", "chrf"))]
   accepted = [prompt.golds for prompt in prepared.templates[0].prompts]
   words = [accepted[0][0], accepted[1][1], "Port", "elsewhere"]
   written = [encoder.vocabulary.encode(text) for text in words]
   monkeypatch.setattr(evaluator, "generate", lambda *args, **options: written)
   (task,) = evaluate(*writing, **NAMED).tasks
-  np.testing.assert_allclose(task.table("t0"), [[1, 1, 2 / 3, 0]])
+  np.testing.assert_allclose(task.table("t0").added[..., 0], [[1, 1, 2 / 3, 0]])
+  assert task.also == ("chrf",) and 0 < statistics.headline(task.table("t0", "chrf")) < 1
 
 
 def test_free_text_is_written_kept_and_reported(writing, tmp_path, monkeypatch):
@@ -158,6 +189,7 @@ def test_free_text_is_written_kept_and_reported(writing, tmp_path, monkeypatch):
   assert again.tasks == first.tasks
   (row,) = build_report(first, again, resamples=100).tasks
   assert row["metric"] == "f1" and row["majority"] is None and row["delta"] == 0
+  assert row["also"]["chrf"]["delta_interval"] == [0, 0]
   record = next(first.records())
   assert record["options"] == [] and record["scores"] == []
   assert record["targets"][0] == record["target"]

@@ -196,6 +196,7 @@ def test_conventions_worked_by_hand():
   assert scores.by("lm_eval_norm") == (-0.5, -0.25)
   assert scores.by("per_token") == (-1.0, -1.5)
   assert replace(scores, unasked=(-5.0, -2.0)).by("pmi") == (2.0, -0.5)
+  assert replace(scores, content_free=(-0.5, -1.0)).by("contextual") == (-3.5, -2.0)
 
 
 def test_an_unknown_convention_names_the_nearest():
@@ -206,4 +207,6 @@ def test_an_unknown_convention_names_the_nearest():
     scores.by("lm_eval_norm")
   with pytest.raises(EvaluationError, match="asks nothing"):
     scores.by("pmi")
+  with pytest.raises(EvaluationError, match="without content"):
+    scores.by("contextual")
   assert replace(scores, bytes=(3,)).by("lm_eval_norm") == (-1.0,)

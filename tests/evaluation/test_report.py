@@ -2,9 +2,12 @@
 
 import html.parser
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import sacrebleu
+import sklearn.metrics
 
 from flan_jax.errors import StorageError
 from flan_jax.evaluation.html import course_of, html_page, write_html
@@ -174,6 +177,84 @@ def test_one_checkpoint_alone_has_no_before():
   assert row["after_interval"] == [1.0, 1.0]
   assert "value" in terminal_table(report) and "before" not in terminal_table(report)
   html_page(report, "alone")
+
+
+def judged_by(metric: str, margins, golds, *also: str) -> TaskResult:
+  return task("t", [replace(template("a", margins, golds), metric=metric, also=also)])
+
+
+def test_a_metric_of_all_examples_has_an_interval_and_a_paired_one():
+  before, after = right_on(0.6, 1), right_on(0.9, 2)
+  report = build_report(
+    evaluation(judged_by("matthews", after, GOLDS, "accuracy")),
+    evaluation(judged_by("matthews", before, GOLDS, "accuracy")),
+    resamples=2000,
+  )
+  (row,) = report.tasks
+  expected = [sklearn.metrics.matthews_corrcoef(GOLDS, m > 0) for m in (before, after)]
+  assert [row["before"], row["after"]] == pytest.approx(expected)
+  assert row["delta"] == pytest.approx(expected[1] - expected[0])
+  low, high = row["after_interval"]
+  assert low < row["after"] < high <= 1
+  low, high = row["delta_interval"]
+  assert 0 < low < row["delta"] < high and row["verdict"] == "improved"
+  assert (row["majority"], row["random"]) == (0, 0)
+  assert row["also"]["accuracy"]["after"] == 0.9
+  assert row["also"]["accuracy"]["delta_interval"][0] > 0
+  assert report.macro[0]["after"] == row["after"]
+  assert "matthews" in terminal_table(report) and "accuracy 0.900" in html_page(report, "x")
+
+
+def test_beside_it_stands_what_the_further_metric_alone_would_say():
+  alone = build_report(evaluation(judged_by("accuracy", right_on(0.7), GOLDS)), resamples=500)
+  beside = build_report(
+    evaluation(judged_by("macro_f1", right_on(0.7), GOLDS, "accuracy")), resamples=500
+  )
+  for key in ("after", "after_interval", "before", "delta"):
+    assert beside.tasks[0]["also"]["accuracy"][key] == alone.tasks[0][key]
+
+
+def test_what_needs_no_look_at_the_example_is_of_the_same_metric():
+  golds = np.arange(100) % 4 == 0
+  margins = np.where(golds, 1.0, -1.0)
+  (row,) = build_report(evaluation(judged_by("macro_f1", margins, golds)), resamples=10).tasks
+  assert row["after"] == 1.0
+  # Of 75 and 25: "negative" always has an F1 of 150/175 and 0; drawn, of 75/125 and 25/75.
+  assert row["majority"] == pytest.approx((150 / 175 + 0) / 2)
+  assert row["random"] == pytest.approx((75 / 125 + 25 / 75) / 2)
+
+
+def written(texts, golds, metric: str = "bleu") -> TaskResult:
+  examples = tuple(
+    ScoredExample(i, "x", (1,), (gold,), generated=text)
+    for i, (text, gold) in enumerate(zip(texts, golds, strict=True))
+  )
+  return task("t", [TemplateResult("a", metric, False, examples)])
+
+
+def test_bleu_is_that_of_the_corpus_and_paired_by_its_sentences():
+  golds = [f"the number {i} stands in row {i % 7} of the long table" for i in range(60)]
+  after = [g.replace("long ", "") if i % 3 else g for i, g in enumerate(golds)]
+  before = [g.replace("stands in row", "is at") if i % 2 else g for i, g in enumerate(after)]
+  report = build_report(
+    evaluation(written(after, golds)), evaluation(written(before, golds)), resamples=1000
+  )
+  (row,) = report.tasks
+  for role, texts in (("before", before), ("after", after)):
+    expected = sacrebleu.corpus_bleu(texts, [golds], tokenize="intl").score / 100
+    assert row[role] == pytest.approx(expected)
+    low, high = row[f"{role}_interval"]
+    assert low < expected < high
+  low, high = row["delta_interval"]
+  assert 0.1 < low < row["delta"] < high and row["verdict"] == "improved"
+  values = [record["value"] for record in report.evaluations["after"].records()]
+  assert values[0] == 1.0 and 0 < values[1] < 1
+
+
+def test_a_correlation_below_zero_is_drawn():
+  report = build_report(evaluation(judged_by("matthews", -right_on(0.9), GOLDS)), resamples=100)
+  assert report.tasks[0]["after"] == pytest.approx(-0.8)
+  assert "-0.8" in html_page(report, "x").replace("−", "-")
 
 
 def several() -> tuple[Evaluation, Evaluation]:

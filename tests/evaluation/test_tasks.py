@@ -148,6 +148,31 @@ def test_the_fingerprint_knows_everything_a_model_is_given(prepare):
     assert prepare(other).templates[0].fingerprint != first
 
 
+def test_a_prompt_without_content_shows_the_same_options(reviews, encoder_of, dataset_files):
+  spec, records = reviews
+  prepared = prepare_task(
+    EvaluationTask("reviews", examples=9),
+    encoder_of("decoder"),
+    dataset_files,
+    spec=spec,
+    records=records,
+    content_free=True,
+  )
+  for template in prepared.templates:
+    for prompt in template.prompts:
+      text = records["test"][prompt.index]["text"]
+      assert [p.inputs.split() for p in prompt.content_free] == [
+        prompt.inputs.replace(text, content).split() for content in ("N/A", "", "[MASK]")
+      ]
+      assert {p.labels for p in prompt.content_free} == {prompt.labels}
+
+
+def test_the_fingerprint_does_not_know_the_metrics(prepare):
+  template = prepare(EvaluationTask("reviews", examples=4)).templates[0]
+  other = dataclasses.replace(template, metrics=("matthews",))
+  assert other.fingerprint == template.fingerprint
+
+
 @pytest.mark.parametrize(
   ("change", "error", "message"),
   [
@@ -169,6 +194,6 @@ def test_impossible_settings_are_refused(change):
 
 def test_templates_of_another_metric_are_another_task(prepare):
   (other,) = prepare(EvaluationTask("capitals", templates=("to_the_letter",))).templates
-  assert other.metric == "exact_match"
+  assert other.metrics == ("exact_match",)
   with pytest.raises(EvaluationError, match="f1: name_it; exact_match: to_the_letter"):
     prepare(EvaluationTask("capitals", templates=("name_it", "to_the_letter")))

@@ -41,7 +41,7 @@ templates:
     turns:
       - {input: "I saw {title}.", target: "And?", loss: false}
       - {input: "{review}", target: "{answer}"}
-    metrics: [accuracy, f1]
+    metrics: [accuracy, macro_f1]
   - name: back
     input: Write a {answer} review.
     target: "{review}"
@@ -74,7 +74,7 @@ def test_what_the_file_says_is_what_the_spec_holds(spec):
   assert spec.metrics == ("accuracy",)
   assert spec.answer.labels == data["answer"]["choices"]
   assert [template.name for template in spec.templates] == ["plain", "cloze", "chat", "back"]
-  assert spec.template("chat").metrics == ("accuracy", "f1")
+  assert spec.template("chat").metrics == ("accuracy", "macro_f1")
 
 
 def test_training_leaves_out_unseen_and_evaluation_turned_around_templates(spec):
@@ -161,7 +161,7 @@ def test_the_gallery_shows_every_template_with_its_notes(spec):
     "4 templates, 1 unseen, 1 turned around",
     "== plain (options: list or letters or inline)",
     "== cloze (unseen)",
-    "== chat (metrics: accuracy, f1)",
+    "== chat (metrics: accuracy, macro_f1)",
     "== back (turned around)",
     "  | It is So the film is ___.",
     "    scored: It is bad. / It is good.",
@@ -210,7 +210,15 @@ WRONG = {
     "unknown metric 'acuracy'; did you mean 'accuracy'?",
   ),
   "a metric that ranking does not give": Mistake(
-    "\nmetrics: [accuracy]", "\nmetrics: [f1]", "ranked, which accuracy measures"
+    "\nmetrics: [accuracy]", "\nmetrics: [f1]", "ranked, which accuracy, macro_f1"
+  ),
+  "a correlation of choices that are no numbers": Mistake(
+    "\nmetrics: [accuracy]",
+    "\nmetrics: [accuracy, pearson]",
+    "pearson needs choices that are numbers, which 'neg' is not",
+  ),
+  "a metric beside it that is not for choices": Mistake(
+    "\nmetrics: [accuracy]", "\nmetrics: [accuracy, bleu]", "an answer with choices is ranked"
   ),
   "an unknown kind of field": Mistake(
     "review: long", "review: lang", "unknown kind of field 'lang'; did you mean 'long'?"

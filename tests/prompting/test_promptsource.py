@@ -102,7 +102,12 @@ def test_what_an_expression_raises_names_the_template():
 
 def test_what_the_dataset_was_not_made_for_is_trained_on_and_not_judged():
   assert template("a ||| b", original_task=False).turned_around
-  assert template("a ||| b", metrics=["BLEU", "ROUGE"]).metrics == ("rouge",)
+  assert template("a ||| b", metrics=["BLEU", "ROUGE"]).metrics == (
+    "rougeL",
+    "rouge1",
+    "rouge2",
+    "bleu",
+  )
   assert template("a ||| b", "b ||| c", metrics=["Other"]).metrics == ("accuracy",)
 
 
