@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install oracles quickstart test test-oracles test-parity test-network test-slow test-scale test-tpu-compiler lint lock wheel-check
+.PHONY: install oracles quickstart test test-oracles test-parity test-network test-slow test-scale test-tpu-compiler test-browser lint lock wheel-check
 
 install: .venv/installed
 
@@ -26,7 +26,7 @@ quickstart: install
 
 test: install
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not oracle and not network and not slow and not scale and not tpu_compiler"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not oracle and not network and not slow and not scale and not tpu_compiler and not browser"
 
 test-oracles: install oracles
 	$(BIN)/python -m pytest -n auto --dist load -m "oracle and not slow"
@@ -51,6 +51,10 @@ test-scale: install
 
 test-tpu-compiler: install .venv/libtpu
 	PYTHONPATH=.venv/libtpu $(BIN)/python -m pytest -m tpu_compiler --durations=0
+
+# The pages in headless Chromium, where there is one: apt-get install chromium.
+test-browser: install
+	$(BIN)/python -m pytest -m browser
 
 lint: install
 	$(BIN)/ruff check .
