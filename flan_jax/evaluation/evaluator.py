@@ -1,5 +1,6 @@
 """Scores a checkpoint on prepared tasks, and goes on where it was stopped."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -23,7 +24,7 @@ from flan_jax.evaluation.rank_classification import (
 )
 from flan_jax.evaluation.results import Evaluation, ScoredExample, TaskResult, TemplateResult
 from flan_jax.evaluation.tasks import PreparedTask, PreparedTemplate, Prompt
-from flan_jax.inference import generate
+from flan_jax.inference import Engine, Sampling
 from flan_jax.models import LanguageModel, Params
 from flan_jax.prompting import RANKED_METRICS
 from flan_jax.training.partitioning import Layout
@@ -259,26 +260,41 @@ class _Runner:
     )
 
   def write(
-    self, templates: Sequence[PreparedTemplate], progress: Callable[[int], object]
+    self,
+    task: str,
+    templates: Sequence[PreparedTemplate],
+    progress: Callable[[int], object],
   ) -> list[list[ScoredExample]]:
     """Greedy decoding of at most as many tokens as the encoder allows a target."""
-    written = []
+    written, longest = [], Sampling(self._encoder.lengths["targets"])
     for template in templates:
-      ids = generate(
-        self._model,
-        self._params,
-        [prompt.input_ids for prompt in template.prompts],
-        max_new_tokens=self._encoder.lengths["targets"],
-        eos_ids=self._encoder.stop_ids,
-        start_id=START_ID,
-        layout=self._layout,
-      )
-      texts = [self._encoder.vocabulary.decode(row).strip() for row in ids]
+      found = self._engine.run([prompt.input_ids for prompt in template.prompts], longest)
+      for prompt, text in zip(template.prompts, found, strict=True):
+        if text.finish == "broken":
+          raise EvaluationError(
+            f"{task}.{template.name}, example {prompt.index}: the model's logits are not finite. Its parameters or "
+            "its input are broken."
+          )
+      texts = [self._encoder.vocabulary.decode(text.tokens).strip() for text in found]
       written.append(
         [_scored(p, generated=text) for p, text in zip(template.prompts, texts, strict=True)]
       )
       progress(len(texts))
     return written
+
+  @functools.cached_property
+  def _engine(self) -> Engine:
+    """For the lengths of any prompt and target, so that all templates are written by what is compiled once."""
+    inputs, targets = self._encoder.lengths["inputs"], self._encoder.lengths["targets"]
+    return Engine(
+      self._model,
+      self._params,
+      stop_ids=self._encoder.stop_ids,
+      start_id=START_ID,
+      length=inputs + targets if self._model.layout == "decoder" else 1 + targets,
+      source_length=inputs,
+      layout=self._layout,
+    )
 
 
 def _check_content_free(tasks: Sequence[PreparedTask]) -> None:
@@ -316,7 +332,7 @@ def _task_result(
       if group[0].metrics[0] in RANKED_METRICS:
         scored = runner.rank(task.dataset, group, progress)
       else:
-        scored = runner.write(group, progress)
+        scored = runner.write(task.dataset, group, progress)
       for template, examples in zip(group, scored, strict=True):
         results[template.name] = _template_result(template, tuple(examples))
         store.write(task.dataset, template, results[template.name])

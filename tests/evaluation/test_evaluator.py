@@ -9,6 +9,7 @@ from flan_jax.evaluation.evaluator import evaluate
 from flan_jax.evaluation.rank_classification import CONVENTIONS, RankRequest, score_options
 from flan_jax.evaluation.report import build_report
 from flan_jax.evaluation.tasks import EvaluationTask, prepare_task
+from flan_jax.inference import Written
 
 
 @pytest.fixture
@@ -175,8 +176,10 @@ def test_what_a_model_writes_is_measured_by_the_datasets_metric(writing, monkeyp
   assert [(t.name, t.metrics) for t in prepared.templates] == [("name_it", ("f1", "chrf"))]
   accepted = [prompt.golds for prompt in prepared.templates[0].prompts]
   words = [accepted[0][0], accepted[1][1], "Port", "elsewhere"]
-  written = [encoder.vocabulary.encode(text) for text in words]
-  monkeypatch.setattr(evaluator, "generate", lambda *args, **options: written)
+  written = [
+    Written(i, tuple(encoder.vocabulary.encode(text)), (), "stop") for i, text in enumerate(words)
+  ]
+  monkeypatch.setattr(evaluator.Engine, "run", lambda *args: written)
   (task,) = evaluate(*writing, **NAMED).tasks
   np.testing.assert_allclose(task.table("t0").added[..., 0], [[1, 1, 2 / 3, 0]])
   assert task.also == ("chrf",) and 0 < statistics.headline(task.table("t0", "chrf")) < 1
@@ -184,7 +187,7 @@ def test_what_a_model_writes_is_measured_by_the_datasets_metric(writing, monkeyp
 
 def test_free_text_is_written_kept_and_reported(writing, tmp_path, monkeypatch):
   first = evaluate(*writing, **NAMED, out_dir=tmp_path)
-  monkeypatch.setattr(evaluator, "generate", None)
+  monkeypatch.setattr(evaluator, "Engine", None)
   again = evaluate(*writing, **NAMED, out_dir=tmp_path)
   assert again.tasks == first.tasks
   (row,) = build_report(first, again, resamples=100).tasks
