@@ -228,7 +228,7 @@ def _advanced(
   goes_on = running & ~broken & ~stopped
   row = jnp.arange(token.shape[0])
   place = jnp.where(goes_on, text.ends, length)
-  ends = text.ends + goes_on
+  ends = text.ends + goes_on.astype(jnp.int32)
   text = Text(
     text.tokens.at[row, place].set(token, mode="drop"),
     ends,
