@@ -223,7 +223,7 @@ DOES_NOT = {
   "citation": lambda p: p.edit("Nobody (2020)", "Somebody (2021)"),
   "url": lambda p: p.edit("example.org", "example.com"),
   "the example of the file": lambda p: p.edit("The invoice is wrong.", "The screen is black."),
-  "metrics": lambda p: p.edit("metrics: [accuracy]", "metrics: [accuracy, f1]"),
+  "metrics": lambda p: p.edit("metrics: [accuracy]", "metrics: [accuracy, macro_f1]"),
   "an unseen template": lambda p: p.edit("{text} Who?", "{text} Whose is it?"),
   "another unseen template": lambda p: p.edit(
     "templates:\n",

@@ -119,6 +119,7 @@ def test_records_without_an_answer_are_dropped_and_counted(load):
     rows=[{"question": "a", "label": " "}, {"question": "b", "label": "1"}],
     splits={"train": 1.0},
     answer={"field": "label"},
+    metrics=["exact_match"],
     templates=[{"name": "ask", "input": "{question}", "target": "{answer}"}],
   )
   assert (splits.counts.blank, splits.counts.kept) == (1, {"train": 1})
@@ -161,7 +162,8 @@ def test_at_most_wants_one_field_and_a_number(load_passages, wrong):
 
 def test_balance_needs_fixed_choices(load_passages):
   with pytest.raises(TemplateError, match="balance is for an answer with fixed choices"):
-    load_passages(rows(2), balance="passage", answer={"field": "label"})
+    answer = {"field": "label"}
+    load_passages(rows(2), balance="passage", answer=answer, metrics=["exact_match"])
 
 
 def test_the_order_is_hashed_and_always_the_same(load, tmp_path):
