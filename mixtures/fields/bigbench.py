@@ -26,38 +26,36 @@ _LAST_SENTENCE = re.compile(r"(?P<story>.*[.!?\"'”’])\s+(?P<question>[^.!?]+
 
 def analytic_entailment(record: dict) -> dict | None:
   """A sentence, and another one that is said to follow from what its words mean."""
-  parts = _parts(_SO, record)
-  return parts and _labelled({**parts, "conclusion": capitalised(parts["conclusion"])}, record)
+  if (parts := _parts(_SO, record)) is None:
+    return None
+  return _labelled({**parts, "conclusion": capitalised(parts["conclusion"])}, record)
 
 
 def entailed_polarity(record: dict) -> dict | None:
   """A fact told by way of somebody's managing, failing, forgetting to do it, and a question about it."""
-  parts = _parts(_FACT, record)
-  return parts and _labelled(parts, record)
+  return _labelled(_parts(_FACT, record), record)
 
 
 def presuppositions(record: dict) -> dict | None:
   """Three sentences of a book or a newspaper, and what the last of them may take for granted."""
-  parts = _parts(_SENTENCES, record)
-  return parts and _labelled({**parts, "statement": _sentence(parts["statement"])}, record)
+  if (parts := _parts(_SENTENCES, record)) is None:
+    return None
+  return _labelled({**parts, "statement": _sentence(parts["statement"])}, record)
 
 
 def epistemic_reasoning(record: dict) -> dict | None:
   """What somebody knows or believes, and what may follow from that."""
-  parts = _parts(_PREMISE, record)
-  return parts and _labelled(parts, record)
+  return _labelled(_parts(_PREMISE, record), record)
 
 
 def winowhy(record: dict) -> dict | None:
   """A Winograd schema, what its pronoun refers to, and somebody's reason for that."""
-  parts = _parts(_REASON, record)
-  return parts and _labelled(parts, record)
+  return _labelled(_parts(_REASON, record), record)
 
 
 def implicatures(record: dict) -> dict | None:
   """A question of yes or no, and a reply that says neither."""
-  parts = _parts(_SPEAKERS, record)
-  return parts and _labelled(parts, record)
+  return _labelled(_parts(_SPEAKERS, record), record)
 
 
 def yes_or_no(record: dict) -> dict | None:
@@ -67,8 +65,7 @@ def yes_or_no(record: dict) -> dict | None:
 
 def judgement(record: dict) -> dict | None:
   """A story, and a question of yes or no about somebody in it, which is its last sentence."""
-  parts = _parts(_LAST_SENTENCE, record)
-  return parts and _labelled(parts, record)
+  return _labelled(_parts(_LAST_SENTENCE, record), record)
 
 
 def disambiguation(record: dict) -> dict | None:
@@ -103,16 +100,18 @@ def ethical_question(record: dict) -> dict | None:
   return _chosen({"question": one_line(record["input"])}, record, count=4)
 
 
-def _parts(pattern: re.Pattern[str], record: dict) -> dict[str, str]:
+def _parts(pattern: re.Pattern[str], record: dict) -> dict[str, str] | None:
+  """What the groups of a pattern find in the input, each in one line; None where it does not fit."""
   match = pattern.fullmatch(record["input"].strip())
-  parts = {name: one_line(text) for name, text in match.groupdict().items()} if match else {}
-  return parts if all(parts.values()) else {}
+  return {name: one_line(text) for name, text in match.groupdict().items()} if match else None
 
 
-def _labelled(fields: dict, record: dict) -> dict | None:
+def _labelled(fields: dict[str, str] | None, record: dict) -> dict | None:
   """With the label in lower case."""
   right = _right(record)
-  return {**fields, "label": right.rstrip(".").lower()} if right and all(fields.values()) else None
+  if fields is None or not all(fields.values()) or not right:
+    return None
+  return {**fields, "label": right.lower()}
 
 
 def _chosen(fields: dict, record: dict, count: int | None = None) -> dict | None:
@@ -135,4 +134,3 @@ def _sentence(text: str) -> str:
   """One sentence with its full stop."""
   text = capitalised(one_line(text))
   return text if text.endswith((".", "!", "?", '"')) else f"{text}."
-

@@ -1,7 +1,7 @@
 """Fields of questions from examinations: a question, its options in the order of the sheet, the right one.
 
-The order stays, since an option may speak of others ("A and C", "none of the above"). Records with two equal options are
-dropped, and so are those whose answer is none of them.
+The order stays, since an option may speak of others ("A and C", "none of the above"). Records with two equal options
+are dropped, and so are those whose answer is none of them.
 """
 
 import re
@@ -38,6 +38,11 @@ def _example(question: str, options: Sequence[str], place: int) -> dict | None:
   question = lines(question)
   options = ["; ".join(lines(str(option)).splitlines()) for option in options]
   different = len({option.casefold() for option in options})
-  if not question or not all(options) or different < max(len(options), 2) or not -1 < place < len(options):
+  if (
+    not question
+    or not all(options)
+    or different < max(len(options), 2)
+    or not -1 < place < len(options)
+  ):
     return None
   return {"question": question, "options": options, "answer": options[place]}
