@@ -11,13 +11,14 @@ be trained on, with a mark in every file by which they can be found in a trainin
 Held out says that a cluster is not trained on. A task may still have been seen under another name:
 
     BIG-bench                  the same source                                          trained on by
-    strategyqa                 cot_strategyqa, the same questions                       flan2022
+    strategyqa                 cot_strategyqa, its training part                        flan2022
     social_iqa                 p3_social_i_qa, another part                             t0
-    winowhy                    wsc, the same schemas with a question of another kind    flan2021, t0_plus_plus
-    epistemic_reasoning        snli, captions of the same collection                    flan2021
+    winowhy                    wsc, the same schemas, asked about otherwise             flan2021, flan2022, t0_plus_plus
+    epistemic_reasoning        snli, captions of the same kind                          flan2021, flan2022
 
-`mini` has none of these in training. `flan-jax contamination --train MIXTURE --eval bigbench_heldout` finds what two
-mixtures have in common.
+`mini` has none of these in training, and shares with them one proverb of eleven words, an option of
+understanding_fables that a paragraph of boolq quotes. `flan-jax contamination --train MIXTURE --eval bigbench_heldout`
+finds what two mixtures have in common.
 
 `exams_heldout` has the examination questions that packages hold, MMLU's in part; `mmlu_heldout` is MMLU as published.
 """
