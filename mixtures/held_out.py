@@ -20,7 +20,8 @@ Held out says that a cluster is not trained on. A task may still have been seen 
 understanding_fables that a paragraph of boolq quotes. `flan-jax contamination --train MIXTURE --eval bigbench_heldout`
 finds what two mixtures have in common.
 
-`exams_heldout` has the examination questions that packages hold, MMLU's in part; `mmlu_heldout` is MMLU as published.
+`exams_heldout` has the examination questions that packages hold, MMLU's in part, of which `mini` shares nothing;
+`mmlu_heldout` is MMLU as published.
 """
 
 from flan_jax.data.mixtures import register_mixture
