@@ -270,6 +270,8 @@ def _matching(stream: IO[bytes], archive: str, pattern: str) -> Iterator[tuple[s
       matched = True
       with opened() as content:
         yield name, content
+      if not re.search(r"[*?[]", pattern):
+        return  # A name matches once: what follows in a large archive need not be unpacked.
     names.append(name)
   if not matched:
     close = nearest(pattern, [*names, *(str(PurePosixPath(n).parent) for n in names)])

@@ -20,7 +20,8 @@ def launches():
     yield "train", (f"recipes/{recipe}.gin",), ("INITIAL_CHECKPOINT=folder",)
   yield "train", ("recipes/quickstart.gin", "models/t5_tiny.gin"), ()
   yield "prepare", ("recipes/quickstart.gin",), ()
-  yield "evaluate", ("recipes/mini_eval.gin",), ()
+  for recipe in ("mini", "t0", "flan", "bigbench", "mmlu"):
+    yield "evaluate", (f"recipes/{recipe}_eval.gin",), ()
   yield "follow", ("meshes/single.gin", "runs/follow.gin"), FOLLOW
   yield "infer", ("models/smollm2_135m.gin", "runs/infer.gin"), IO
   yield "infer", ("models/tuned.gin", "runs/infer.gin"), (*IO, "RUN_DIR=runs/quickstart")
