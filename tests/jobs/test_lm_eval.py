@@ -47,6 +47,14 @@ def byte_pairs(begins: bool) -> BPEVocabulary:
   return BPEVocabulary(tokenizer, "<|end|>", begin, "<|end|>", chat_template=CHAT)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+  """Tiny models compile far longer than they run."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 KINDS = {
   "decoder": (DECODER, lambda: byte_pairs(begins=False)),
   "decoder with a begin token": (DECODER, lambda: byte_pairs(begins=True)),
@@ -258,6 +266,7 @@ def test_a_mesh_gives_the_scores_of_one_device(folders):
   assert written(spread, asked[0][0]) == written(one, asked[0][0])
 
 
+@pytest.mark.slow
 def test_a_run_is_judged_as_the_folder_that_it_goes_out_as(flan_jax, folder):
   flan_jax(
     "train", "--module=tasks.py", "--gin_file=check.gin", "--gin.STEPS=2", "--gin.WARMUP_STEPS=0"
