@@ -356,7 +356,7 @@ class HarnessModel:
     tokens: list[int] = []
     for stop in [until] if isinstance(until, str) else until or []:
       ids = self._vocabulary.encode(stop)
-      if len(ids) == 1 and not self._vocabulary.decode(ids):
+      if len(ids) == 1 and self._written(ids[0]) == stop and not self._vocabulary.decode(ids):
         tokens += ids
       elif stop:
         words.append(stop)
@@ -371,6 +371,7 @@ def register() -> type:
     ConfigError: lm_eval is not installed.
   """
   try:
+    import lm_eval.models  # noqa: F401  (its own, which it looks for only as long as it knows none)
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
     from lm_eval.utils import (

@@ -116,7 +116,7 @@ def test_a_batch_size_is_a_number_or_auto_with_a_bound():
 
 
 def test_a_harness_that_is_not_installed_is_told_with_the_command(monkeypatch, capsys):
-  lm_eval_model.register.cache_clear()
+  monkeypatch.setattr("flan_jax.cli.lm_eval.register", lm_eval_model.register.__wrapped__)
   monkeypatch.setitem(sys.modules, "lm_eval", None)
   assert main(["lm-eval", "--tasks", "boolq"]) == 2
   assert capsys.readouterr().err.endswith("pip install 'flan-jax[lm-eval]'.\n")
