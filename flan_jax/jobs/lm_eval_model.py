@@ -155,8 +155,8 @@ class HarnessModel:
     adds = settings.add_bos_token
     if adds and begin_id is None and not self._encodes:
       raise ConfigError("model_args.add_bos_token is True, and the vocabulary has no begin token.")
-    begins = begin_id is not None and (source.begins if adds is None else adds)
-    self._begin = [begin_id] if begins and not self._encodes else []
+    begins = source.begins if adds is None else adds
+    self._begin = [] if begin_id is None or self._encodes or not begins else [begin_id]
     self._end = [end_id] if adds is not False and self._encodes else []
     self._written_prefix = self._written(self.prefix_id)
     self._layout = make_layout(
