@@ -156,8 +156,7 @@ def tokenizer_of(folder: Path) -> Vocabulary | None:
   path = folder / "tokenizer_config.json"
   settings = _json(path) if path.is_file() else {}
   template = _chat_template(folder, settings)
-  special = folder / "special_tokens_map.json"
-  named = {**(_json(special) if special.is_file() else {}), **settings}
+  named = _named_tokens(folder, settings)
   if settings.get("tokenizer_class") == "ByT5Tokenizer":
     return ByteVocabulary(extra_ids=settings.get("extra_ids", 125))
   if (folder / "spiece.model").is_file():
@@ -187,6 +186,17 @@ def tokenizer_of(folder: Path) -> Vocabulary | None:
   if (folder / "tokenizer.model").is_file():
     return SentencePieceVocabulary(folder / "tokenizer.model", chat_template=template)
   return None
+
+
+def named_begin_token(folder: Path) -> str | None:
+  """The begin token that a folder's tokenizer names, also where it puts none before texts; else None."""
+  path = folder / "tokenizer_config.json"
+  return _text(_named_tokens(folder, _json(path)).get("bos_token")) if path.is_file() else None
+
+
+def _named_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+  special = folder / "special_tokens_map.json"
+  return {**(_json(special) if special.is_file() else {}), **settings}
 
 
 def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:

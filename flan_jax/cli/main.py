@@ -35,6 +35,7 @@ _HOMES = {
   "plan": "plan",
   "chat": "chat",
   "serve": "serve",
+  "lm-eval": "lm_eval",
 }
 
 
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         launch(options.command, options.gin_file, gin_bindings)
     else:
       room = importlib.import_module(f"flan_jax.cli.{_HOMES[options.command]}")
-      getattr(room, f"show_{options.command}")(options)
+      getattr(room, f"show_{options.command.replace('-', '_')}")(options)
   except FlanJaxError as error:
     # Gin adds to every message through which of its configurables it came.
     message = str(error).partition("\n  In call to configurable")[0]
@@ -141,6 +142,11 @@ def run() -> None:
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+  if arguments[:1] == ["lm-eval"]:
+    # The harness has a parser of its own.
+    options = _parser().parse_args(arguments[:1])
+    options.words = arguments[1:]
+    return options, []
   gin_bindings = [a.removeprefix("--gin.") for a in arguments if a.startswith("--gin.")]
   rest = [a for a in arguments if not a.startswith("--gin.")]
   options = _parser().parse_args(rest)
@@ -264,6 +270,11 @@ def _add_talks(commands) -> None:
     "--timeout", type=float, default=600.0, metavar="S", help="of a request; 600 s"
   )
   serve.add_argument("--mesh", default="", metavar="AXIS=N,...", help="such as tensor=4")
+  _command(
+    commands,
+    "lm-eval",
+    "judge a model by EleutherAI's harness; --model_args path=CHECKPOINT, and what else its own lm-eval takes",
+  )
 
 
 def _add_processes(job: argparse.ArgumentParser) -> None:

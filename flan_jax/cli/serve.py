@@ -2,18 +2,16 @@
 
 import argparse
 import logging
-from typing import Any
 
-from flan_jax.errors import ConfigError, UnknownName
 from flan_jax.jobs.assistants import open_assistant
 from flan_jax.jobs.serve import Limits, serve
-from flan_jax.training.partitioning import AXES, MeshConfig
+from flan_jax.training.partitioning import MeshConfig
 
 
 def show_serve(options: argparse.Namespace) -> None:
   """Opens the models, compiles what requests may need, and answers until it is interrupted."""
   logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
-  mesh = _mesh(options.mesh)
+  mesh = MeshConfig.of(options.mesh, "--mesh")
   assistants = []
   for place in options.checkpoints:
     name, _, path = place.rpartition("=")
@@ -25,15 +23,3 @@ def show_serve(options: argparse.Namespace) -> None:
     assistants.append(assistant)
   limits = Limits(options.max_requests, options.timeout, options.max_tokens)
   serve(assistants, host=options.host, port=options.port, limits=limits)
-
-
-def _mesh(text: str) -> MeshConfig:
-  axes: dict[str, Any] = {}
-  for part in filter(None, text.split(",")):
-    name, _, size = part.partition("=")
-    if name not in AXES:
-      raise UnknownName("mesh axis", name, AXES, "It stands in --mesh.")
-    if not size.lstrip("-").isdecimal():
-      raise ConfigError(f"--mesh={text!r} is not like tensor=4,data=2.")
-    axes[name] = int(size)
-  return MeshConfig(**axes)

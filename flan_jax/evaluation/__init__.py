@@ -6,6 +6,7 @@ from flan_jax.evaluation.rank_classification import (
   CONVENTIONS,
   OptionScores,
   RankRequest,
+  row_lengths_up_to,
   score_options,
 )
 from flan_jax.evaluation.report import Report, build_report, in_short
@@ -29,6 +30,7 @@ __all__ = [
   "evaluate",
   "in_short",
   "prepare_task",
+  "row_lengths_up_to",
   "score_options",
   "terminal_table",
   "write_html",

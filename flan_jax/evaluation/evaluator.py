@@ -20,6 +20,7 @@ from flan_jax.evaluation.rank_classification import (
   CONVENTIONS,
   OptionScores,
   RankRequest,
+  row_lengths_up_to,
   score_options,
 )
 from flan_jax.evaluation.results import Evaluation, ScoredExample, TaskResult, TemplateResult
@@ -184,7 +185,7 @@ class _Runner:
   ):
     self._model, self._params, self._encoder = model, params, encoder
     self._unasked = unasked
-    self._row_lengths = row_lengths or _row_lengths(max(encoder.capacities))
+    self._row_lengths = row_lengths or row_lengths_up_to(max(encoder.capacities))
     self._batch_tokens = batch_tokens
     self._layout = layout
 
@@ -377,10 +378,3 @@ def _scored(
     generated=generated,
     style=prompt.style,
   )
-
-
-def _row_lengths(longest: int) -> list[int]:
-  lengths = [128]
-  while lengths[-1] < longest:
-    lengths.append(2 * lengths[-1])
-  return lengths

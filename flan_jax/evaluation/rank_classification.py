@@ -86,6 +86,7 @@ class OptionScores:
     unasked: `without_end` after a prompt that asks nothing; () where that was not scored.
     content_free: logarithm of the option's share among all options, averaged over prompts without
       content; () where those were not scored.
+    greedy: whether each token, end of text included, is the most probable one; () where nobody looked.
   """
 
   total: tuple[float, ...]
@@ -94,6 +95,7 @@ class OptionScores:
   bytes: tuple[int, ...]
   unasked: tuple[float, ...] = ()
   content_free: tuple[float, ...] = ()
+  greedy: tuple[bool, ...] = ()
 
   def by(self, convention: str) -> tuple[float, ...]:
     """The scores by one of `CONVENTIONS`.
@@ -162,6 +164,14 @@ def score_options(
     if progress is not None and finished:
       progress(finished)
   return results.scores()
+
+
+def row_lengths_up_to(longest: int) -> list[int]:
+  """128 and its doubles, the last of which holds `longest` tokens."""
+  lengths = [128]
+  while lengths[-1] < longest:
+    lengths.append(2 * lengths[-1])
+  return lengths
 
 
 class _Unit(NamedTuple):
@@ -371,9 +381,10 @@ class _Results:
     self._requests, self._rows = requests, rows
     self._total = [np.full(len(r.option_ids), np.nan) for r in requests]
     self._without_end = [np.full(len(r.option_ids), np.nan) for r in requests]
+    self._greedy = [np.zeros(len(r.option_ids), bool) for r in requests]
     self._missing = [len(r.option_ids) for r in requests]
 
-  def add(self, batch: _Batch, log_probs: Float[np.ndarray, "B T"]) -> int:
+  def add(self, batch: _Batch, log_probs: Float[np.ndarray, "2 B T"]) -> int:
     """Take one batch in; how many requests are complete now that were not before."""
     finished = 0
     for r, row in enumerate(batch.rows):
@@ -382,12 +393,12 @@ class _Results:
         end += self._rows.lead(unit)
         for ids, places in zip(unit.options, unit.places, strict=True):
           at, end = end, end + len(ids)
-          values = log_probs[r, at:end].astype(np.float64)
+          values, best = log_probs[:, r, at:end].astype(np.float64)
           for place in places:
-            finished += self._put(*place, values)
+            finished += self._put(*place, values, bool((values >= best).all()))
     return finished
 
-  def _put(self, index: int, option: int, values: Float[np.ndarray, " O"]) -> bool:
+  def _put(self, index: int, option: int, values: Float[np.ndarray, " O"], greedy: bool) -> bool:
     request = self._requests[index]
     if not np.isfinite(values).all():
       raise EvaluationError(
@@ -396,6 +407,7 @@ class _Results:
       )
     end = request.end_tokens[option] if request.end_tokens else 0
     self._total[index][option] = values.sum()
+    self._greedy[index][option] = greedy
     self._without_end[index][option] = values[: len(values) - end].sum()
     self._missing[index] -= 1
     return not self._missing[index]
@@ -407,17 +419,18 @@ class _Results:
         tuple(without_end.tolist()),
         tuple(map(len, request.option_ids)),
         request.option_bytes or (0,) * len(total),
+        greedy=tuple(greedy.tolist()),
       )
-      for request, total, without_end in zip(
-        self._requests, self._total, self._without_end, strict=True
+      for request, total, without_end, greedy in zip(
+        self._requests, self._total, self._without_end, self._greedy, strict=True
       )
     ]
 
 
 def _run(
   model: LanguageModel, params: Params, arrays: Mapping[str, np.ndarray], layout: Layout | None
-) -> Float[np.ndarray, "B T"]:
-  """The log-probabilities of a batch's targets, on this host; every process has the whole batch."""
+) -> Float[np.ndarray, "2 B T"]:
+  """What `_target_log_probs` gives, on this host; every process has the whole batch."""
   if layout is None:
     return np.asarray(_target_log_probs(model, params, arrays))
   shardings = batch_shardings(arrays, layout)
@@ -432,7 +445,8 @@ def _run(
 @partial(jax.jit, static_argnames=("model",))
 def _target_log_probs(
   model: LanguageModel, params: Params, batch: Mapping[str, Array]
-) -> Float[Array, "B T"]:
+) -> Float[Array, "2 B T"]:
+  """The log-probabilities of a batch's targets, and those of the most probable words in their places."""
   units, options = batch["units"], batch["options"]
   if model.layout == "decoder":
     mask = _own_prompt_and_option(units, options, batch["prefix"])
@@ -448,7 +462,8 @@ def _target_log_probs(
     token_block=_TOKEN_BLOCK,
   )
   # Whole on every device, so that every process can read it.
-  return nn.with_logical_constraint(scores.logprob, (None, None))
+  both = jnp.stack([scores.logprob, scores.best_logprob])
+  return nn.with_logical_constraint(both, (None, None, None))
 
 
 def _own_prompt_and_option(

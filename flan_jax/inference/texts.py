@@ -73,19 +73,25 @@ class Texts:
     self._growing: dict[int, _Growing] = {}
 
   def add(
-    self, prompt: Sequence[int], sampling: Sampling = GREEDY, stop: Sequence[str] = ()
+    self,
+    prompt: Sequence[int],
+    sampling: Sampling = GREEDY,
+    stop: Sequence[str] = (),
+    *,
+    stop_ids: Sequence[int] | None = None,
   ) -> int:
     """Takes a request, and gives its number.
 
     Args:
       stop: texts before which the answer ends.
+      stop_ids: tokens that end it; None: the engine's.
 
     Raises:
       ConfigError: what `Engine.add` refuses, or an empty stop string.
     """
     if isinstance(stop, str) or not all(stop):
       raise ConfigError(f"stop={stop!r} must be a list of texts, none of them empty.")
-    number = self.engine.add(prompt, sampling)
+    number = self.engine.add(prompt, sampling, stop_ids=stop_ids)
     self._growing[number] = _Growing(self._vocabulary, sampling.prefix, tuple(stop))
     return number
 

@@ -1,5 +1,6 @@
 """A model that people talk to: opened by its place, asked in messages or plain text, answering as it writes."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from flan_jax.checkpoints.hugging_face import stop_ids
 from flan_jax.data.encode import Encoder
 from flan_jax.inference import Engine, Texts
 from flan_jax.jobs.models import ModelSource, pretrained, tuned
+from flan_jax.models import build_model
 from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh
 from flan_jax.vocabularies import ChatFormat, Format
 from flan_jax.vocabularies.formats import Message
@@ -59,9 +61,37 @@ class Assistant:
     return kept
 
 
-def open_source(place: str) -> ModelSource:
-  """What a training run saved in a folder, or a published model: see `tuned` and `pretrained`."""
-  return tuned(place) if (Path(place) / "checkpoints").is_dir() else pretrained(place)
+def open_source(place: str, dtype: str | None = None) -> ModelSource:
+  """What a training run saved in a folder, or a published model: see `tuned` and `pretrained`.
+
+  Args:
+    dtype: of the activations, and of a published model's parameters; None: as the run had it, else float32.
+  """
+  if not (Path(place) / "checkpoints").is_dir():
+    return pretrained(place, dtype or "float32", dtype or "float32")
+  source = tuned(place)
+  if dtype is None:
+    return source
+  model = dataclasses.replace(
+    build_model(dataclasses.replace(source.model.config, dtype=dtype)),
+    bidirectional_inputs=source.model.bidirectional_inputs,
+  )
+  return dataclasses.replace(source, model=model)
+
+
+def talking_format(source: ModelSource) -> Format:
+  """How messages are written for a model: as it was tuned, else by its chat template, else plainly."""
+  if source.format is None and source.vocabulary.chat_template:
+    return ChatFormat.of(source.vocabulary)
+  return source.written_in(None)
+
+
+def stop_tokens(source: ModelSource, format: Format) -> tuple[int, ...]:
+  """The tokens that end what a model writes, by its format and by its publisher."""
+  lengths = {"inputs": 1, "targets": 1}
+  ends = Encoder(source.vocabulary, format, source.model.layout, lengths).stop_ids
+  published = stop_ids(source.generation, source.vocabulary)
+  return tuple(dict.fromkeys([*ends, *published]))
 
 
 def open_assistant(
@@ -79,19 +109,14 @@ def open_assistant(
     CheckpointError: there is no such model.
   """
   source = open_source(place)
-  format = source.written_in(None)
-  if source.format is None and source.vocabulary.chat_template:
-    format = ChatFormat.of(source.vocabulary)
+  format = talking_format(source)
   layout = make_layout(source.model, make_mesh(mesh))
   longest = getattr(source.model.config, "context_length", None) or length
-  ends = Encoder(
-    source.vocabulary, format, source.model.layout, {"inputs": 1, "targets": 1}
-  ).stop_ids
-  published = stop_ids(source.generation, source.vocabulary)
   engine = Engine(
     source.model,
     source.load(layout, jax.random.key(0)),
-    stop_ids=tuple(dict.fromkeys([*ends, *published])),
+    stop_ids=stop_tokens(source, format),
+    start_id=source.start_id,
     slots=slots,
     length=min(length, longest),
     source_length=min(length, longest),

@@ -15,6 +15,7 @@ import jax
 
 from flan_jax.checkpoints import Checkpoints
 from flan_jax.data.atomic import write_whole
+from flan_jax.data.batches import START_ID
 from flan_jax.data.home import data_home
 from flan_jax.errors import CheckpointError, ConfigError, FlanJaxError, VocabularyError
 from flan_jax.jobs.launch import current_phase
@@ -104,6 +105,13 @@ class ModelSource:
   def begins(self) -> bool:
     """Whether its texts begin with a token for that: those of a decoder whose vocabulary has one."""
     return self.model.layout == "decoder" and self.vocabulary.bos_id is not None
+
+  @property
+  def start_id(self) -> int:
+    """What an encoder-decoder's decoder reads first: as its publisher says, and ours once it is tuned."""
+    published = self.generation.get("decoder_start_token_id")
+    tuned = (self.reopened_by or ("", {}))[0] == "tuned"
+    return START_ID if tuned or published is None else published
 
 
 class TrainedAdapters(NamedTuple):

@@ -35,11 +35,14 @@ class TokenScores(NamedTuple):
     logprob: of the target.
     log_normaliser: log of the sum of exponentiated logits.
     mean_logprob: mean over the vocabulary, for label smoothing.
+    best_logprob: of the most probable word, whose gradient is not taken. The target is that word where its own is
+      as large.
   """
 
   logprob: Float[Array, "B T"]
   log_normaliser: Float[Array, "B T"]
   mean_logprob: Float[Array, "B T"]
+  best_logprob: Float[Array, "B T"]
 
 
 def token_scores(
@@ -186,7 +189,7 @@ def _blockwise_scores(
   trips: Int[Array, ""],
   words: _WordBlocks,
   softcap: float | None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
   return _forward(hidden, unembedding, targets, trips, words, softcap)[0]
 
 
@@ -214,14 +217,14 @@ def _forward(hidden, unembedding, targets, trips, words, softcap):
     top, total, at_target, everything = _each(words.blocks, score_words, start)
     log_z = top + jnp.log(total)
     mean = everything / np.float32(words.shards * words.held)
-    found = (at_target - log_z, log_z, mean - log_z)
+    found = (at_target - log_z, log_z, mean - log_z, top - log_z)
     return tuple(
       jax.lax.dynamic_update_index_in_dim(old, new, i, 2)
       for old, new in zip(scores, found, strict=True)
     )
 
   empty = _constrain(jnp.zeros(targets.shape, jnp.float32), "batch", "length")
-  scores = jax.lax.fori_loop(0, trips, score_block, (empty, empty, empty))
+  scores = jax.lax.fori_loop(0, trips, score_block, (empty,) * 4)
   return scores, (hidden, unembedding, targets, trips, scores[1])
 
 
@@ -249,7 +252,7 @@ def _backward(words, softcap, residuals, cotangents):
   def pull_block(i, carry):
     d_hidden, d_table = carry
     x, target, block_log_z = _block(hidden, i), _block(targets, i), _block(log_z, i)
-    to_target, to_z, to_mean = (_block(g, i)[..., None, None] for g in cotangents)
+    to_target, to_z, to_mean = (_block(g, i)[..., None, None] for g in cotangents[:3])
     uniform = to_mean / np.float32(words.shards * words.held)
 
     def pull_words(j, carry):

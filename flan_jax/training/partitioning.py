@@ -80,6 +80,19 @@ class MeshConfig:
     if self.across_slices not in AXES:
       raise UnknownName("mesh axis", self.across_slices, AXES, "It stands in across_slices.")
 
+  @staticmethod
+  def of(text: str, name: str) -> "MeshConfig":
+    """The mesh that a text such as "tensor=4,data=2" says; `name` is the setting that an error speaks of."""
+    sizes: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+      axis, _, size = part.partition("=")
+      if axis not in AXES:
+        raise UnknownName("mesh axis", axis, AXES, f"It stands in {name}.")
+      if not size.removeprefix("-").isdecimal():
+        raise ConfigError(f"{name}={text!r} is not like tensor=4,data=2.")
+      sizes[axis] = int(size)
+    return MeshConfig(**sizes)
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:

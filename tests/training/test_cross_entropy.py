@@ -25,12 +25,12 @@ def problem(batch=3, length=7, width=5, words=23, seed=0):
     draw.normal(size=(width, words)).astype(np.float32) * 2,
     draw.integers(0, words, (batch, length)).astype(np.int32),
     draw.random((batch, length)) < 0.4,
-    draw.normal(size=(3, batch, length)).astype(np.float32),
+    draw.normal(size=(4, batch, length)).astype(np.float32),
   )
 
 
 def whole(hidden, unembedding, targets, asked, bias=None, softcap=None):
-  """The three scores by optax and jax.nn, from all the logits at once."""
+  """The four scores by optax and jax.nn, from all the logits at once."""
   logits = jnp.einsum("btd,dv->btv", hidden, unembedding)
   if bias is not None:
     logits = logits + bias[None, None, :]
@@ -38,8 +38,9 @@ def whole(hidden, unembedding, targets, asked, bias=None, softcap=None):
     logits = jnp.tanh(logits / softcap) * softcap
   with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
     logprob = -optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    mean = jax.nn.log_softmax(logits).mean(axis=-1)
-    scores = jnp.stack([logprob, jax.nn.logsumexp(logits, axis=-1), mean])
+    log_probs = jax.nn.log_softmax(logits)
+    best = jax.lax.stop_gradient(log_probs.max(axis=-1))
+    scores = jnp.stack([logprob, jax.nn.logsumexp(logits, axis=-1), log_probs.mean(axis=-1), best])
     return jnp.where(asked, scores, 0.0)
 
 
@@ -84,6 +85,15 @@ def test_all_tokens_are_scored_when_nobody_says_which():
   got = token_scores(hidden, LMHead(unembedding), targets)
   want = whole(hidden, unembedding, targets, jnp.ones(targets.shape, bool))
   np.testing.assert_allclose(jnp.stack(got), want, rtol=2e-5, atol=2e-5)
+
+
+def test_the_target_is_the_most_probable_word_where_it_scores_as_much():
+  hidden, unembedding, targets, _, _ = problem(batch=8, length=16, width=2, words=6)
+  best = jnp.argmax(jnp.einsum("btd,dv->btv", hidden, unembedding), axis=-1)
+  got = token_scores(hidden, LMHead(unembedding), targets, vocabulary_block=4)
+  found = got.logprob >= got.best_logprob
+  np.testing.assert_array_equal(found, targets == best)
+  assert 0 < found.sum() < found.size
 
 
 def test_nothing_asked_is_nothing_scored_and_pulls_on_nothing():
