@@ -1,7 +1,7 @@
 """A model as EleutherAI's lm-evaluation-harness (`lm_eval`) asks it.
 
 The harness has three questions: the log-probability of a continuation, that of a whole text, and what the model goes
-on to write. Texts become ids as its own model class `hf` makes them, so that both give the same numbers:
+on to write. Texts become ids as its own model class `hf` makes them, so that both give a decoder the same numbers:
 
                       decoder                                  encoder-decoder
   text                begin token, where there is one          end token behind what the encoder reads
@@ -15,6 +15,7 @@ lm_eval itself is imported by `register` alone.
 
 import functools
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -137,6 +138,12 @@ class HarnessModel:
     self._source = source = open_source(settings.path, settings.dtype)
     self._vocabulary, self._model = source.vocabulary, source.model
     self._encodes = source.model.layout == "encoder_decoder"
+    if self._encodes:
+      print(
+        "An encoder-decoder's figures are not those of the harness's own model class yet: on a random T5 some "
+        "continuations get another probability.",
+        file=sys.stderr,
+      )
     self._format = talking_format(source)
     self.max_length = settings.max_length or self._longest()
     named = named_begin_token(Path(settings.path))
