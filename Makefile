@@ -35,10 +35,10 @@ test-parity: install oracles
 	$(BIN)/python -m pytest -n auto --dist load -m oracle
 
 test-network: install
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "network and not oracle"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "network and not oracle and not slow"
 
 test-slow: install
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "slow and not oracle and not network and not scale and not tpu_compiler"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "slow and not oracle and not scale and not tpu_compiler and not browser"
 
 # Real processes that are killed, stopped and misled; one loss curve on every mesh; an hour.
 test-scale: install
