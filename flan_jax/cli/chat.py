@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
+from flan_jax.errors import ConfigError
 from flan_jax.inference import Sampling
 from flan_jax.jobs.assistants import Assistant, open_assistant
 from flan_jax.vocabularies.formats import Message
@@ -32,8 +33,12 @@ def show_chat(options: argparse.Namespace) -> None:
       return
     if not line:
       continue
-    told = assistant.shortened([*told, {"role": "user", "content": line}], sampling.max_new_tokens)
-    told = [*told, {"role": "assistant", "content": _answer(assistant, told, sampling)}]
+    asked: list[Message] = [*told, {"role": "user", "content": line}]
+    try:
+      asked = assistant.shortened(asked, sampling.max_new_tokens)
+      told = [*asked, {"role": "assistant", "content": _answer(assistant, asked, sampling)}]
+    except ConfigError as error:  # too long, say: the talk goes on without it
+      print(error, file=sys.stderr)
 
 
 def _lines() -> Iterator[str]:

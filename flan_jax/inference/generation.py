@@ -1,5 +1,6 @@
 """Answers to many prompts at once."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -88,7 +89,8 @@ def generate(
     return []
   if num_beams > 1:
     ways = (num_beams, tuple(eos_ids), length_penalty, early_stopping, start_id)
-    return _beams(model, params, prompts, max_new_tokens, batch_size, ways)
+    with layout.active() if layout is not None else contextlib.nullcontext():
+      return _beams(model, params, prompts, max_new_tokens, batch_size, ways)
   longest = max(map(len, prompts))
   rows = batch_size
   while rows % 2 == 0 and rows // 2 >= len(prompts):

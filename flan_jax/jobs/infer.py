@@ -53,6 +53,8 @@ def infer(
     batch_size: answers that are written at once.
     format: "plain" or "chat"; None: the format that the model was tuned in, else plain.
   """
+  if batch_size < 1:
+    raise ConfigError(f"infer.batch_size={batch_size} must be 1 or more.")
   lengths = {"inputs": max_prompt_tokens, "targets": sampling.max_new_tokens}
   encoder = Encoder(model.vocabulary, model.written_in(format), model.model.layout, lengths)
   window = _WINDOW * batch_size

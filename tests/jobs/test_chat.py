@@ -18,11 +18,14 @@ def said(*texts):
 
 def test_a_run_is_talked_to_and_the_same_words_get_the_same_answer(flan_jax, monkeypatch):
   flan_jax("train", *RECIPE, "--gin.STEPS=2")
-  monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n\n/new\nHello\n/quit\nnever read\n"))
+  monkeypatch.setattr(
+    "sys.stdin", io.StringIO(f"Hello\n\n/new\n{'x' * 90}\nHello\n/quit\nnever read\n")
+  )
   done = flan_jax("chat", "runs/tuned", "--temperature=0", "--max_tokens=6", "--length=64")
   first, again = done.stdout.split("\n")[:-1]
   assert first == again
   assert "runs/tuned, step 2" in done.stderr
+  assert "there is room for 64" in done.stderr  # 90 tokens, and the talk went on
 
 
 def test_what_is_no_model_is_told(flan_jax):

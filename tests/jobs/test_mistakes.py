@@ -250,6 +250,8 @@ def test_answers_of_another_model_are_not_taken_for_this_one_s(flan_jax, folder)
     assert "holds other answers" in complaint(flan_jax, "infer", *RECIPE, setting)
   (folder / "prompts.txt").write_text("")
   elsewhere = "--gin.OUTPUT_FILE=runs/none.jsonl"
+  none = "--gin.infer.batch_size=0"
+  assert "infer.batch_size=0 must be 1 or more" in complaint(flan_jax, "infer", *RECIPE, none)
   assert "holds no prompt" in complaint(flan_jax, "infer", *RECIPE, elsewhere)
 
 
