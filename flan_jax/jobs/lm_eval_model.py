@@ -15,7 +15,6 @@ lm_eval itself is imported by `register` alone.
 
 import functools
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -138,12 +137,6 @@ class HarnessModel:
     self._source = source = open_source(settings.path, settings.dtype)
     self._vocabulary, self._model = source.vocabulary, source.model
     self._encodes = source.model.layout == "encoder_decoder"
-    if self._encodes:
-      print(
-        "An encoder-decoder's figures are not those of the harness's own model class yet: on a random T5 some "
-        "continuations get another probability.",
-        file=sys.stderr,
-      )
     self._format = talking_format(source)
     self.max_length = settings.max_length or self._longest()
     named = named_begin_token(Path(settings.path))
