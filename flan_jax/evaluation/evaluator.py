@@ -347,6 +347,7 @@ def _task_result(
     prepared.indices,
     prepared.unfit,
     tuple(results[template.name] for template in prepared.templates),
+    task.trained_cluster,
   )
 
 

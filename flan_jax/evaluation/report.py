@@ -165,6 +165,7 @@ def task_row(comparison: Comparison, scoring: str, *, seed: int, resamples: int)
     "name": after.name,
     "cluster": after.cluster,
     "held_out": after.held_out,
+    "trained_cluster": after.trained_cluster,
     "templates": [template.template for template in after.templates],
     "metric": after.metric,
     "n": len(after.indices),
@@ -176,7 +177,7 @@ def task_row(comparison: Comparison, scoring: str, *, seed: int, resamples: int)
     "before_by_format": dict(comparison.headlines_before),
     "collapsed": collapsed,
   }
-  row["verdict"] = _verdict(collapsed, row["delta_interval"])
+  row["verdict"] = verdict(collapsed, row["delta_interval"])
   for name in ("auc", "balanced_accuracy", "calibrated_accuracy", "top_label_share"):
     row[f"{name}_before"] = median_of([getattr(summary, name) for summary in old])
     row[f"{name}_after"] = median_of([getattr(summary, name) for summary in summaries])
@@ -214,7 +215,8 @@ def _measured(
   return found
 
 
-def _verdict(collapsed: bool, delta: Sequence[float] | None) -> str | None:
+def verdict(collapsed: bool, delta: Sequence[float] | None) -> str | None:
+  """What a paired interval allows to say: "collapsed", "improved", "worse" or "flat"; None without one."""
   if collapsed:
     return "collapsed"
   if delta is None:
@@ -264,6 +266,7 @@ def _spread(
       {
         "template": result.template,
         "unseen": result.unseen,
+        "fixed_labels": result.fixed_labels,
         "before": before[k].value if before else None,
         "after": summary.value,
         "top_label_share_after": summary.top_label_share,
@@ -291,26 +294,36 @@ def _macro(
   scoring: str,
   bootstrap: Mapping[str, int],
 ) -> list[dict[str, Any]]:
-  groups: dict[str, list[int]] = {}
-  for i, row in enumerate(rows):
-    if row["held_out"]:
-      groups.setdefault(f"held out: {row['cluster']}", []).append(i)
-      groups.setdefault("held out: all", []).append(i)
-    else:
-      groups.setdefault("training tasks", []).append(i)
-  if len([name for name in groups if name.startswith("held out")]) == 2:
-    groups.pop("held out: all")
-  order = sorted(groups, key=lambda name: (name != "training tasks", name == "held out: all", name))
   return [
     _macro_row(
-      name,
-      [comparisons[i] for i in groups[name]],
-      [rows[i] for i in groups[name]],
-      scoring,
-      bootstrap,
+      name, [comparisons[i] for i in members], [rows[i] for i in members], scoring, bootstrap
     )
-    for name in order
+    for name, members in grouped([comparison.after for comparison in comparisons]).items()
   ]
+
+
+def grouped(tasks: Sequence[TaskResult]) -> dict[str, list[int]]:
+  """The places of the tasks whose mean is told: those trained on, those of which others of their cluster were,
+  each held-out cluster, and all that is of one.
+  """
+  trained, of_trained, out = (
+    "training tasks",
+    "held out: datasets of trained clusters",
+    "held out: all",
+  )
+  groups: dict[str, list[int]] = {}
+  for i, task in enumerate(tasks):
+    if not task.held_out:
+      groups.setdefault(trained, []).append(i)
+    elif task.trained_cluster:
+      groups.setdefault(of_trained, []).append(i)
+    else:
+      groups.setdefault(f"held out: {task.cluster}", []).append(i)
+      groups.setdefault(out, []).append(i)
+  if len(groups.keys() - {trained, of_trained}) == 2:
+    groups.pop(out)
+  order = sorted(groups, key=lambda name: (name != trained, name != of_trained, name == out, name))
+  return {name: groups[name] for name in order}
 
 
 def _macro_row(

@@ -14,6 +14,9 @@ from flan_jax.evaluation.rank_classification import CONVENTIONS, OptionScores
 from flan_jax.evaluation.text_metrics import TEXT_METRICS, normalised_answer
 from flan_jax.prompting import RANKED_METRICS
 
+CALIBRATED = "calibrated_accuracy"
+"""Accuracy behind batch calibration, see `metrics.batch_calibrated`."""
+
 COLLAPSED_ABOVE = 0.95
 """A task whose most predicted label has a larger share than this is collapsed."""
 
@@ -95,8 +98,10 @@ class TemplateResult:
     ]
 
   def added(self, scoring: str, metric: str) -> np.ndarray:
-    """What each example adds to a metric, `[N, S]`, see `statistics.Table`."""
-    key = (scoring if metric in RANKED_METRICS else "", metric)
+    """What each example adds to a metric, `[N, S]`, see `statistics.Table`; "calibrated_accuracy" where
+    `calibrates`.
+    """
+    key = (scoring if metric in (*RANKED_METRICS, CALIBRATED) else "", metric)
     if key not in self._added:
       self._added[key] = self._counted(scoring, metric)
     return self._added[key]
@@ -134,14 +139,25 @@ class TemplateResult:
       top_share,
       **self._without_looking(golds),
       balanced_accuracy=metrics.balanced_accuracy(golds, labels),
-      **self._by_label(scoring, golds),
+      **self._without_prior(scoring, golds),
     )
 
   @cached_property
   def _added(self) -> dict[tuple[str, str], np.ndarray]:
     return {}
 
+  @property
+  def calibrates(self) -> bool:
+    """Whether a prior of its labels can be told and removed: they are the same in each example."""
+    labels = self.examples[0].labels
+    return self.metric in RANKED_METRICS and self.fixed_labels and len({*labels}) == len(labels)
+
   def _counted(self, scoring: str, metric: str) -> np.ndarray:
+    if metric == CALIBRATED:
+      names, table = self._by_label(scoring)
+      chosen = [names[k] for k in metrics.batch_calibrated(table)]
+      right = [label == e.gold_label for label, e in zip(chosen, self.examples, strict=True)]
+      return np.array(right, np.float64)[:, None]
     if metric in LABEL_METRICS:
       predictions, golds = self._labels(scoring)
       return label_metrics.confusions(golds, predictions, sorted(self.examples[0].labels))
@@ -185,27 +201,27 @@ class TemplateResult:
       chosen.append(metrics.first_maximum(example.scores.by(scoring)))
     return chosen
 
-  def _by_label(self, scoring: str, golds: Sequence[str]) -> dict[str, float | None]:
+  def _without_prior(self, scoring: str, golds: Sequence[str]) -> dict[str, float | None]:
     """AUC and calibrated accuracy, which need the same labels in every example."""
-    names = sorted(self.examples[0].labels)
-    if not self.fixed_labels or len(set(names)) != len(names):
+    if not self.calibrates:
       return {}
-    table = np.empty((len(self.examples), len(names)))
-    for row, example in zip(table, self.examples, strict=True):
-      assert example.scores is not None
-      scores = dict(zip(example.labels, example.scores.by(scoring), strict=True))
-      row[:] = [scores[name] for name in names]
-    calibrated = [names[k] for k in metrics.batch_calibrated(table)]
-    found: dict[str, float | None] = {
-      "calibrated_accuracy": metrics.accuracy(
-        [a == b for a, b in zip(calibrated, golds, strict=True)]
-      )
-    }
+    found: dict[str, float | None] = {CALIBRATED: float(self.added(scoring, CALIBRATED).mean())}
+    names, table = self._by_label(scoring)
     if len(names) == 2:
       found["auc"] = metrics.binary_auc(
         [gold == names[1] for gold in golds], table[:, 1] - table[:, 0]
       )
     return found
+
+  def _by_label(self, scoring: str) -> tuple[list[str], np.ndarray]:
+    """The labels, sorted, and the score of each in every example, `[N, L]`."""
+    names = sorted(self.examples[0].labels)
+    table = np.empty((len(self.examples), len(names)))
+    for row, example in zip(table, self.examples, strict=True):
+      assert example.scores is not None
+      scores = dict(zip(example.labels, example.scores.by(scoring), strict=True))
+      row[:] = [scores[name] for name in names]
+    return names, table
 
 
 @dataclass(frozen=True)
@@ -239,6 +255,7 @@ class TaskResult:
   Attributes:
     unfit: indices of drawn examples that no row was long enough for under some template; they are
       left out under all of them.
+    trained_cluster: held out itself, while other datasets of its cluster were trained on.
   """
 
   name: str
@@ -250,6 +267,7 @@ class TaskResult:
   indices: tuple[int, ...]
   unfit: tuple[int, ...]
   templates: tuple[TemplateResult, ...]
+  trained_cluster: bool = False
 
   @property
   def metric(self) -> str:
@@ -315,7 +333,7 @@ class Evaluation:
   seconds: float = 0.0
 
   def records(self) -> Iterator[dict[str, Any]]:
-    """One dict per example, task and template, for `examples.jsonl`."""
+    """One dict per example, task and template, for `examples.jsonl`, from which `saved` makes them again."""
     for task in self.tasks:
       for template in task.templates:
         yield from _records(task, template, self.scoring)
@@ -345,6 +363,9 @@ def _records(task: TaskResult, template: TemplateResult, scoring: str) -> Iterat
       "metric": template.metric,
       "value": float(value),
       "labels": list(example.labels),
+      "style": example.style,
+      "generated": example.generated,
+      "sums": example.scores and asdict(example.scores),
     }
 
 

@@ -145,21 +145,53 @@ def macro_paired_interval(
   resamples: int = RESAMPLES,
   level: float = 0.95,
 ) -> Interval:
-  """Bootstrap interval of the macro-average of after minus before.
+  """Bootstrap interval of the macro-average of after minus before."""
+  tasks = list(zip(before, after, strict=True))
+  weights = [(-1.0, 1.0)] * len(tasks)
+  return contrast_interval(tasks, weights, seed=seed, resamples=resamples, level=level)
 
-  Within each task the same resampled examples are read before and after; tasks are resampled
+
+def contrast(tasks: Sequence[Sequence[Table]], weights: Sequence[Sequence[float]]) -> float:
+  """Mean over tasks of the weighted sum of the headlines of each task's tables."""
+  return float(
+    np.mean(
+      [
+        sum(w * headline(table) for w, table in zip(of_task, tables, strict=True))
+        for of_task, tables in zip(weights, tasks, strict=True)
+      ]
+    )
+  )
+
+
+def contrast_interval(
+  tasks: Sequence[Sequence[Table]],
+  weights: Sequence[Sequence[float]],
+  *,
+  seed: int = 0,
+  resamples: int = RESAMPLES,
+  level: float = 0.95,
+) -> Interval:
+  """Bootstrap interval of `contrast`.
+
+  Within each task the same resampled examples are read in all of its tables; tasks are resampled
   independently of each other.
+
+  Args:
+    tasks: of each task its tables; example n of all of them is the same, the templates may differ.
+    weights: of each task one number a table.
+
+  Raises:
+    ValueError: tables of one task have different numbers of examples.
   """
-  gains = []
-  for task, (old, new) in enumerate(zip(before, after, strict=True)):
-    examples = [table.added.shape[1] for table in (old, new)]
-    if examples[0] != examples[1]:
+  drawn = []
+  for number, (tables, of_task) in enumerate(zip(tasks, weights, strict=True)):
+    examples = [table.added.shape[1] for table in tables]
+    if len(set(examples)) > 1:
       raise ValueError(
-        f"a paired interval needs the same examples: {examples[0]} before, {examples[1]} after"
+        f"a paired interval needs the same examples: {examples[0]} before, {examples[-1]} after"
       )
-    medians = _resampled([old, new], seed, task, resamples)
-    gains.append(medians[1] - medians[0])
-  return _percentiles(np.mean(gains, axis=0), level)
+    drawn.append(np.asarray(of_task) @ _resampled(tables, seed, number, resamples))
+  return _percentiles(np.mean(drawn, axis=0), level)
 
 
 def _resampled(

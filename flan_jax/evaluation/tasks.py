@@ -43,7 +43,8 @@ class EvaluationTask:
       records and more.
     seed: of that draw, of the options' styles and orders, and of the exemplars.
     shots: exemplars from the training split before each query, never of the query's group or asking the same.
-    held_out: the model was not tuned on this dataset's cluster.
+    held_out: the model was not tuned on this dataset.
+    trained_cluster: but on others of its cluster.
     unfit: what to do with an example that no shortening makes fit: "error", or "count" it in the
       report and leave it out under every template.
   """
@@ -55,6 +56,7 @@ class EvaluationTask:
   seed: int = 0
   shots: int = 0
   held_out: bool = False
+  trained_cluster: bool = False
   unfit: Literal["error", "count"] = "error"
 
   def __post_init__(self) -> None:
