@@ -26,12 +26,16 @@ JOBS = {
 
 _CHECKPOINT = "the folder of a run, or a published model: a folder, a GGUF file, a package"
 
+_REPORT = "where `flan-jax evaluate`, or a run with an evaluation, left its report"
+
 _HOMES = {
   "mixtures": "mixtures",
   "contamination": "contamination",
   "templates": "inspect",
   "rows": "inspect",
   "checkpoints": "inspect",
+  "compare": "compare",
+  "explain": "compare",
   "plan": "plan",
   "chat": "chat",
   "serve": "serve",
@@ -230,8 +234,31 @@ def _parser() -> argparse.ArgumentParser:
   )
   checkpoints.add_argument("directory")
   checkpoints.add_argument("--json", action="store_true")
+  _add_reports(commands)
   _add_talks(commands)
   return parser
+
+
+def _add_reports(commands) -> None:
+  compared = _command(
+    commands,
+    "compare",
+    "set the reports of several checkpoints side by side, with paired differences",
+  )
+  compared.add_argument("folders", nargs="+", metavar="[NAME=]FOLDER", help=_REPORT)
+  explained = _command(
+    commands, "explain", "split what tuning changed: prompt format, label prior, discrimination"
+  )
+  explained.add_argument("report", metavar="FOLDER", help=_REPORT)
+  explained.add_argument(
+    "after", nargs="?", metavar="FOLDER", help="the same of a later checkpoint"
+  )
+  explained.add_argument(
+    "--native", metavar="FOLDER", help="the same of the first checkpoint in its own chat format"
+  )
+  for command in (compared, explained):
+    command.add_argument("--json", action="store_true")
+    command.add_argument("--out", metavar="PATH.html", help="write a web page as well")
 
 
 def _add_talks(commands) -> None:

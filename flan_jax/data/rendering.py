@@ -26,6 +26,35 @@ class TrainingRecords(Protocol):
 TemplateChoice = Literal["seeded", "round_robin"]
 
 
+def some_templates(spec: DatasetSpec, most: int | None, options: str, seed: int) -> DatasetSpec:
+  """A dataset of which training draws fewer templates; what is chosen of more holds what is chosen of fewer.
+
+  Args:
+    most: the number of templates; None: all.
+    options: "shown", "hidden" or "any", see `flan_jax.data.store.StoreConfig`.
+
+  Raises:
+    ConfigError: no template is left, or its templates do not say whether they show the options.
+  """
+  templates = spec.training_templates()
+  if options != "any" and spec.keeps_raw_records:
+    raise ConfigError(
+      f"data.options={options!r}: the templates of {spec.name} are promptsource's, of which nothing says whether "
+      "they show the options. Leave data.options 'any'."
+    )
+  if options != "any" and spec.label_field is not None:
+    shows = options == "shown"
+    templates = tuple(each for each in templates if (each.styles != ("none",)) == shows)
+    if not templates:
+      raise ConfigError(
+        f"data.options={options!r} leaves {spec.name} no template to train with ({spec.path}): write one, or leave "
+        "the dataset out."
+      )
+  order = sorted(templates, key=lambda each: Draw("templates", seed, spec.name, each.name).key)
+  chosen = {each.name for each in order[:most]}
+  return replace(spec, templates=tuple(each for each in spec.templates if each.name in chosen))
+
+
 @dataclass(frozen=True)
 class DatasetDraws:
   """Renders the draws of one dataset.

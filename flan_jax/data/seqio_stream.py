@@ -316,7 +316,7 @@ def _check(provider: Provider, config: StoreConfig) -> None:
   for feature in ("inputs", "targets"):
     if feature in features:
       _check_feature(name, feature, features[feature], config.vocabulary)
-  for setting in ("renderings", "few_shot", "template_choice"):
+  for setting in ("renderings", "few_shot", "template_choice", "templates_per_dataset", "options"):
     if (value := getattr(config, setting)) != getattr(StoreConfig, setting):
       raise ConfigError(
         f"{setting}={value!r} is for our own datasets; the SeqIO task {name!r} puts its records into words "

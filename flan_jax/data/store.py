@@ -59,6 +59,10 @@ class StoreConfig:
     few_shot: exemplars before a query.
     few_shot_share: of the queries so many have them, the others none.
     template_choice: "seeded", or "round_robin" where all templates are to be drawn equally often.
+    templates_per_dataset: only so many templates of a dataset are drawn, a choice by the seed that grows with the
+      number; shares stay as with all of them. None: all.
+    options: of datasets whose answer is one of some choices, draw only templates that show them ("shown") or
+      only those that do not ("hidden"); "any": all.
     window: draws that are packed together; rows never mix windows.
     loss_on: "targets", or "everything" for a decoder that is to learn the prompts too.
     split: whose examples are trained on; datasets of a mixture that lack it are left out.
@@ -76,6 +80,8 @@ class StoreConfig:
   few_shot: int = 0
   few_shot_share: float = 1.0
   template_choice: Literal["seeded", "round_robin"] = "seeded"
+  templates_per_dataset: int | None = None
+  options: Literal["any", "shown", "hidden"] = "any"
   window: int = 1024
   loss_on: Literal["targets", "everything"] = "targets"
   split: str = "train"
@@ -96,6 +102,12 @@ class StoreConfig:
       )
     if self.template_choice not in ("seeded", "round_robin"):
       raise UnknownName("template_choice", self.template_choice, ("seeded", "round_robin"))
+    if self.templates_per_dataset is not None and self.templates_per_dataset < 1:
+      raise ConfigError(
+        f"templates_per_dataset is {self.templates_per_dataset}; it must be at least 1, or None."
+      )
+    if self.options not in ("any", "shown", "hidden"):
+      raise UnknownName("options", self.options, ("any", "shown", "hidden"))
     self.encoder()
 
   @property
@@ -107,8 +119,10 @@ class StoreConfig:
     return Encoder(self.vocabulary, self.format, self.layout, self.lengths, self.loss_on)
 
   def settings(self) -> dict[str, Any]:
-    """The settings that are not datasets, as JSON."""
+    """The settings that are not datasets, as JSON; what was added later only where it is set."""
+    chosen = {"templates_per_dataset": self.templates_per_dataset, "options": self.options}
     return {
+      **{name: value for name, value in chosen.items() if value not in (None, "any")},
       "encoding_version": ENCODING_VERSION,
       "vocabulary": self.vocabulary.fingerprint,
       "format": self.format.as_dict(),

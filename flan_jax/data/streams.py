@@ -17,11 +17,12 @@ from flan_jax.data.library import dataset_spec
 from flan_jax.data.mixtures import Mixture
 from flan_jax.data.rates import MixtureTask, training_tasks
 from flan_jax.data.records import load_records
-from flan_jax.data.rendering import DatasetDraws
+from flan_jax.data.rendering import DatasetDraws, some_templates
 from flan_jax.data.store import StoreConfig, TaskCounts
 from flan_jax.data.texts import TextDraws, registered_texts
 from flan_jax.data.windows import Drawn
 from flan_jax.errors import ConfigError
+from flan_jax.prompting import DatasetSpec
 
 
 class Stretch(NamedTuple):
@@ -111,7 +112,7 @@ def described(task: MixtureTask, config: StoreConfig, data_dir: Path | str) -> d
   if text := registered_texts().get(task.name):
     draws = TextDraws(text, config.encoder(), config.seed, data_dir, config.split)
     return {**asdict(task), **draws.description()}
-  spec = dataset_spec(task.name)
+  spec = _spec(task.name, config)
   return {
     **asdict(task),
     "licence": spec.licence,
@@ -128,7 +129,7 @@ def _draws(
   """What turns the draws of a dataset or text into ids."""
   if text := registered_texts().get(task["name"]):
     return TextDraws(text, config.encoder(), config.seed, data_dir, config.split)
-  spec = dataset_spec(task["name"])
+  spec = _spec(task["name"], config)
   records = load_records(spec, data_dir)[config.split]
   return DatasetDraws(
     spec,
@@ -140,6 +141,14 @@ def _draws(
     config.few_shot_share,
     config.template_choice,
   )
+
+
+def _spec(name: str, config: StoreConfig) -> DatasetSpec:
+  """A dataset with the templates that are drawn."""
+  spec = dataset_spec(name)
+  if config.templates_per_dataset is None and config.options == "any":
+    return spec
+  return some_templates(spec, config.templates_per_dataset, config.options, config.seed)
 
 
 def _text_is_over(task: dict[str, Any], wanted: str = "") -> StreamEnds:

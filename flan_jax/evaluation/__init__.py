@@ -1,6 +1,8 @@
 """Zero-shot evaluation: what is scored, how, and what may be said about it afterwards."""
 
+from flan_jax.evaluation.comparison import Compared, compare
 from flan_jax.evaluation.evaluator import Progress, evaluate
+from flan_jax.evaluation.explanation import Explained, explain
 from flan_jax.evaluation.html import write_html
 from flan_jax.evaluation.rank_classification import (
   CONVENTIONS,
@@ -11,13 +13,16 @@ from flan_jax.evaluation.rank_classification import (
 )
 from flan_jax.evaluation.report import Report, build_report, in_short
 from flan_jax.evaluation.results import Evaluation, ScoredExample, TaskResult, TemplateResult
-from flan_jax.evaluation.table import terminal_table
+from flan_jax.evaluation.saved import read_evaluations, read_several
+from flan_jax.evaluation.table import compared_table, explained_table, terminal_table
 from flan_jax.evaluation.tasks import EvaluationTask, PreparedTask, prepare_task
 
 __all__ = [
   "CONVENTIONS",
+  "Compared",
   "Evaluation",
   "EvaluationTask",
+  "Explained",
   "OptionScores",
   "PreparedTask",
   "Progress",
@@ -27,9 +32,15 @@ __all__ = [
   "TaskResult",
   "TemplateResult",
   "build_report",
+  "compare",
+  "compared_table",
   "evaluate",
+  "explain",
+  "explained_table",
   "in_short",
   "prepare_task",
+  "read_evaluations",
+  "read_several",
   "row_lengths_up_to",
   "score_options",
   "terminal_table",

@@ -128,6 +128,56 @@ def template_spread(rows: Sequence[Mapping[str, Any]]) -> str:
   return _svg(figure, "Each task under each of its templates")
 
 
+def means_by_checkpoint(
+  labels: Sequence[str], groups: Mapping[str, Sequence[tuple[float, float, float]]]
+) -> str:
+  """The mean of each group of tasks, checkpoint by checkpoint: (mean, lower end, upper end)."""
+  figure, axes = _figure(3.0)
+  for i, (name, points) in enumerate(groups.items()):
+    colour = _COLOURS["ink" if name.startswith("training") else "after"]
+    shift = 0.06 * (i - (len(groups) - 1) / 2)
+    places = [x + shift for x in range(len(labels))]
+    means = [mean for mean, _, _ in points]
+    style = {"color": colour, "marker": "osD^v<>"[i % 7], "markersize": 4}
+    axes.plot(places, means, linewidth=1.4, label=name, **style)
+    for x, (_, low, high) in zip(places, points, strict=True):
+      axes.plot([x, x], [low, high], color=colour, linewidth=1.0, alpha=0.6)
+  axes.set_xticks(range(len(labels)), labels)
+  if sum(map(len, labels)) > 50:
+    axes.tick_params(axis="x", rotation=30)
+  axes.set_xlim(-0.4, len(labels) - 0.6)
+  axes.set_ylim(min(0, axes.dataLim.y0), 1)
+  axes.set_ylabel("mean over tasks")
+  axes.grid(axis="y", color=_COLOURS["grid"], linewidth=0.6)
+  figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+  return _svg(figure, "Means of groups of tasks by checkpoint")
+
+
+def parts_by_rung(ladder: Sequence[Mapping[str, Any]]) -> str:
+  """On each rung the whole change, and below it the parts that it is the sum of, with 95 % intervals."""
+  parts = list(ladder[0]["parts"])
+  colours = ("ink", "before", "collapsed", "after")
+  figure, axes = _figure(0.8 + 0.2 * len(ladder) * (len(parts) + 1))
+  for i, row in enumerate(ladder):
+    for k, part in enumerate(parts):
+      value, ends = row["parts"][part]["value"], row["parts"][part]["interval"]
+      y = i * (len(parts) + 1) + k
+      axes.barh(
+        y, value, height=0.8, color=_COLOURS[colours[k]], linewidth=0, label=None if i else part
+      )
+      axes.plot(ends, [y, y], color=_COLOURS["muted"], linewidth=1.1, solid_capstyle="butt")
+  axes.axvline(0, color=_COLOURS["muted"], linewidth=0.8)
+  places = [i * (len(parts) + 1) + (len(parts) - 1) / 2 for i in range(len(ladder))]
+  axes.set_yticks(places, [row["rung"] for row in ladder])
+  axes.set_ylim(len(ladder) * (len(parts) + 1) - 1.4, -0.6)
+  axes.tick_params(axis="y", length=0)
+  axes.set_axisbelow(True)
+  axes.grid(axis="x", color=_COLOURS["grid"], linewidth=0.6)
+  axes.set_xlabel("difference of the mean over tasks")
+  figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+  return _svg(figure, "What each part of the change comes to, rung by rung")
+
+
 def _figure(height: float):
   # Its own canvas, without pyplot: nothing global is touched and no display is looked for.
   import matplotlib

@@ -44,6 +44,25 @@ def read_evaluations(folder: Path | str) -> dict[str, Evaluation]:
     ) from error
 
 
+def read_several(folders: Mapping[str, Path]) -> dict[str, Evaluation]:
+  """What was judged in several folders, by the names that these are given, to be compared.
+
+  Where all of them were tuned from one model that was judged as well, it comes first, as "untuned" and, in its own
+  chat format, "untuned, chat".
+
+  Raises:
+    EvaluationError: see `read_evaluations`.
+  """
+  read = {name: read_evaluations(folder) for name, folder in folders.items()}
+  found: dict[str, Evaluation] = {}
+  for role, name in (("before", "untuned"), ("baseline", "untuned, chat")):
+    untuned = [roles[role] for roles in read.values() if role in roles]
+    same = {tuple(sorted(each.fingerprints.items())) for each in untuned}
+    if len(untuned) == len(read) and len(same) == 1:
+      found[name] = untuned[0]
+  return found | {name: roles["after"] for name, roles in read.items()}
+
+
 def _evaluation(about: Mapping[str, Any], report: Mapping[str, Any], examples: Path) -> Evaluation:
   found: dict[tuple[str, str], list[ScoredExample]] = {}
   metrics: dict[tuple[str, str], str] = {}

@@ -1,9 +1,13 @@
-"""The report as a table on a terminal."""
+"""Reports, comparisons and explanations as tables on a terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flan_jax.evaluation.comparison import Compared
+from flan_jax.evaluation.explanation import LADDER, PARTS, Explained
 from flan_jax.evaluation.report import Report
+
+_WITH_ENDS = 3  # checkpoints
 
 
 def terminal_table(report: Report) -> str:
@@ -13,6 +17,81 @@ def terminal_table(report: Report) -> str:
   if report.notes:
     lines += ["", *report.notes]
   return "\n".join(lines) + "\n"
+
+
+def compared_table(compared: Compared) -> str:
+  """Every task in a line, then the means of groups; the change of each checkpoint from the first, of more than three
+  without its interval: a star where that has no 0 in it.
+  """
+  ends = len(compared.labels) <= _WITH_ENDS
+  cells = [["task", "metric", "n", "tpl", compared.labels[0]]]
+  for label in compared.labels[1:]:
+    cells[0] += [label, "change  [95 %]" if ends else "change"]
+  for row in compared.tasks:
+    name = f"{row['name']} *" if row["held_out"] else row["name"]
+    line = [name, row["metric"], str(row["n"]), str(len(row["templates"]))]
+    cells.append(line + _side_by_side(row["scores"], ends))
+  for group in compared.groups:
+    count = len(group["tasks"])
+    tasks = f"{count} task{'s' if count > 1 else ''}"
+    cells.append([group["name"], tasks, "", "", *_side_by_side(group["scores"], ends)])
+  lines = _aligned(cells, right_from=2)
+  split = 1 + len(compared.tasks)
+  lines = [*lines[:split], "", *lines[split:]]
+  if any(row["held_out"] for row in compared.tasks):
+    lines.append("* held out of tuning")
+  if any(score.get("collapsed") for row in compared.tasks for score in row["scores"]):
+    lines.append("c collapsed: nearly always the same answer")
+  if not ends:
+    lines.append("change*: its 95 % interval, which the page and --json tell, has no 0 in it")
+  if compared.notes:
+    lines += ["", *compared.notes]
+  return "\n".join(lines) + "\n"
+
+
+def _side_by_side(scores: Sequence[Mapping[str, Any]], ends: bool) -> list[str]:
+  cells = []
+  for score in scores:
+    mark = " c" if score.get("collapsed") else ""
+    cells.append(f"{score['value']:.3f}{mark}")
+    if "delta" in score:
+      low, high = score["delta_interval"]
+      sure = "*" if low > 0 or high < 0 else " "
+      shown = f" {_ends(score['delta_interval'])}" if ends else sure
+      cells.append(f"{score['delta']:+.3f}{shown}")
+  return cells
+
+
+def explained_table(explained: Explained) -> str:
+  """The ladder with the parts of the change on each rung, and below it every task."""
+  heads = ["", "before", "after", *(f"{part}  [95 %]" for part in PARTS), "AUC"]
+  cells, flipped = [[*heads, "flips + -"]], {rung: [0, 0] for rung in LADDER}
+  for row in explained.tasks:
+    for place, to in enumerate(("right", "wrong")):
+      flipped[row["rung"]][place] += row["flips"][to]
+  for mean in explained.ladder:
+    up, down = flipped[mean["rung"]]
+    cells.append([mean["rung"], *_parts(mean), "", f"{up} {down}"])
+    for row in (each for each in explained.tasks if each["rung"] == mean["rung"]):
+      flips = f"{row['flips']['right']} {row['flips']['wrong']}"
+      name = f"  {row['name']}" + ("" if row["calibrates"] else " '")
+      cells.append([name, *_parts(row), _change(row["auc_before"], row["auc_after"]), flips])
+  lines = _aligned(cells, right_from=1)
+  if not all(row["calibrates"] for row in explained.tasks):
+    lines.append("' no label prior can be told: texts, or options of each example's own")
+  if explained.native is None:
+    lines.append(
+      "The untuned model was not judged in its own chat format: format is part of the rest."
+    )
+  if explained.notes:
+    lines += ["", *explained.notes]
+  return "\n".join(lines) + "\n"
+
+
+def _parts(row: Mapping[str, Any]) -> list[str]:
+  return [f"{row['before']:.3f}", f"{row['after']:.3f}"] + [
+    f"{row['parts'][part]['value']:+.3f} {_ends(row['parts'][part]['interval'])}" for part in PARTS
+  ]
 
 
 def _task_cells(report: Report) -> list[list[str]]:

@@ -67,7 +67,9 @@ def _made(cls: type) -> Callable[..., Any]:
 
 
 for job in (train, evaluate, follow, prepare, infer, convert, schedule, train_vocabulary):
-  configurable(job, job=True, phased=job in (train, prepare, schedule), rehearsed=job is train)
+  configurable(
+    job, job=True, phased=job in (train, prepare, schedule, evaluate), rehearsed=job is train
+  )
 for source in (
   scratch,
   pretrained,

@@ -31,8 +31,8 @@ class DataPlan:
     bidirectional_inputs: a decoder reads what stands before the first target in both directions, in training
       and wherever the tuned model is asked (a prefix LM).
     seqio_cache: folder, or folders, in which SeqIO's cache job has left the tasks.
-    seed, split, shuffle, renderings, few_shot, few_shot_share, template_choice, window, loss_on: see
-      `flan_jax.data.store.StoreConfig`.
+    seed, split, shuffle, renderings, few_shot, few_shot_share, template_choice, templates_per_dataset, options,
+      window, loss_on: see `flan_jax.data.store.StoreConfig`.
     workers: processes that prepare; None: one a core.
     strict: a dataset whose records cannot be had stops the launch; else it is left out and told.
     prepared: path or URL of a store that is trained on as it is; None: it is looked for in the data
@@ -50,6 +50,8 @@ class DataPlan:
   few_shot: int = 0
   few_shot_share: float = 1.0
   template_choice: Literal["seeded", "round_robin"] = "seeded"
+  templates_per_dataset: int | None = None
+  options: Literal["any", "shown", "hidden"] = "any"
   window: int = 1024
   loss_on: Literal["targets", "everything"] = "targets"
   bidirectional_inputs: bool = False
@@ -92,6 +94,8 @@ class DataPlan:
       self.few_shot,
       self.few_shot_share,
       self.template_choice,
+      self.templates_per_dataset,
+      self.options,
       self.window,
       self.loss_on,
       self.split,

@@ -9,9 +9,10 @@ import jax
 from flan_jax.data.atomic import claimed
 from flan_jax.evaluation import Evaluation
 from flan_jax.jobs.evaluation import EvaluationPlan
+from flan_jax.jobs.launch import current_phase
 from flan_jax.jobs.models import ModelSource
 from flan_jax.jobs.processes import is_first
-from flan_jax.jobs.report import environment, write_report
+from flan_jax.jobs.report import compare_phases, environment, write_report
 from flan_jax.training.partitioning import (
   DEFAULT_RULES,
   Layout,
@@ -37,13 +38,18 @@ def evaluate(
 ) -> None:
   """Scores a model on every task of a plan and writes a report. Run again, it goes on where it was.
 
+  In a launch of several phases each judges a model of its own, in a folder of its own within `out_dir`, and at the
+  end of the last they are compared.
+
   Args:
     out_dir: where the scores and the report are written.
     before: the untuned model, scored on the same prompts and in its native chat format.
     format: "plain" or "chat"; None: the format that the model was tuned in, else plain.
     notes: sentences for the report.
   """
-  run, timers = Path(out_dir), Timers()
+  phase, timers = current_phase(), Timers()
+  run = Path(out_dir) / phase.name
+  scored = Path(out_dir)  # what is asked of the same model in several phases is asked once
   with claimed(run) if is_first() else contextlib.nullcontext(), timers("init"):
     with timers("prepare"):
       evaluation, missing = evaluation.available()
@@ -51,12 +57,17 @@ def evaluate(
     untuned: dict[str, Evaluation] = {}
     if before is not None:
       with timers("evaluate before"):
-        untuned = judge_untuned(evaluation, before, written, _layout(before, mesh, axis_rules), run)
+        layout = _layout(before, mesh, axis_rules)
+        untuned = judge_untuned(evaluation, before, written, layout, scored)
     with timers("evaluate after"):
       layout = _layout(model, mesh, axis_rules)
       params = model.load(layout, jax.random.key(0))
-      after = evaluation.run(model, params, layout, written, run / "evaluation", label=model.origin)
+      after = evaluation.run(
+        model, params, layout, written, scored / "evaluation", label=model.origin
+      )
     write_report(run, after, untuned, (*notes, *not_judged(missing)), environment(timers))
+    if phase.name and not phase.after:
+      compare_phases(Path(out_dir), phase.names)
 
 
 def not_judged(missing: Mapping[str, str]) -> list[str]:

@@ -42,8 +42,9 @@ class EvaluationPlan:
   """Which tasks are scored, on which examples, by which convention.
 
   Attributes:
-    mixture: its datasets can be scored; those of its held-out clusters are told apart.
-    trained_on: datasets of those clusters that training sees all the same; they are told as trained on.
+    mixture: its datasets can be scored; those of its held-out clusters are told apart. Of a model that was tuned
+      here it is known what it was tuned on, and that is told instead.
+    trained_on: datasets of those clusters that training sees all the same, or others of their cluster.
     tasks: dataset -> names of templates, () for all; None scores every dataset of the mixture.
     lengths: tokens of a prompt, without what a chat template writes around it, and of an answer:
       {"inputs": I, "targets": T}.
@@ -156,10 +157,12 @@ class EvaluationPlan:
     lengths = {"inputs": room, "targets": self.lengths["targets"]}
     return Encoder(source.vocabulary, format, source.model.layout, lengths)
 
-  def prepare(self, encoder: Encoder) -> list[PreparedTask]:
-    """The tasks as ids."""
+  def prepare(self, encoder: Encoder, trained_on: Mapping[str, str]) -> list[PreparedTask]:
+    """The tasks as ids, for a model that was tuned on datasets of those clusters."""
     return [
-      prepare_task(task, encoder, data_home(), content_free=self.scoring == "contextual")
+      prepare_task(
+        _placed(task, trained_on), encoder, data_home(), content_free=self.scoring == "contextual"
+      )
       for task in self.evaluation_tasks()
     ]
 
@@ -181,7 +184,7 @@ class EvaluationPlan:
       fingerprint: of `params`, where they are not what `source.load` gives.
     """
     encoder = self.encoder(source, format)
-    tasks = self.prepare(encoder)
+    tasks = self.prepare(encoder, source.trained_on)
     kind = format.as_dict()["kind"]
     with tqdm(
       desc=f"{label}, {kind}",
@@ -211,3 +214,12 @@ class EvaluationPlan:
         layout=layout,
         progress=show,
       )
+
+
+def _placed(task: EvaluationTask, trained_on: Mapping[str, str]) -> EvaluationTask:
+  """How far a task is from what a model was tuned on, where that is known."""
+  if not trained_on:
+    return task
+  held_out = task.dataset not in trained_on
+  known_cluster = dataset_spec(task.dataset).cluster in trained_on.values()
+  return replace(task, held_out=held_out, trained_cluster=held_out and known_cluster)

@@ -59,6 +59,7 @@ class Phase:
   Attributes:
     name: "" for a launch without phases.
     before, after: the names of the phases beside it; "" where there is none.
+    names: of all phases, in order.
     texts: gin statements of the whole launch.
     own: the names of the settings that are of this phase alone.
     rehearsal: the job is to go as far as it can without beginning its work.
@@ -69,6 +70,7 @@ class Phase:
   name: str = ""
   before: str = ""
   after: str = ""
+  names: tuple[str, ...] = ()
   texts: tuple[str, ...] = ()
   own: tuple[str, ...] = ()
   rehearsal: bool = False
@@ -115,7 +117,12 @@ def configure(job: str, files: Sequence[str], bindings: Sequence[str]) -> list[P
     return [Phase(texts=texts)]
   return [
     Phase(
-      name, before, after, texts, tuple({s.setting: None for s in statements if s.scope == name})
+      name,
+      before,
+      after,
+      names,
+      texts,
+      tuple({s.setting: None for s in statements if s.scope == name}),
     )
     for before, name, after in zip(("", *names), names, (*names[1:], ""), strict=False)
   ]

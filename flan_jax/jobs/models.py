@@ -62,6 +62,7 @@ class ModelSource:
     lora: adapters to train in place of the parameters, which stay frozen; None: train them all.
     trained: the adapters that `load` merges.
     generation: how its publisher has it generate, in the words of transformers.
+    trained_on: the datasets that it was tuned on here, each with its cluster; {} where nothing is known.
   """
 
   origin: str
@@ -74,6 +75,7 @@ class ModelSource:
   lora: Lora | None = None
   trained: "TrainedAdapters | None" = None
   generation: Mapping[str, Any] = field(default_factory=dict)
+  trained_on: Mapping[str, str] = field(default_factory=dict)
 
   def __post_init__(self) -> None:
     rows, words = self.model.config.vocab_size, self.vocabulary.size
@@ -274,6 +276,7 @@ def tuned(
     reopened_by=("tuned", settings),
     trained=TrainedAdapters(lora, base, saved) if lora and base else None,
     generation=about.generation,
+    trained_on=about.trained_on,
   )
 
 
@@ -318,6 +321,7 @@ def continued(source: ModelSource, run_dir: Path) -> ModelSource:
     load=before.load,
     fingerprint=before.fingerprint,
     reopened_by=before.reopened_by,
+    trained_on=before.trained_on,
   )
 
 
@@ -363,6 +367,7 @@ def describe_model(source: ModelSource, format: Format, run_dir: Path) -> None:
     "bidirectional_inputs": source.model.bidirectional_inputs,
     "format": format.as_dict(),
     "generation": dict(source.generation),
+    "trained_on": dict(source.trained_on),
   }
   if source.lora and source.reopened_by:
     opener, settings = source.reopened_by
@@ -392,6 +397,7 @@ class _Description(NamedTuple):
   lora: LoraConfig | None
   base: dict[str, Any] | None
   generation: dict[str, Any]
+  trained_on: dict[str, str]
 
   @classmethod
   def read(cls, run_dir: Path) -> "_Description":
@@ -412,6 +418,7 @@ class _Description(NamedTuple):
         lora and LoraConfig(**lora),
         lora and {name: base[name] for name in ("from", "settings", "fingerprint")},
         about.get("generation", {}),
+        about.get("trained_on", {}),
       )
     except (ValueError, LookupError, TypeError, AttributeError) as error:
       raise CheckpointError(

@@ -6,14 +6,24 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from flan_jax.data.atomic import write_whole
-from flan_jax.evaluation import Evaluation, build_report, terminal_table, write_html
+from flan_jax.errors import EvaluationError
+from flan_jax.evaluation import (
+  Evaluation,
+  build_report,
+  compare,
+  compared_table,
+  read_several,
+  terminal_table,
+  write_html,
+)
+from flan_jax.evaluation.comparison_page import write_comparison
 from flan_jax.jobs.processes import is_first
 from flan_jax.training.timers import Timers
 
@@ -75,3 +85,24 @@ def write_report(
   seconds = ", ".join(f"{kind} {taken:.0f} s" for kind, taken in facts["seconds"].items())
   print(f"{seconds}; peak memory {facts['peak_memory_gb']:.1f} GB")
   print(f"report: {directory / 'report.html'}")
+
+
+def compare_phases(directory: Path, phases: Sequence[str]) -> None:
+  """Writes comparison.json and comparison.html of what several phases were judged on, and prints the table.
+
+  Process 0 does; what was not judged on the same is not compared, and that is told.
+  """
+  judged = {
+    name: directory / name for name in phases if (directory / name / "report.json").is_file()
+  }
+  if not is_first() or len(judged) < 2:
+    return
+  try:
+    compared = compare(read_several(judged))
+  except EvaluationError as error:
+    print(f"the phases are not compared: {error}", file=sys.stderr)
+    return
+  write_whole(directory / "comparison.json", [json.dumps(compared.as_json(), indent=2), "\n"])
+  write_comparison(compared, directory / "comparison.html")
+  print(compared_table(compared))
+  print(f"comparison: {directory / 'comparison.html'}")

@@ -17,6 +17,7 @@ from flan_jax.checkpoints import Checkpoints
 from flan_jax.data.atomic import check_local, claimed, write_whole
 from flan_jax.data.batches import Batches
 from flan_jax.data.encode import check_layout, row_capacities
+from flan_jax.data.mixtures import is_known
 from flan_jax.data.store import Store
 from flan_jax.data.told import told_rows
 from flan_jax.errors import ConfigError
@@ -37,7 +38,12 @@ from flan_jax.jobs.models import (
 from flan_jax.jobs.optimizer import Optimizer
 from flan_jax.jobs.preflight import check_same
 from flan_jax.jobs.processes import is_first, watchdog_of
-from flan_jax.jobs.report import environment, write_environment, write_report
+from flan_jax.jobs.report import (
+  compare_phases,
+  environment,
+  write_environment,
+  write_report,
+)
 from flan_jax.jobs.schedule import schedule
 from flan_jax.training.averages import averaged_params
 from flan_jax.training.config import TrainerConfig
@@ -102,11 +108,13 @@ def train(
   profile_steps: tuple[int, int] | None = None,
   wandb: str | None = None,
   watchdog: WatchdogConfig = WatchdogConfig(),
+  from_phase_before: bool = True,
 ) -> bool | ModelSource:
   """Tunes a model. The same command again goes on where it was.
 
   In a launch of several phases each is a run of its own, in a folder of its own within `run_dir`, and
-  begins with the parameters that the phase before it left.
+  begins with the parameters that the phase before it left, or with those of `model`. What was judged in several
+  phases is compared at the end of the last.
 
   Args:
     run_dir: where everything of this run is written.
@@ -137,17 +145,19 @@ def train(
     profile_steps: first and last step, counted from 1, that are traced for XProf (`profile/`).
     wandb: a project of Weights & Biases that is told what the log is.
     watchdog: how often to say where the processes are, and how long a step may take.
+    from_phase_before: False: each phase begins with `model`, to see what its settings do.
 
   Returns:
     Whether it came to its end; False: SIGTERM came while it trained. In a rehearsal, the model.
   """
   run, timers, phase = _folder(run_dir), Timers(), current_phase()
-  if phase.after:
+  if phase.after and from_phase_before:
     _check_after(run, steps, patience, run.parent / phase.after)
-  if phase.before and not phase.rehearsal:
-    model = continued(model, run.parent / phase.before)
-  elif phase.before:
-    check_continues(model, phase.rehearsed_before)
+  if phase.before and from_phase_before:
+    if phase.rehearsal:
+      check_continues(model, phase.rehearsed_before)
+    else:
+      model = continued(model, run.parent / phase.before)
   lora = model.lora
   layout = make_layout(model.model, make_mesh(mesh), axis_rules)
   check_kernels(model.model, layout.mesh)
@@ -244,12 +254,15 @@ def train(
     before = {}
     if evaluation is not None:
       with timers("evaluate"):
-        before = judge_untuned(evaluation, model, made.written, layout, run)
+        scored = run.parent if phase.name else run
+        before = judge_untuned(evaluation, model, made.written, layout, scored)
     base = model.load(layout, jax.random.key(seed)) if lora else None
     result = trainer.run(frozen=base)
     _save_config(run)
     if not result.terminated:
       made.report(result, before, base)
+      if phase.name and not phase.after:
+        compare_phases(run.parent, phase.names)
   return not result.terminated
 
 
@@ -269,8 +282,12 @@ class _Run:
 
   @property
   def tuned(self) -> ModelSource:
-    """The model as it reads what is trained on."""
-    return self.data.read_by(self.model)
+    """The model as it reads what is trained on, and knows it."""
+    source = self.data.read_by(self.model)
+    if not is_known(self.data.mixture):  # SeqIO's tasks have names and clusters of their own
+      return source
+    seen = {task.name: task.cluster for task in self.store.tasks}
+    return dataclasses.replace(source, trained_on={**source.trained_on, **seen})
 
   @property
   def written(self) -> Format:

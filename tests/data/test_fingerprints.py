@@ -196,6 +196,8 @@ MATTERS = {
   "few_shot": lambda p: p.change(few_shot=1),
   "few_shot_share": lambda p: p.change(few_shot=1, few_shot_share=0.5),
   "template_choice": lambda p: p.change(template_choice="round_robin"),
+  "templates_per_dataset": lambda p: p.change(templates_per_dataset=1),
+  "options": lambda p: p.change(options="hidden"),
   "window": lambda p: p.change(window=33),
   "split": lambda p: p.change(split="validation"),
   "shuffle": lambda p: p.change(shuffle=False),

@@ -4,8 +4,9 @@ from collections import Counter
 
 import pytest
 
+from flan_jax.data.library import dataset_spec
 from flan_jax.data.records import load_records
-from flan_jax.data.rendering import DatasetDraws
+from flan_jax.data.rendering import DatasetDraws, some_templates
 from flan_jax.errors import RecordError
 from flan_jax.prompting import read_dataset
 
@@ -60,3 +61,25 @@ def test_a_record_that_no_template_is_for_is_an_error(draws):
     if record["label"] == 0:
       with pytest.raises(RecordError, match="'rewrite' does not give one input and one target"):
         drawn.render(example, 0)
+
+
+@pytest.mark.parametrize("seed", (0, 1))
+def test_fewer_templates_are_among_more_and_options_are_told_apart(seed):
+  spec = dataset_spec("bbc_news")
+  names = [{t.name for t in some_templates(spec, k, "any", seed).templates} for k in (1, 2, 4, 99)]
+  assert [len(each) for each in names] == [1, 2, 4, 8] and names[3] == {
+    t.name for t in spec.training_templates()
+  }
+  assert names[0] < names[1] < names[2] < names[3]
+  shown, hidden = (some_templates(spec, None, how, seed) for how in ("shown", "hidden"))
+  assert all(t.styles != ("none",) for t in shown.templates)
+  assert all(t.styles == ("none",) for t in hidden.templates)
+  assert {t.name for t in (*shown.templates, *hidden.templates)} == names[3]
+  assert some_templates(spec, 1, "hidden", seed).templates[0] in hidden.templates
+  free = dataset_spec("nq_open")
+  assert some_templates(free, None, "hidden", seed).templates == free.training_templates()
+
+
+def test_the_one_template_of_another_seed_is_another_one():
+  spec = dataset_spec("bbc_news")
+  assert len({some_templates(spec, 1, "any", seed).templates[0].name for seed in range(8)}) > 2
