@@ -74,7 +74,7 @@ def two(tmp_path):
   yield start
   for process in running:
     process.kill()
-    process.wait()
+    process.communicate()
 
 
 @pytest.mark.scale

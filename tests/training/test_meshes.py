@@ -133,5 +133,6 @@ def name_of(case):
 @pytest.mark.parametrize("case", list(cases()), ids=name_of)
 def test_the_curve_is_that_of_one_device(case, alone, tmp_path):
   losses = curve(case, tmp_path)
-  assert len(losses) == STEPS + (0 if case.lora else 2) and losses[STEPS - 1] < losses[0]
+  assert len(losses) == STEPS + (0 if case.lora else 2)
+  assert losses[28] < losses[0]  # the same batch, four times round
   np.testing.assert_allclose(losses, alone(case.alone), rtol=1e-5)
