@@ -348,6 +348,7 @@ def _task_result(
     prepared.unfit,
     tuple(results[template.name] for template in prepared.templates),
     task.trained_cluster,
+    task.overlap,
   )
 
 

@@ -166,6 +166,7 @@ def task_row(comparison: Comparison, scoring: str, *, seed: int, resamples: int)
     "cluster": after.cluster,
     "held_out": after.held_out,
     "trained_cluster": after.trained_cluster,
+    "overlap": after.overlap,
     "templates": [template.template for template in after.templates],
     "metric": after.metric,
     "n": len(after.indices),
@@ -368,6 +369,11 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
       f"label has more than {COLLAPSED_ABOVE:.0%} of the predictions)."
     )
   for row in rows:
+    if row["overlap"]:
+      remarks.append(
+        f"{row['name']}: {row['overlap']:.1%} of its {row['draw']['split']} split has text in common with what was "
+        "trained on."
+      )
     if row["draw"]["unfit"]:
       remarks.append(
         f"{row['name']}: {len(row['draw']['unfit'])} of the drawn examples fit no row and are left "

@@ -256,6 +256,7 @@ class TaskResult:
     unfit: indices of drawn examples that no row was long enough for under some template; they are
       left out under all of them.
     trained_cluster: held out itself, while other datasets of its cluster were trained on.
+    overlap: the share of its split that has text in common with what was trained on; None: nobody looked.
   """
 
   name: str
@@ -268,6 +269,7 @@ class TaskResult:
   unfit: tuple[int, ...]
   templates: tuple[TemplateResult, ...]
   trained_cluster: bool = False
+  overlap: float | None = None
 
   @property
   def metric(self) -> str:

@@ -109,6 +109,7 @@ def _task(
     tuple(draw["unfit"]),
     tuple(templates),
     row["trained_cluster"],
+    row["overlap"],
   )
 
 

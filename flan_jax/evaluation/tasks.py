@@ -45,6 +45,7 @@ class EvaluationTask:
     shots: exemplars from the training split before each query, never of the query's group or asking the same.
     held_out: the model was not tuned on this dataset.
     trained_cluster: but on others of its cluster.
+    overlap: the share of the split that has text in common with what was trained on; None: nobody looked.
     unfit: what to do with an example that no shortening makes fit: "error", or "count" it in the
       report and leave it out under every template.
   """
@@ -57,6 +58,7 @@ class EvaluationTask:
   shots: int = 0
   held_out: bool = False
   trained_cluster: bool = False
+  overlap: float | None = None
   unfit: Literal["error", "count"] = "error"
 
   def __post_init__(self) -> None:

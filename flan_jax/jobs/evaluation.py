@@ -1,5 +1,6 @@
 """What is scored zero-shot, and how: the part of a launch that `train` and `evaluate` share."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,6 +54,7 @@ class EvaluationPlan:
     scoring: the primary convention: t0, lm_eval, lm_eval_norm, per_token, pmi, contextual.
     native_chat: score the untuned model in its own chat format as well.
     batch_tokens: tokens of one forward pass.
+    contamination: what `flan-jax contamination --out` wrote, to be told beside the scores.
     strict: a dataset whose records cannot be had stops the launch; else it is left out and told.
   """
 
@@ -67,6 +69,7 @@ class EvaluationPlan:
   scoring: str = "t0"
   native_chat: bool = True
   batch_tokens: int = 2048
+  contamination: str | None = None
   strict: bool = False
 
   def __post_init__(self) -> None:
@@ -97,6 +100,10 @@ class EvaluationPlan:
     )
     mixture = get_mixture(self.mixture)
     trained, held_out = training_datasets(mixture), held_out_datasets(mixture)
+    overlaps = _overlaps(self.contamination) if self.contamination is not None else {}
+    split_of = {
+      name: self.split or dataset_spec(name).evaluation_split for name in (*trained, *held_out)
+    }
     tasks = dict.fromkeys([*trained, *held_out], ()) if self.tasks is None else self.tasks
     for name in (*tasks, *self.trained_on):
       if name not in (*trained, *held_out):
@@ -104,12 +111,13 @@ class EvaluationPlan:
     return [
       EvaluationTask(
         name,
-        split=self.split or dataset_spec(name).evaluation_split,
+        split=split_of[name],
         templates=tuple(tasks[name]),
         examples=self.examples,
         seed=self.seed,
         shots=self.shots,
         held_out=name in held_out and name not in self.trained_on,
+        overlap=overlaps.get((name, split_of[name])),
         unfit="count",
       )
       for name in (*trained, *held_out)
@@ -214,6 +222,20 @@ class EvaluationPlan:
         layout=layout,
         progress=show,
       )
+
+
+def _overlaps(path: str) -> dict[tuple[str, str], float]:
+  """Of each split that was compared, the share that stands in what is trained on."""
+  try:
+    found = json.loads(Path(path).read_text(encoding="utf-8"))["evaluated"]
+    return {
+      (each["dataset"], each["split"]): each["overlapping"] / max(each["examples"], 1)
+      for each in found
+    }
+  except (OSError, ValueError, LookupError, TypeError) as error:
+    raise ConfigError(
+      f"evaluation.contamination={path!r} is not what `flan-jax contamination --out` writes ({error!r})."
+    ) from error
 
 
 def _placed(task: EvaluationTask, trained_on: Mapping[str, str]) -> EvaluationTask:

@@ -101,8 +101,14 @@ def test_what_was_asked_otherwise_is_refused_by_name():
 
 def test_a_folder_gives_back_what_was_written(tmp_path):
   before, after = judged(0.5, movies=0.6), judged(0.7, movies=0.5)
+  first, second = after.tasks
+  first, second = replace(first, overlap=0.25), replace(second, trained_cluster=True)
+  after = replace(after, tasks=(first, second))
   chat = replace(judged(0.6, movies=0.6), format="chat")
   report = build_report(after, before, chat, **SEEDED)
+  assert report.notes == [
+    "topic: 25.0% of its test split has text in common with what was trained on."
+  ]
   report.write(tmp_path)
   found = read_evaluations(tmp_path)
   assert list(found) == ["after", "before", "baseline"]
