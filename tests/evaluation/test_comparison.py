@@ -100,11 +100,14 @@ def test_what_was_asked_otherwise_is_refused_by_name():
 
 
 def test_a_folder_gives_back_what_was_written(tmp_path):
-  before, after = judged(0.5, movies=0.6), judged(0.7, movies=0.5)
-  first, second = after.tasks
-  first, second = replace(first, overlap=0.25), replace(second, trained_cluster=True)
-  after = replace(after, tasks=(first, second))
-  chat = replace(judged(0.6, movies=0.6), format="chat")
+  def standing(found: Evaluation) -> Evaluation:
+    first, second = found.tasks
+    return replace(
+      found, tasks=(replace(first, overlap=0.25), replace(second, trained_cluster=True))
+    )
+
+  before, after = standing(judged(0.5, movies=0.6)), standing(judged(0.7, movies=0.5))
+  chat = replace(standing(judged(0.6, movies=0.6)), format="chat")
   report = build_report(after, before, chat, **SEEDED)
   assert report.notes == [
     "topic: 25.0% of its test split has text in common with what was trained on."
