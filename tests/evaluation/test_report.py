@@ -158,6 +158,15 @@ def test_calibrated_accuracy_sees_through_a_prior():
   assert row["top_label_share_after"] == 1.0
 
 
+def test_calibration_error_is_of_the_shares_of_the_options():
+  row = row_of(right_on(0.5), right_on(0.9))
+  sure = 1 / (1 + np.exp(-1.0))
+  assert row["ece_before"] == pytest.approx(sure - 0.5)
+  assert row["ece_after"] == pytest.approx(0.9 - sure)
+  report = build_report(evaluation(written(["a", "b"], ["a", "c"])), resamples=10)
+  assert report.tasks[0]["ece_after"] is None
+
+
 def test_templates_are_reported_one_by_one_and_as_median_and_quartiles():
   after = [
     template(n, right_on(s), GOLDS, n == "c") for n, s in zip("abc", (0.5, 0.6, 0.9), strict=True)
@@ -284,6 +293,8 @@ def test_macro_averages_keep_training_and_held_out_apart():
   assert report.macro[-1]["delta"] == pytest.approx(0.3)
   low, high = report.macro[-1]["delta_interval"]
   assert 0 < low < 0.3 < high
+  low, high = report.macro[-1]["before_interval"]
+  assert low < report.macro[-1]["before"] < high
 
 
 def test_evaluations_of_other_tasks_are_not_compared():
