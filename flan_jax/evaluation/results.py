@@ -122,6 +122,11 @@ class TemplateResult:
       return self.added(scoring, "accuracy")[:, 0]
     return self.value_of(self.metric)(self.added(scoring, self.metric), np.ones(len(self.examples)))
 
+  @property
+  def ranks(self) -> bool:
+    """Whether options are ranked."""
+    return self.metric in RANKED_METRICS
+
   def confidences(self, scoring: str) -> np.ndarray:
     """How sure each choice among options is, `[N]`."""
     known = [example.scores.by(scoring) for example in self.examples if example.scores]

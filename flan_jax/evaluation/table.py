@@ -90,7 +90,8 @@ def explained_table(explained: Explained) -> str:
 
 def _parts(row: Mapping[str, Any]) -> list[str]:
   return [f"{row['before']:.3f}", f"{row['after']:.3f}"] + [
-    f"{row['parts'][part]['value']:+.3f} {in_brackets(row['parts'][part]['interval'])}" for part in PARTS
+    f"{row['parts'][part]['value']:+.3f} {in_brackets(row['parts'][part]['interval'])}"
+    for part in PARTS
   ]
 
 
