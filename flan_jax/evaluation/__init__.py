@@ -4,6 +4,7 @@ from flan_jax.evaluation.comparison import Compared, compare
 from flan_jax.evaluation.evaluator import Progress, evaluate
 from flan_jax.evaluation.explanation import Explained, explain
 from flan_jax.evaluation.html import write_html
+from flan_jax.evaluation.markdown import write_markdown
 from flan_jax.evaluation.rank_classification import (
   CONVENTIONS,
   OptionScores,
@@ -45,4 +46,5 @@ __all__ = [
   "score_options",
   "terminal_table",
   "write_html",
+  "write_markdown",
 ]

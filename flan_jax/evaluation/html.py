@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flan_jax.data.atomic import write_whole
-from flan_jax.evaluation import charts
+from flan_jax.evaluation import charts, confusion, example_browser_page, task_charts
+from flan_jax.evaluation.calibration import report_reliability
+from flan_jax.evaluation.example_browser import example_browser
 from flan_jax.evaluation.report import Report
-from flan_jax.evaluation.results import ScoredExample
 from flan_jax.training.timers import goodput
 from flan_jax.web_page import definitions, page
 
-_SHOWN_EXAMPLES = 8
-_SHOWN_OPTIONS = 8
 _SHOWN_CHARACTERS = 1200
 
 
@@ -52,7 +51,8 @@ def write_course(
   Raises:
     StorageError: the disk refused.
   """
-  figures = "".join(_figures(course_of(run_dir, judged)))
+  parts = _course_sections(course_of(run_dir, judged))
+  figures = "".join(f"<h2>{head}</h2>{figure}" for head, figure in parts)
   body = f"<h1>{escape(title)}</h1>{figures}{_notes(notes)}"
   write_whole(Path(path), [page(title, body, _STYLE)])
 
@@ -79,7 +79,18 @@ class Course(NamedTuple):
 
 def html_page(report: Report, title: str, course: Course | None = None) -> str:
   """The page as text."""
-  return page(title, "\n".join(_sections(report, title, course or Course())), _STYLE)
+  sections = dict(_sections(report, course or Course()))
+  links = (f'<a href="#{_anchor(head)}">{head}</a>' for head in sections)
+  body = [
+    _head(report, title),
+    f'<nav aria-label="Sections">{" ".join(links)}</nav>',
+    *(
+      f'<section id="{_anchor(head)}"><h2>{head}</h2>{text}</section>'
+      for head, text in sections.items()
+    ),
+  ]
+  style = _STYLE + confusion.STYLE + example_browser_page.STYLE
+  return page(title, "\n".join(body), style, example_browser_page.SCRIPT)
 
 
 def course_of(run_dir: Path | str, judged: Path | str | None = None) -> Course:
@@ -100,35 +111,61 @@ def course_of(run_dir: Path | str, judged: Path | str | None = None) -> Course:
   return Course(training, held_out, means, time["seconds"] if time else {})
 
 
-def _figures(course: Course) -> Iterator[str]:
+def _course_sections(course: Course) -> Iterator[tuple[str, str]]:
   if course.training:
-    yield "<h2>Training loss</h2>"
-    yield _figure(charts.loss_curve(course.training, course.held_out))
+    yield "Training loss", _figure(charts.loss_curve(course.training, course.held_out))
   if course.means:
-    yield "<h2>Judged meanwhile</h2>" + _figure(charts.means_by_step(course.means))
+    yield "Judged meanwhile", _figure(charts.means_by_step(course.means))
   if course.seconds:
-    yield "<h2>Where the time went</h2>" + _figure(charts.time_bars(course.seconds))
+    yield "Where the time went", _figure(charts.time_bars(course.seconds))
 
 
-def _sections(report: Report, title: str, course: Course) -> Iterator[str]:
+def _head(report: Report, title: str) -> str:
   after = report.evaluations["after"]
-  yield f"<h1>{escape(title)}</h1>"
-  yield (
-    f'<p class="lead">{escape(after.checkpoint)}, read as {escape(after.format)} prompts, scored '
-    f"by <code>{escape(report.scoring)}</code>.</p>"
+  return (
+    f'<h1>{escape(title)}</h1><p class="lead">{escape(after.checkpoint)}, read as '
+    f"{escape(after.format)} prompts, scored by <code>{escape(report.scoring)}</code>.</p>"
+    f"{_cards(report)}{_notes(report.notes)}"
   )
-  yield _cards(report)
-  yield _notes(report.notes)
+
+
+def _sections(report: Report, course: Course) -> Iterator[tuple[str, str]]:
+  """Headings, and what stands below each."""
   rows = sorted(report.tasks, key=lambda row: row["held_out"])
-  yield "<h2>Tasks</h2>" + _legend(report)
-  yield _figure(charts.task_bars(rows))
-  yield _table(report, rows)
-  yield "<h2>Spread over templates</h2>" + _legend(report)
-  yield _figure(charts.template_spread(rows))
-  yield from _figures(course)
-  yield "<h2>Examples</h2><p>The first drawn example of each task, under its first template.</p>"
-  yield from _examples(report)
-  yield "<h2>How it was run</h2>" + _definitions(_flat(report.environment))
+  legend, roles = _legend(report), _legend(report, of_tasks=False)
+  yield "Clusters", roles + _figure(task_charts.macro_bars(report.macro))
+  yield "Tasks", legend + _figure(task_charts.task_bars(rows)) + _table(report, rows)
+  yield "Spread over templates", legend + _figure(task_charts.template_spread(rows))
+  if report.compares:
+    yield "Before and after", _SCATTER_LEGEND + _figure(task_charts.before_after(rows))
+  curves = report_reliability(report)
+  if curves:
+    figure = _figure(task_charts.reliability_curves(curves))
+    yield "Calibration", f"{_calibration_errors(report)}{roles}{figure}"
+  tables = confusion.confusion_tables(report)
+  if tables:
+    yield "Confusion", _CONFUSION_LEGEND + tables
+  yield from _course_sections(course)
+  yield "Examples", example_browser(report)
+  yield "How it was run", _definitions(_flat(report.environment))
+
+
+def _anchor(head: str) -> str:
+  return head.lower().replace(" ", "-")
+
+
+def _calibration_errors(report: Report) -> str:
+  """The errors of the tasks, averaged; those of the curve would let one task make up for another."""
+  told = []
+  for role in ("before", "after"):
+    errors = [row[f"ece_{role}"] for row in report.tasks if row[f"ece_{role}"] is not None]
+    if errors:
+      told.append(f"<b>{sum(errors) / len(errors):.3f}</b> {role}")
+  return (
+    f'<p class="legend">Expected calibration error, the mean of the ranked tasks: {", ".join(told)}. '
+    "Confidence is the chosen option's share in the softmax of the scores; every task weighs the "
+    "same, and a larger point has more of the answers.</p>"
+  )
 
 
 def _cards(report: Report) -> str:
@@ -149,14 +186,14 @@ def _cards(report: Report) -> str:
   return '<div class="cards">' + "".join(cards) + "</div>"
 
 
-def _legend(report: Report) -> str:
+def _legend(report: Report, of_tasks: bool = True) -> str:
   keys = ['<span class="key after"></span>after']
   if report.compares:
     both = " (the better of two formats)" if "baseline" in report.evaluations else ""
     keys.insert(0, f'<span class="key before"></span>before{both}')
-  if any(row["collapsed"] for row in report.tasks):
+  if of_tasks and any(row["collapsed"] for row in report.tasks):
     keys.append('<span class="key collapsed"></span>collapsed')
-  if any(row["held_out"] for row in report.tasks):
+  if of_tasks and any(row["held_out"] for row in report.tasks):
     keys.append("* held out of tuning")
   return '<p class="legend">' + "".join(f"<span>{key}</span> " for key in keys) + "</p>"
 
@@ -171,7 +208,7 @@ def _table(report: Report, rows: Sequence[Mapping[str, Any]]) -> str:
     heads += ["before", "after", "change [95 %]", "verdict"]
   else:
     heads += ["value [95 %]", "collapsed"]
-  heads += ["majority", "random", "balanced", "calibrated", "AUC", "top label"]
+  heads += ["majority", "random", "balanced", "calibrated", "AUC", "ECE", "top label"]
   heads += ["metric", "also", "n", "templates", "cluster"]
   lines = []
   for row in rows:
@@ -188,7 +225,7 @@ def _table(report: Report, rows: Sequence[Mapping[str, Any]]) -> str:
         f"<td>{'yes' if row['collapsed'] else 'no'}</td>"
       )
     cells.append(f"<td>{_number(row['majority'])}</td><td>{_number(row['random'])}</td>")
-    for name in ("balanced_accuracy", "calibrated_accuracy", "auc", "top_label_share"):
+    for name in ("balanced_accuracy", "calibrated_accuracy", "auc", "ece", "top_label_share"):
       cells.append(f"<td>{_change(row[f'{name}_before'], row[f'{name}_after'])}</td>")
     cells.append(f"<td>{escape(row['metric'])}</td><td>{_also(row)}</td><td>{row['n']}</td>")
     cells.append(f"<td>{len(row['templates'])}</td><td>{escape(row['cluster'])}</td>")
@@ -208,36 +245,6 @@ def _also(row: Mapping[str, Any]) -> str:
     change = "" if values["delta"] is None else f", {values['delta']:+.3f}"
     lines.append(f"{escape(metric)} {values['after']:.3f}{change} {_ends(ends)}")
   return "<br>".join(lines)
-
-
-def _examples(report: Report) -> Iterator[str]:
-  after = report.evaluations["after"]
-  before = report.evaluations.get("before")
-  for i, task in enumerate(after.tasks[:_SHOWN_EXAMPLES]):
-    template = task.templates[0]
-    example = template.examples[0]
-    prediction = template.predictions(report.scoring)[0]
-    rows = [("answer", " / ".join(example.golds)), ("after", prediction)]
-    if before is not None:
-      old = before.tasks[i].templates[0]
-      if old.examples and old.examples[0].index == example.index:
-        rows.insert(1, ("before", old.predictions(report.scoring)[0]))
-    yield (
-      f"<details><summary>{escape(task.name)} <small>{escape(template.template)}, example "
-      f"{example.index}</small></summary><pre>{escape(_cut(example.inputs))}</pre>"
-      f"{_option_list(example, report.scoring)}{_definitions(rows)}</details>"
-    )
-
-
-def _option_list(example: ScoredExample, scoring: str) -> str:
-  if example.scores is None:
-    return ""
-  scores = example.scores.by(scoring)
-  shown = list(zip(example.options, scores, strict=True))[:_SHOWN_OPTIONS]
-  items = [(option, f"{score:.2f}") for option, score in shown]
-  if len(scores) > len(shown):
-    items.append((f"and {len(scores) - len(shown)} more", ""))
-  return _definitions(items)
 
 
 def _definitions(pairs: Sequence[tuple[str, Any]]) -> str:
@@ -274,7 +281,20 @@ def _change(before: float | None, after: float | None) -> str:
   return f"{_number(before)} &rarr; {_number(after)}"
 
 
+_SCATTER_LEGEND = """
+<p class="legend"><span><span class="key trained"></span>trained on</span>
+<span><span class="key held_out"></span>held out of tuning</span>
+<span>small: each template</span> <span>dotted: no change</span></p>
+"""
+
+_CONFUSION_LEGEND = """
+<p class="legend">Of the examples with the label of the row, the percentage that was given the label of the column,
+over all templates; n counts each under every template.</p>
+"""
+
 _STYLE = """
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .85rem; margin: 1rem 0; }
+a { color: var(--after); } section { scroll-margin-top: .5rem; }
 .legend { font-size: .85rem; margin: 0; }
 .legend > span { white-space: nowrap; margin-right: 1rem; }
 .cards { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); }
@@ -285,6 +305,8 @@ figure { margin: .5rem 0; max-width: 44rem; } figure svg { width: 100%; height: 
 .key { display: inline-block; width: .8em; height: .8em; margin-right: .3em; border-radius: 2px; }
 .key.before { background: var(--before); } .key.after { background: var(--after); }
 .key.collapsed { background: var(--collapsed); }
+.key.trained { background: var(--muted); border-radius: 50%; }
+.key.held_out { background: var(--after); transform: rotate(45deg) scale(.8); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
 th, td { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid var(--grid);
   white-space: nowrap; font-variant-numeric: tabular-nums; }

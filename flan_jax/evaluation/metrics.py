@@ -7,6 +7,7 @@ each example brings its own options.
 
 import collections
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -74,6 +75,53 @@ def log_mean_shares(scores: Float[np.ndarray, "N L"]) -> Float[np.ndarray, " L"]
   log_p = _log_shares(scores)
   top = log_p.max(axis=0)
   return top + np.log(np.exp(log_p - top).mean(axis=0))
+
+
+class Reliability(NamedTuple):
+  """Confidence beside accuracy, in bins of equal width that hold something, the least sure first.
+
+  Attributes:
+    share: of the examples (or of their weight) in each bin.
+    confidence, accuracy: the mean in each bin.
+  """
+
+  share: Float[np.ndarray, " B"]
+  confidence: Float[np.ndarray, " B"]
+  accuracy: Float[np.ndarray, " B"]
+
+  @property
+  def expected_calibration_error(self) -> float:
+    """How far confidence and accuracy of a bin lie apart, by its share (Guo et al. 2017)."""
+    return float((self.share * np.abs(self.accuracy - self.confidence)).sum())
+
+
+def reliability(
+  confidence: ArrayLike, correct: ArrayLike, weights: ArrayLike | None = None, bins: int = 10
+) -> Reliability:
+  """What is right among the answers of about the same confidence.
+
+  Args:
+    confidence: from 0 to 1; a bin takes its upper edge and not its lower one.
+    correct: 0 or 1.
+    weights: of the examples. Default: all the same.
+  """
+  sure = np.asarray(confidence, np.float64)
+  weight = np.ones_like(sure) if weights is None else np.asarray(weights, np.float64)
+  place = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], sure)
+  whole, of_confidence, of_correct = (
+    np.bincount(place, weight * values, minlength=bins)
+    for values in (1.0, sure, np.asarray(correct, np.float64))
+  )
+  held = whole > 0
+  return Reliability(
+    whole[held] / whole.sum(), of_confidence[held] / whole[held], of_correct[held] / whole[held]
+  )
+
+
+def largest_share(scores: ArrayLike) -> float:
+  """How sure a choice is: the softmax of the chosen option's score, the highest, among all."""
+  values = np.asarray(scores, np.float64)
+  return float(1 / np.exp(values - values.max()).sum())
 
 
 def top_label_share(predictions: Sequence[Hashable]) -> float:

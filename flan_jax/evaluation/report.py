@@ -34,6 +34,7 @@ class Report:
     notes: sentences a reader should know.
     environment: versions, seconds, memory, seeds, fingerprints.
     evaluations: "after", and "before" and "baseline" where there are any.
+    comparisons: what each row of `tasks` is of.
   """
 
   tasks: list[dict[str, Any]]
@@ -42,6 +43,7 @@ class Report:
   notes: list[str]
   environment: dict[str, Any]
   evaluations: Mapping[str, Evaluation] = field(repr=False)
+  comparisons: Sequence["Comparison"] = field(repr=False, default=())
 
   @property
   def compares(self) -> bool:
@@ -120,6 +122,7 @@ def build_report(
     [*notes, *_remarks(rows)],
     {**(environment or {}), "bootstrap": bootstrap},
     evaluations,
+    comparisons,
   )
 
 
@@ -179,7 +182,7 @@ def task_row(comparison: Comparison, scoring: str, *, seed: int, resamples: int)
     "collapsed": collapsed,
   }
   row["verdict"] = verdict(collapsed, row["delta_interval"])
-  for name in ("auc", "balanced_accuracy", "calibrated_accuracy", "top_label_share"):
+  for name in ("auc", "balanced_accuracy", "calibrated_accuracy", "top_label_share", "ece"):
     row[f"{name}_before"] = median_of([getattr(summary, name) for summary in old])
     row[f"{name}_after"] = median_of([getattr(summary, name) for summary in summaries])
   row["by_scoring"] = {
@@ -340,6 +343,7 @@ def _macro_row(
     "name": name,
     "tasks": [row["name"] for row in rows],
     "before": None,
+    "before_interval": None,
     "after": statistics.macro_average(after),
     "after_interval": list(statistics.macro_interval(after, **bootstrap)),
     "delta": None,
@@ -354,6 +358,7 @@ def _macro_row(
       for row, old, new in zip(rows, before, after, strict=True)
     ]
     found["before"] = statistics.macro_average(before)
+    found["before_interval"] = list(statistics.macro_interval(before, **bootstrap))
     found["delta"] = statistics.macro_average(honest) - found["before"]
     found["delta_interval"] = list(statistics.macro_paired_interval(before, honest, **bootstrap))
     found["delta_with_collapsed"] = found["after"] - found["before"]

@@ -122,6 +122,16 @@ class TemplateResult:
       return self.added(scoring, "accuracy")[:, 0]
     return self.value_of(self.metric)(self.added(scoring, self.metric), np.ones(len(self.examples)))
 
+  @property
+  def ranks(self) -> bool:
+    """Whether options are ranked."""
+    return self.metric in RANKED_METRICS
+
+  def confidences(self, scoring: str) -> np.ndarray:
+    """How sure each choice among options is, `[N]`."""
+    known = [example.scores.by(scoring) for example in self.examples if example.scores]
+    return np.array([metrics.largest_share(scores) for scores in known])
+
   def summary(self, scoring: str) -> "TemplateSummary":
     """The numbers of this template."""
     measure, added = self.value_of(self.metric), self.added(scoring, self.metric)
@@ -139,6 +149,9 @@ class TemplateResult:
       top_share,
       **self._without_looking(golds),
       balanced_accuracy=metrics.balanced_accuracy(golds, labels),
+      ece=metrics.reliability(
+        self.confidences(scoring), self.added(scoring, "accuracy")[:, 0]
+      ).expected_calibration_error,
       **self._without_prior(scoring, golds),
     )
 
@@ -233,6 +246,7 @@ class TemplateSummary:
     top_label_share: of the examples, the share with the most predicted label (or written text).
     majority: the metric of always giving the most frequent label.
     random: the metric of a uniform draw among the options.
+    ece: expected calibration error of the softmax over the options' scores.
   """
 
   value: float
@@ -242,6 +256,7 @@ class TemplateSummary:
   balanced_accuracy: float | None = None
   calibrated_accuracy: float | None = None
   auc: float | None = None
+  ece: float | None = None
 
   @property
   def collapsed(self) -> bool:

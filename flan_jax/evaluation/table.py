@@ -57,7 +57,7 @@ def _side_by_side(scores: Sequence[Mapping[str, Any]], ends: bool) -> list[str]:
     if "delta" in score:
       low, high = score["delta_interval"]
       sure = "*" if low > 0 or high < 0 else " "
-      shown = f" {_ends(score['delta_interval'])}" if ends else sure
+      shown = f" {in_brackets(score['delta_interval'])}" if ends else sure
       cells.append(f"{score['delta']:+.3f}{shown}")
   return cells
 
@@ -75,7 +75,7 @@ def explained_table(explained: Explained) -> str:
     for row in (each for each in explained.tasks if each["rung"] == mean["rung"]):
       flips = f"{row['flips']['right']} {row['flips']['wrong']}"
       name = f"  {row['name']}" + ("" if row["calibrates"] else " '")
-      cells.append([name, *_parts(row), _change(row["auc_before"], row["auc_after"]), flips])
+      cells.append([name, *_parts(row), from_to(row["auc_before"], row["auc_after"]), flips])
   lines = _aligned(cells, right_from=1)
   if not all(row["calibrates"] for row in explained.tasks):
     lines.append("' no label prior can be told: texts, or options of each example's own")
@@ -90,7 +90,8 @@ def explained_table(explained: Explained) -> str:
 
 def _parts(row: Mapping[str, Any]) -> list[str]:
   return [f"{row['before']:.3f}", f"{row['after']:.3f}"] + [
-    f"{row['parts'][part]['value']:+.3f} {_ends(row['parts'][part]['interval'])}" for part in PARTS
+    f"{row['parts'][part]['value']:+.3f} {in_brackets(row['parts'][part]['interval'])}"
+    for part in PARTS
   ]
 
 
@@ -104,44 +105,33 @@ def _task_cells(report: Report) -> list[list[str]]:
     name = f"{row['name']} *" if row["held_out"] else row["name"]
     line = [name, row["metric"], str(row["n"]), str(len(row["templates"]))]
     style = "" if row["baseline_format"] in (None, "plain") else f" {row['baseline_format']}"
-    line += _values(report, row, style)
+    line += value_cells(report, row, style)
     line += [
-      _number(row["majority"]),
-      _number(row["random"]),
-      _change(row["auc_before"], row["auc_after"]),
-      _change(row["top_label_share_before"], row["top_label_share_after"]),
+      two_digits(row["majority"]),
+      two_digits(row["random"]),
+      from_to(row["auc_before"], row["auc_after"]),
+      from_to(row["top_label_share_before"], row["top_label_share_after"]),
       row["verdict"] or "",
     ]
     cells.append(line)
-    for metric, values in row["also"].items():
-      cells.append(["", metric, "", "", *_values(report, values), *[""] * 5])
+    for metric, also in row["also"].items():
+      cells.append(["", metric, "", "", *value_cells(report, also), *[""] * 5])
   return cells
 
 
-def _values(report: Report, row: Mapping[str, Any], style: str = "") -> list[str]:
-  """The cells of one metric."""
+def value_cells(report: Report, row: Mapping[str, Any], style: str = "") -> list[str]:
+  """The cells of one metric; `style` names the prompt format of the better baseline."""
   if not report.compares:
-    return [f"{row['after']:.3f} {_ends(row['after_interval'])}"]
-  change = f"{row['delta']:+.3f} {_ends(row['delta_interval'])}"
-  return [f"{row['before']:.3f}{style}", f"{row['after']:.3f}", change]
+    return [f"{row['after']:.3f} {in_brackets(row['after_interval'])}"]
+  gained = f"{row['delta']:+.3f} {in_brackets(row['delta_interval'])}"
+  return [f"{row['before']:.3f}{style}", f"{row['after']:.3f}", gained]
 
 
 def _macro_cells(report: Report) -> list[list[str]]:
   cells = []
   for row in report.macro:
     tasks = f"{len(row['tasks'])} task{'s' if len(row['tasks']) > 1 else ''}"
-    if row["delta"] is None:
-      cells.append([row["name"], tasks, f"{row['after']:.3f} {_ends(row['after_interval'])}"])
-    else:
-      cells.append(
-        [
-          row["name"],
-          tasks,
-          f"{row['before']:.3f}",
-          f"{row['after']:.3f}",
-          f"{row['delta']:+.3f} {_ends(row['delta_interval'])}",
-        ]
-      )
+    cells.append([row["name"], tasks, *value_cells(report, row)])
   if any(row["held_out"] for row in report.tasks):
     cells.append(["* held out of tuning"])
   return cells
@@ -163,15 +153,18 @@ def _aligned(cells: Sequence[Sequence[Any]], right_from: int) -> list[str]:
   return shown
 
 
-def _ends(interval: Sequence[float]) -> str:
+def in_brackets(interval: Sequence[float]) -> str:
+  """An interval in brackets."""
   return f"[{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
-def _number(value: float | None) -> str:
+def two_digits(value: float | None) -> str:
+  """Two digits, or nothing where there is no number."""
   return "" if value is None else f"{value:.2f}"
 
 
-def _change(before: float | None, after: float | None) -> str:
+def from_to(before: float | None, after: float | None) -> str:
+  """From what to what, or what alone."""
   if before is None or after is None:
-    return _number(after)
+    return two_digits(after)
   return f"{before:.2f} > {after:.2f}"

@@ -22,6 +22,7 @@ from flan_jax.evaluation import (
   read_several,
   terminal_table,
   write_html,
+  write_markdown,
 )
 from flan_jax.evaluation.comparison_page import write_comparison
 from flan_jax.jobs.processes import is_first
@@ -67,7 +68,8 @@ def write_report(
   notes: tuple[str, ...],
   facts: Mapping[str, Any],
 ) -> None:
-  """Writes report.json, examples.jsonl and report.html, and prints the table; process 0 does.
+  """Writes report.json, examples.jsonl, report.md and report.html, and prints the table; process 0
+  does.
 
   Args:
     before: the untuned model by format: "plain" (the format of `after`), "chat"; {} where `after`
@@ -80,6 +82,7 @@ def write_report(
     after, before.get("plain"), before.get("chat"), notes=notes, environment=facts
   )
   report.write(directory)
+  write_markdown(report, directory / "report.md")
   write_html(report, directory / "report.html", run_dir=directory)
   print(terminal_table(report))
   seconds = ", ".join(f"{kind} {taken:.0f} s" for kind, taken in facts["seconds"].items())

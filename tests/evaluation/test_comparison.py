@@ -13,7 +13,7 @@ from flan_jax.evaluation.explanation import LADDER, PARTS, explain
 from flan_jax.evaluation.results import Evaluation, TaskResult, TemplateResult
 from flan_jax.evaluation.saved import read_evaluations
 
-from .test_report import GOLDS, evaluation, example, right_on, task, template
+from .known_results import GOLDS, evaluation, example, right_on, task, template
 
 SEEDED = {"resamples": 500}
 

@@ -1,8 +1,6 @@
 """Reports of results whose numbers are known."""
 
-import html.parser
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +8,25 @@ import sacrebleu
 import sklearn.metrics
 
 from flan_jax.errors import StorageError
-from flan_jax.evaluation.html import course_of, html_page, write_html
+from flan_jax.evaluation.html import course_of, html_page
 from flan_jax.evaluation.rank_classification import OptionScores
 from flan_jax.evaluation.report import build_report
-from flan_jax.evaluation.results import Evaluation, ScoredExample, TaskResult, TemplateResult
+from flan_jax.evaluation.results import ScoredExample, TemplateResult
 from flan_jax.evaluation.table import terminal_table
 
-NAMES = ("negative", "positive")
+from .known_results import (
+  GOLDS,
+  NAMES,
+  RIGHT,
+  evaluation,
+  judged_by,
+  right_on,
+  several,
+  task,
+  template,
+  written,
+)
+
 REQUIRED = [
   "name",
   "cluster",
@@ -36,48 +46,6 @@ REQUIRED = [
   "baseline_format",
   "collapsed",
 ]
-
-
-def example(index: int, gold: int, margin: float, options=("bad", "good")) -> ScoredExample:
-  """The second option scores `margin` above the first."""
-  totals = (-5.0, -5.0 + margin)
-  return ScoredExample(
-    index,
-    f"review <{index}>",
-    (7, 8, index),
-    (options[gold],),
-    options,
-    NAMES,
-    ((4, 1), (5, 1)),
-    OptionScores(totals, totals, (2, 2), (3, 4)),
-  )
-
-
-def template(name: str, margins, golds, unseen=False) -> TemplateResult:
-  examples = tuple(
-    example(i, int(gold), float(margin))
-    for i, (gold, margin) in enumerate(zip(golds, margins, strict=True))
-  )
-  return TemplateResult(name, "accuracy", True, examples, unseen)
-
-
-def task(name: str, templates, cluster="topic", held_out=False) -> TaskResult:
-  indices = tuple(e.index for e in templates[0].examples)
-  return TaskResult(name, cluster, held_out, "test", 0, 0, indices, (), tuple(templates))
-
-
-def evaluation(*tasks: TaskResult, format="plain", checkpoint="tuned") -> Evaluation:
-  return Evaluation(checkpoint, format, "t0", tasks, {"checkpoint": "abc", "format": "def"}, 1.5)
-
-
-GOLDS = np.arange(100) % 2
-RIGHT = np.where(GOLDS == 1, 1.0, -1.0)
-
-
-def right_on(share: float, seed: int = 0) -> np.ndarray:
-  """Margins that are right on this share of the examples."""
-  wrong = np.random.default_rng(seed).permutation(100) >= round(100 * share)
-  return np.where(wrong, -RIGHT, RIGHT)
 
 
 def row_of(before, after, baseline=None) -> dict:
@@ -158,6 +126,15 @@ def test_calibrated_accuracy_sees_through_a_prior():
   assert row["top_label_share_after"] == 1.0
 
 
+def test_calibration_error_is_of_the_shares_of_the_options():
+  row = row_of(right_on(0.5), right_on(0.9))
+  sure = 1 / (1 + np.exp(-1.0))
+  assert row["ece_before"] == pytest.approx(sure - 0.5)
+  assert row["ece_after"] == pytest.approx(0.9 - sure)
+  report = build_report(evaluation(written(["a", "b"], ["a", "c"])), resamples=10)
+  assert report.tasks[0]["ece_after"] is None
+
+
 def test_templates_are_reported_one_by_one_and_as_median_and_quartiles():
   after = [
     template(n, right_on(s), GOLDS, n == "c") for n, s in zip("abc", (0.5, 0.6, 0.9), strict=True)
@@ -177,10 +154,6 @@ def test_one_checkpoint_alone_has_no_before():
   assert row["after_interval"] == [1.0, 1.0]
   assert "value" in terminal_table(report) and "before" not in terminal_table(report)
   html_page(report, "alone")
-
-
-def judged_by(metric: str, margins, golds, *also: str) -> TaskResult:
-  return task("t", [replace(template("a", margins, golds), metric=metric, also=also)])
 
 
 def test_a_metric_of_all_examples_has_an_interval_and_a_paired_one():
@@ -224,14 +197,6 @@ def test_what_needs_no_look_at_the_example_is_of_the_same_metric():
   assert row["random"] == pytest.approx((75 / 125 + 25 / 75) / 2)
 
 
-def written(texts, golds, metric: str = "bleu") -> TaskResult:
-  examples = tuple(
-    ScoredExample(i, "x", (1,), (gold,), generated=text)
-    for i, (text, gold) in enumerate(zip(texts, golds, strict=True))
-  )
-  return task("t", [TemplateResult("a", metric, False, examples)])
-
-
 def test_bleu_is_that_of_the_corpus_and_paired_by_its_sentences():
   golds = [f"the number {i} stands in row {i % 7} of the long table" for i in range(60)]
   after = [g.replace("long ", "") if i % 3 else g for i, g in enumerate(golds)]
@@ -257,20 +222,6 @@ def test_a_correlation_below_zero_is_drawn():
   assert "-0.8" in html_page(report, "x").replace("−", "-")
 
 
-def several() -> tuple[Evaluation, Evaluation]:
-  specs = [("bbc", "topic", False), ("movies", "sentiment", True), ("piqa", "commonsense", True)]
-  return tuple(
-    evaluation(
-      *(
-        task(name, [template(t, right_on(share + 0.03 * i), GOLDS) for t in "ab"], cluster, held)
-        for i, (name, cluster, held) in enumerate(specs)
-      ),
-      checkpoint=checkpoint,
-    )
-    for share, checkpoint in ((0.5, "untuned"), (0.8, "tuned"))
-  )
-
-
 def test_macro_averages_keep_training_and_held_out_apart():
   before, after = several()
   report = build_report(after, before, resamples=1000)
@@ -284,6 +235,8 @@ def test_macro_averages_keep_training_and_held_out_apart():
   assert report.macro[-1]["delta"] == pytest.approx(0.3)
   low, high = report.macro[-1]["delta_interval"]
   assert 0 < low < 0.3 < high
+  low, high = report.macro[-1]["before_interval"]
+  assert low < report.macro[-1]["before"] < high
 
 
 def test_evaluations_of_other_tasks_are_not_compared():
@@ -323,46 +276,6 @@ def test_the_terminal_table_is_narrow_and_says_the_verdict():
   table = terminal_table(build_report(after, before, resamples=500))
   assert max(map(len, table.splitlines())) <= 118
   assert "movies *" in table and "improved" in table and "held out: sentiment" in table
-
-
-class Page(html.parser.HTMLParser):
-  """Counts tags, and fails on any address outside the page."""
-
-  def __init__(self):
-    super().__init__()
-    self.open, self.seen = [], []
-
-  def handle_starttag(self, tag, attrs):
-    self.seen.append(tag)
-    if tag not in ("meta", "br"):
-      self.open.append(tag)
-    for name, value in attrs:
-      if name in ("src", "href", "xlink:href"):
-        assert value.startswith("#"), value
-
-  def handle_endtag(self, tag):
-    assert self.open.pop() == tag
-
-  def handle_startendtag(self, tag, attrs):
-    self.seen.append(tag)
-
-
-def test_the_page_stands_alone(tmp_path):
-  before, after = several()
-  log = tmp_path / "metrics.jsonl"
-  log.write_text("".join(json.dumps({"step": s, "loss": 3 / (s + 1)}) + "\n" for s in range(40)))
-  write_html(build_report(after, before, resamples=200), tmp_path / "report.html", run_dir=tmp_path)
-  text = (tmp_path / "report.html").read_text()
-  page = Page()
-  page.feed(text)
-  assert page.open == [] and page.seen.count("svg") == 3
-  assert "review &lt;0&gt;" in text and "#0a0b" not in text
-
-
-def test_the_same_report_gives_the_same_page():
-  before, after = several()
-  report = build_report(after, before, resamples=200)
-  assert html_page(report, "x") == html_page(report, "x")
 
 
 def test_a_step_without_a_finite_loss_is_no_point_of_the_curve(tmp_path):

@@ -39,6 +39,7 @@ def test_a_tiny_t5_learns_and_is_judged_before_and_after(flan_jax, folder):
   assert task["name"] == "tickets" and task["n"] == 8
   assert task["before"] is not None and task["after"] is not None
   assert "tickets" in done.stdout and (folder / "runs/tuned/report.html").stat().st_size > 1000
+  assert f"{task['after']:.3f}" in (folder / "runs/tuned/report.md").read_text()
 
 
 def test_a_folder_of_dataset_files_can_be_named_in_place_of_a_module(flan_jax, folder):
