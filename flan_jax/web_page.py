@@ -45,4 +45,12 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; border-left: 3px solid var
   padding-left: .8rem; font-size: .85rem; }
 dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .15rem 1rem;
   font-size: .85rem; margin: .5rem 0; } dt, dd { margin: 0; overflow-wrap: anywhere; }
+figure { margin: .5rem 0; max-width: 44rem; } figure svg { width: 100%; height: auto; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
+th, td { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid var(--grid);
+  white-space: nowrap; font-variant-numeric: tabular-nums; }
+thead th { color: var(--muted); font-weight: normal; }
+tbody th { position: sticky; left: 0; background: var(--paper); }
+.chip.improved { border-color: var(--good); color: var(--good); }
+.chip.worse, .chip.collapsed { border-color: var(--collapsed); color: var(--collapsed); }
 """

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from flan_jax.data.atomic import write_whole
-from flan_jax.evaluation import charts
+from flan_jax.evaluation import charts, example_browser_page
 from flan_jax.evaluation.comparison import Compared
+from flan_jax.evaluation.example_browser import example_browser
 from flan_jax.evaluation.explanation import LADDER, PARTS, Explained
+from flan_jax.evaluation.report import build_report
 from flan_jax.web_page import page
 
 
@@ -33,7 +35,7 @@ def write_comparison(compared: Compared, path: Path | str) -> None:
     f"<h2>Tasks</h2>{_side_by_side(compared.labels, compared.tasks)}"
     '<p class="legend">* held out of tuning</p>'
   )
-  write_whole(Path(path), [page(title, body, _STYLE)])
+  write_whole(Path(path), [page(title, body)])
 
 
 def write_explanation(explained: Explained, path: Path | str) -> None:
@@ -46,13 +48,17 @@ def write_explanation(explained: Explained, path: Path | str) -> None:
   rungs = "".join(
     f"<dt>{escape(rung)}</dt><dd>{escape(text)}</dd>" for rung, text in LADDER.items()
   )
+  before, after = (escape(each.checkpoint) for each in (explained.before, explained.after))
   body = (
-    f'<h1>{title}</h1><p class="lead">From {escape(explained.before)} to {escape(explained.after)}.</p>'
+    f'<h1>{title}</h1><p class="lead">From {before} to {after}.</p>'
     f"<p>{_MEANING}</p>{_notes(explained.notes)}"
     f"<figure>{charts.parts_by_rung(explained.ladder)}</figure><dl>{rungs}</dl>"
     f"<h2>The ladder</h2>{_parts(explained.ladder)}<h2>Tasks</h2>{_parts(explained.tasks)}"
+    f"<h2>Examples</h2>{example_browser(build_report(explained.after, explained.before, resamples=1))}"
   )
-  write_whole(Path(path), [page(title, body, _STYLE)])
+  write_whole(
+    Path(path), [page(title, body, example_browser_page.STYLE, example_browser_page.SCRIPT)]
+  )
 
 
 _MEANING = (
@@ -114,6 +120,3 @@ def _table(heads: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> 
   return (
     f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
   )
-
-
-_STYLE = ""

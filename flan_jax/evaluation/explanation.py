@@ -14,7 +14,7 @@ are told along the ladder of generalisation, with paired intervals.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -66,7 +66,7 @@ class Explained:
   """Where a difference came from.
 
   Attributes:
-    before, native, after: what the checkpoints are called; native is None where there is none.
+    before, native, after: what was scored, as far as it can be paired; native is None where there is none.
     tasks: a row a task and rung: name, cluster, rung, metric, n, templates, calibrates, before, after, auc_before,
       auc_after, flips, and `parts`, of each of `PARTS` its value and interval.
     ladder: the same of each rung, the means over its tasks.
@@ -74,9 +74,9 @@ class Explained:
     notes: what is not compared, and why.
   """
 
-  before: str
-  native: str | None
-  after: str
+  before: Evaluation = field(repr=False)
+  native: Evaluation | None = field(repr=False)
+  after: Evaluation = field(repr=False)
   tasks: list[dict[str, Any]]
   ladder: list[dict[str, Any]]
   flips: list[Flip]
@@ -84,7 +84,11 @@ class Explained:
 
   def as_json(self) -> dict[str, Any]:
     return {
-      "checkpoints": {"before": self.before, "native": self.native, "after": self.after},
+      "checkpoints": {
+        "before": self.before.checkpoint,
+        "native": self.native and self.native.checkpoint,
+        "after": self.after.checkpoint,
+      },
       "tasks": self.tasks,
       "ladder": self.ladder,
       "flips": [asdict(flip) for flip in self.flips],
@@ -146,8 +150,12 @@ def explain(
       names = [rows[i]["name"] for i in places]
       mean = _told([tables[i] for i in places], bootstrap)
       ladder.append({"rung": rung, "tasks": names, **mean})
-  named = native.checkpoint if native else None
-  return Explained(before.checkpoint, named, after.checkpoint, rows, ladder, flips, notes)
+  compared = [
+    replace(each, tasks=of_each)
+    for each, of_each in zip(roles.values(), zip(*paired, strict=True), strict=True)
+  ]
+  untuned, chatting, tuned = compared
+  return Explained(untuned, native and chatting, tuned, rows, ladder, flips, notes)
 
 
 def _rungs(tasks: Sequence[TaskResult]) -> list[tuple[Rung, tuple[TaskResult, ...]]]:

@@ -173,10 +173,10 @@ def _cards(report: Report) -> str:
   for row in report.macro:
     if row["delta"] is None:
       number, ends = f"{row['after']:.3f}", row["after_interval"]
-      small = f"mean of {len(row['tasks'])} tasks"
+      small = f"mean of {_tasks(row)}"
     else:
       number, ends = f"{row['delta']:+.3f}", row["delta_interval"]
-      small = f"{row['before']:.3f} to {row['after']:.3f}, mean of {len(row['tasks'])} tasks"
+      small = f"{row['before']:.3f} to {row['after']:.3f}, mean of {_tasks(row)}"
       if row["collapsed"]:
         small += f"; {len(row['collapsed'])} collapsed, no gain counted"
     cards.append(
@@ -184,6 +184,10 @@ def _cards(report: Report) -> str:
       f"<div>95 %: {_ends(ends)}</div><div>{escape(small)}</div></div>"
     )
   return '<div class="cards">' + "".join(cards) + "</div>"
+
+
+def _tasks(row: Mapping[str, Any]) -> str:
+  return f"{len(row['tasks'])} task{'s' if len(row['tasks']) > 1 else ''}"
 
 
 def _legend(report: Report, of_tasks: bool = True) -> str:
@@ -208,6 +212,8 @@ def _table(report: Report, rows: Sequence[Mapping[str, Any]]) -> str:
     heads += ["before", "after", "change [95 %]", "verdict"]
   else:
     heads += ["value [95 %]", "collapsed"]
+  looked = any(row["overlap"] is not None for row in rows)
+  heads += ["in training"] if looked else []
   heads += ["majority", "random", "balanced", "calibrated", "AUC", "ECE", "top label"]
   heads += ["metric", "also", "n", "templates", "cluster"]
   lines = []
@@ -224,6 +230,8 @@ def _table(report: Report, rows: Sequence[Mapping[str, Any]]) -> str:
         f"<td>{row['after']:.3f} {_ends(row['after_interval'])}</td>"
         f"<td>{'yes' if row['collapsed'] else 'no'}</td>"
       )
+    if looked:
+      cells.append(f"<td>{'' if row['overlap'] is None else format(row['overlap'], '.1%')}</td>")
     cells.append(f"<td>{_number(row['majority'])}</td><td>{_number(row['random'])}</td>")
     for name in ("balanced_accuracy", "calibrated_accuracy", "auc", "ece", "top_label_share"):
       cells.append(f"<td>{_change(row[f'{name}_before'], row[f'{name}_after'])}</td>")
@@ -301,17 +309,9 @@ a { color: var(--after); } section { scroll-margin-top: .5rem; }
 .card { border: 1px solid var(--grid); border-radius: .5rem; padding: .6rem .8rem;
   font-size: .85rem; color: var(--muted); }
 .number { font-size: 1.7rem; line-height: 1.2; color: var(--ink); }
-figure { margin: .5rem 0; max-width: 44rem; } figure svg { width: 100%; height: auto; }
 .key { display: inline-block; width: .8em; height: .8em; margin-right: .3em; border-radius: 2px; }
 .key.before { background: var(--before); } .key.after { background: var(--after); }
 .key.collapsed { background: var(--collapsed); }
 .key.trained { background: var(--muted); border-radius: 50%; }
 .key.held_out { background: var(--after); transform: rotate(45deg) scale(.8); }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
-th, td { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid var(--grid);
-  white-space: nowrap; font-variant-numeric: tabular-nums; }
-thead th { color: var(--muted); font-weight: normal; }
-tbody th { position: sticky; left: 0; background: var(--paper); }
-.chip.improved { border-color: var(--good); color: var(--good); }
-.chip.worse, .chip.collapsed { border-color: var(--collapsed); color: var(--collapsed); }
 """

@@ -55,13 +55,16 @@ def _macro_cells(report: Report) -> Iterator[list[str]]:
 
 
 def _task_cells(report: Report, rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
-  further = ["majority", "random", "AUC", "balanced", "calibrated", "ECE", "top label", "verdict"]
+  looked = any(row["overlap"] is not None for row in report.tasks)
+  further = ["in training"] if looked else []
+  further += ["majority", "random", "AUC", "balanced", "calibrated", "ECE", "top label", "verdict"]
   yield ["task", "metric", "n", "templates", *_value_heads(report), *further]
   for row in rows:
     style = "" if row["baseline_format"] in (None, "plain") else f" {row['baseline_format']}"
     yield [
       *(_plain(row["name"]), _plain(row["metric"]), str(row["n"]), str(len(row["templates"]))),
       *value_cells(report, row, _plain(style)),
+      *(["" if row["overlap"] is None else format(row["overlap"], ".1%")] if looked else []),
       *(two_digits(row["majority"]), two_digits(row["random"])),
       *(
         from_to(row[f"{name}_before"], row[f"{name}_after"]).replace(">", "→")
