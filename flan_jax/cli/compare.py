@@ -14,7 +14,7 @@ from flan_jax.evaluation import (
   read_evaluations,
   read_several,
 )
-from flan_jax.evaluation.comparison_page import write_comparison, write_explanation
+from flan_jax.evaluation.pages.comparison_page import write_comparison, write_explanation
 
 
 def show_compare(options: argparse.Namespace) -> None:

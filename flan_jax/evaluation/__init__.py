@@ -3,8 +3,8 @@
 from flan_jax.evaluation.comparison import Compared, compare
 from flan_jax.evaluation.evaluator import Progress, evaluate
 from flan_jax.evaluation.explanation import Explained, explain
-from flan_jax.evaluation.html import write_html
 from flan_jax.evaluation.markdown import write_markdown
+from flan_jax.evaluation.pages.report_page import write_html
 from flan_jax.evaluation.rank_classification import (
   CONVENTIONS,
   OptionScores,

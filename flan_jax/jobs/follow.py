@@ -17,7 +17,7 @@ from flan_jax.checkpoints import Checkpoints
 from flan_jax.data.atomic import claimed, write_whole
 from flan_jax.errors import CheckpointError, ConfigError
 from flan_jax.evaluation import in_short
-from flan_jax.evaluation.html import write_course
+from flan_jax.evaluation.pages.report_page import write_course
 from flan_jax.jobs.data import DataPlan
 from flan_jax.jobs.evaluate import not_judged
 from flan_jax.jobs.evaluation import EvaluationPlan

@@ -24,7 +24,7 @@ from flan_jax.evaluation import (
   write_html,
   write_markdown,
 )
-from flan_jax.evaluation.comparison_page import write_comparison
+from flan_jax.evaluation.pages.comparison_page import write_comparison
 from flan_jax.jobs.processes import is_first
 from flan_jax.training.timers import Timers
 

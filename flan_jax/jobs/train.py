@@ -22,7 +22,7 @@ from flan_jax.data.store import Store
 from flan_jax.data.told import told_rows
 from flan_jax.errors import ConfigError
 from flan_jax.evaluation import Evaluation, in_short
-from flan_jax.evaluation.html import write_course
+from flan_jax.evaluation.pages.report_page import write_course
 from flan_jax.jobs.convert import export as export_saved
 from flan_jax.jobs.data import DataPlan
 from flan_jax.jobs.evaluate import judge_untuned, not_judged

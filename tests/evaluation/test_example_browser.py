@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from flan_jax.evaluation.html import write_html
+from flan_jax.evaluation.pages.report_page import write_html
 from flan_jax.evaluation.report import build_report
 
 from ..chromium import CHROMIUM, browsing

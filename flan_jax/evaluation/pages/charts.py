@@ -4,7 +4,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flan_jax.evaluation.canvas import COLOURS, as_svg, new_figure
+from flan_jax.evaluation.pages.canvas import COLOURS, as_svg, new_figure
 
 
 def loss_curve(

@@ -9,7 +9,7 @@ from itertools import islice, zip_longest
 from typing import Any
 
 from flan_jax.evaluation import metrics
-from flan_jax.evaluation.example_browser_page import BODY
+from flan_jax.evaluation.pages.browser_parts import BODY
 from flan_jax.evaluation.report import Comparison, Report
 from flan_jax.evaluation.results import ScoredExample, TemplateResult
 

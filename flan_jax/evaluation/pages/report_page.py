@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flan_jax.data.atomic import write_whole
-from flan_jax.evaluation import charts, confusion, example_browser_page, task_charts
 from flan_jax.evaluation.calibration import report_reliability
-from flan_jax.evaluation.example_browser import example_browser
+from flan_jax.evaluation.pages import browser_parts, charts, confusion, task_charts
+from flan_jax.evaluation.pages.example_browser import example_browser
 from flan_jax.evaluation.report import Report
 from flan_jax.training.timers import goodput
 from flan_jax.web_page import definitions, page
@@ -89,8 +89,8 @@ def html_page(report: Report, title: str, course: Course | None = None) -> str:
       for head, text in sections.items()
     ),
   ]
-  style = _STYLE + confusion.STYLE + example_browser_page.STYLE
-  return page(title, "\n".join(body), style, example_browser_page.SCRIPT)
+  style = _STYLE + confusion.STYLE + browser_parts.STYLE
+  return page(title, "\n".join(body), style, browser_parts.SCRIPT)
 
 
 def course_of(run_dir: Path | str, judged: Path | str | None = None) -> Course:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from flan_jax.evaluation.canvas import COLOURS, as_svg, new_figure
 from flan_jax.evaluation.metrics import Reliability
+from flan_jax.evaluation.pages.canvas import COLOURS, as_svg, new_figure
 
 _BOX_FROM = 5  # templates
 # Of a side of a square figure: a point's width, a letter's, a line's height.

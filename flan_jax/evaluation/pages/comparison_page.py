@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from flan_jax.data.atomic import write_whole
-from flan_jax.evaluation import charts, example_browser_page
 from flan_jax.evaluation.comparison import Compared
-from flan_jax.evaluation.example_browser import example_browser
 from flan_jax.evaluation.explanation import LADDER, PARTS, Explained
+from flan_jax.evaluation.pages import browser_parts, charts
+from flan_jax.evaluation.pages.example_browser import example_browser
 from flan_jax.evaluation.report import build_report
 from flan_jax.web_page import page
 
@@ -56,9 +56,7 @@ def write_explanation(explained: Explained, path: Path | str) -> None:
     f"<h2>The ladder</h2>{_parts(explained.ladder)}<h2>Tasks</h2>{_parts(explained.tasks)}"
     f"<h2>Examples</h2>{example_browser(build_report(explained.after, explained.before, resamples=1))}"
   )
-  write_whole(
-    Path(path), [page(title, body, example_browser_page.STYLE, example_browser_page.SCRIPT)]
-  )
+  write_whole(Path(path), [page(title, body, browser_parts.STYLE, browser_parts.SCRIPT)])
 
 
 _MEANING = (
