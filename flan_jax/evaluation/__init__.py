@@ -12,7 +12,13 @@ from flan_jax.evaluation.rank_classification import (
 from flan_jax.evaluation.report import Report, build_report, in_short
 from flan_jax.evaluation.results import Evaluation, ScoredExample, TaskResult, TemplateResult
 from flan_jax.evaluation.table import terminal_table
-from flan_jax.evaluation.tasks import EvaluationTask, PreparedTask, prepare_task
+from flan_jax.evaluation.tasks import (
+  EvaluationTask,
+  PreparedTask,
+  Prompt,
+  TaskPrompts,
+  prepare_task,
+)
 
 __all__ = [
   "CONVENTIONS",
@@ -21,9 +27,11 @@ __all__ = [
   "OptionScores",
   "PreparedTask",
   "Progress",
+  "Prompt",
   "RankRequest",
   "Report",
   "ScoredExample",
+  "TaskPrompts",
   "TaskResult",
   "TemplateResult",
   "build_report",
