@@ -18,7 +18,7 @@ JOBS = {
   "evaluate": "judge a checkpoint zero-shot on the templates of held-out tasks",
   "follow": "judge the checkpoints of a run as they come, beside it",
   "prepare": "render, tokenise and pack a mixture into a store, ahead of training",
-  "infer": "answer the prompts of a file",
+  "infer": "answer the prompts of a file or a mixture",
   "convert": "write a model as a folder that transformers and vLLM open",
   "train_vocabulary": "make a SentencePiece vocabulary of what a mixture trains on",
   "schedule": "show the learning rates of recipes side by side; each gin file is one",

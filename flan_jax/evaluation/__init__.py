@@ -16,7 +16,13 @@ from flan_jax.evaluation.report import Report, build_report, in_short
 from flan_jax.evaluation.results import Evaluation, ScoredExample, TaskResult, TemplateResult
 from flan_jax.evaluation.saved import read_evaluations, read_several
 from flan_jax.evaluation.table import compared_table, explained_table, terminal_table
-from flan_jax.evaluation.tasks import EvaluationTask, PreparedTask, prepare_task
+from flan_jax.evaluation.tasks import (
+  EvaluationTask,
+  PreparedTask,
+  Prompt,
+  TaskPrompts,
+  prepare_task,
+)
 
 __all__ = [
   "CONVENTIONS",
@@ -27,9 +33,11 @@ __all__ = [
   "OptionScores",
   "PreparedTask",
   "Progress",
+  "Prompt",
   "RankRequest",
   "Report",
   "ScoredExample",
+  "TaskPrompts",
   "TaskResult",
   "TemplateResult",
   "build_report",

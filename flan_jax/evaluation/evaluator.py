@@ -85,8 +85,8 @@ def evaluate(
       tasks that were prepared with `content_free`.
     out_dir: None keeps nothing.
     resume: False scores everything again.
-    row_lengths, batch_tokens: see `score_options`; row lengths default to 128 and its doubles, up
-      to what the encoder's rows need.
+    row_lengths, batch_tokens: see `score_options`; row lengths default to `row_lengths_up_to` what the
+      encoder's rows need.
     layout: the mesh that the parameters lie on.
 
   Raises:

@@ -1,23 +1,25 @@
 """Rank classification: the log-probability of every option of every prompt, in few tokens.
 
-A prompt of P tokens with n options of O tokens costs P + nO tokens, not n(P + O). Decoder:
+A prompt of P tokens with n options of O tokens costs P + nO tokens, of a decoder one less, and not n(P + O). Decoder:
 
     tokens     p0 p1 p2   p3 a0 a1   p3 b0     the prompt "p0 p1 p2 p3", options "a0 a1 a2" and "b0 b1"
     positions   0  1  2    3  4  5    3  4     each option goes on where the prompt ended
     option      0  0  0    1  1  1    2  2     0 is the prompt: everyone of the unit sees it
     targets                a0 a1 a2   b0 b1
 
-The prompt's last token is read once per option, so that every slot predicts exactly one token. A
-token sees what stands before it in its unit, of the prompt and of its own option. What all prompts
-begin with (the system message of a chat template, say) is read once a row and seen by every unit.
+The prompt's last token is read once per option, in place of the option's own last one, so that every
+slot predicts exactly one token. A token sees what stands before it in its unit, of the prompt and of
+its own option. What all prompts begin with (the system message of a chat template, say) is read once a
+row and seen by every unit.
 Encoder-decoder: the encoder reads each prompt once and each option is a decoder segment whose cross
-attention sees its prompt only. Several units share a row, prompts of equal tokens share a unit, and
-rows have a few fixed shapes, so that little is compiled.
+attention sees its prompt only. Several units share a row, and prompts of equal tokens share a unit.
+Rows have the few shapes, of some fixed ones, that leave little of them empty and little to be compiled.
 
 A decoder that reads its inputs in both directions shares nothing: each option is a unit of its own, whose
 prompt's last token is read once and seen by all of the prompt.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,13 +32,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from flan_jax.data.encode import common_prefix
-from flan_jax.data.packing import pack
+from flan_jax.data.packing import lower_bound, pack
 from flan_jax.errors import EvaluationError, UnknownName
 from flan_jax.models import LanguageModel, Params
 from flan_jax.training.cross_entropy import token_scores
 from flan_jax.training.partitioning import Layout, batch_shardings
 
 _TOKEN_BLOCK = 128  # option tokens are few; a larger block would be mostly padding
+_NEW_SHAPE = 4  # batches that a further shape, which may have to be compiled, has to save
+_LEAST_ROOM = 8  # an encoder-decoder's room for options is at least this part of the encoder's row
 _EVERYONES = -1  # the unit of tokens that every unit of the row sees
 
 CONVENTIONS = ("t0", "lm_eval", "lm_eval_norm", "per_token", "pmi", "contextual")
@@ -138,8 +142,8 @@ def score_options(
   """The log-probability of every option of every request, the same as of each run alone.
 
   Args:
-    row_lengths: lengths that a row may have: of the decoder's row, or of the encoder's. A prompt
-      with its options goes into the shortest that holds it.
+    row_lengths: lengths that a row may have: of the decoder's row, or of the encoder's. The few are
+      taken that make the least work.
     batch_tokens: tokens of a batch on each shard of the rows.
     start_id: what an encoder-decoder's decoder reads first.
     layout: the mesh that the parameters lie on; rows are spread over its batch axes.
@@ -149,16 +153,17 @@ def score_options(
     EvaluationError: no options, an empty option or prompt, a prompt too long for the longest row,
       or a log-probability that is not finite; the message names the request.
   """
-  # A row's quarter, which an encoder-decoder may take for the options, is to divide over the sequence too.
+  # A part of a row, which an encoder-decoder may take for the options, is to divide over the sequence too.
   pieces = layout.shards("length") if layout else 1
-  unit = 4 * pieces if pieces > 1 else 1
+  unit = _LEAST_ROOM * pieces if pieces > 1 else 1
   lengths = sorted({-(-length // unit) * unit for length in row_lengths})
   rows = _FAMILIES[model.layout](requests, start_id, model.bidirectional_inputs)
   for request in requests:
     _check(request, rows, lengths[-1])
   results = _Results(requests, rows)
   shards = layout.shards("batch") if layout else 1
-  for batch in _plan(_units(requests, rows, lengths[-1]), rows, lengths, batch_tokens, shards):
+  units, width = _units(requests, rows, lengths[-1]), model.config.emb_dim
+  for batch in _plan(units, rows, lengths, batch_tokens, shards, width):
     log_probs = _run(model, params, rows.arrays(batch), layout)
     finished = results.add(batch, log_probs)
     if progress is not None and finished:
@@ -167,10 +172,11 @@ def score_options(
 
 
 def row_lengths_up_to(longest: int) -> list[int]:
-  """128 and its doubles, the last of which holds `longest` tokens."""
+  """From 128 up, four to each doubling, the last of which holds `longest` tokens."""
   lengths = [128]
   while lengths[-1] < longest:
-    lengths.append(2 * lengths[-1])
+    step = 2 ** (lengths[-1].bit_length() - 3)
+    lengths.append(lengths[-1] + step)
   return lengths
 
 
@@ -207,6 +213,15 @@ class _DecoderRows:
   def size(self, prompt: int, options: Sequence[int]) -> tuple[int, int]:
     """Tokens of the row and option tokens that a unit takes."""
     return prompt - 1 + sum(options), sum(options)
+
+  def rooms(self, length: int) -> Sequence[int]:
+    """Tokens that a row of this length may have for options, ascending."""
+    return (length,)
+
+  def work(self, length: int, room: int, width: int) -> float:
+    """What a row costs, in tokens: those that it holds, and attention between each two of them."""
+    del room
+    return length + length**2 / (6 * width)
 
   def lead(self, unit: _Unit) -> int:
     """Columns of the targets that a unit leaves empty before its first option."""
@@ -262,6 +277,15 @@ class _EncoderDecoderRows:
   def size(self, prompt: int, options: Sequence[int]) -> tuple[int, int]:
     """Tokens of the encoder's row and of the decoder's that a unit takes."""
     return prompt, sum(options)
+
+  def rooms(self, length: int) -> Sequence[int]:
+    """Tokens that a decoder's row may have beside an encoder's of this length, ascending."""
+    return [length // part for part in (_LEAST_ROOM, 4, 2, 1)] + [2 * length, 4 * length]
+
+  def work(self, length: int, room: int, width: int) -> float:
+    """What a row costs, in the encoder's tokens: one of the decoder, which reads the encoder too, is about two."""
+    attention = (length**2 + room * (length + room)) / (6 * width)
+    return length + 2 * room + attention
 
   def lead(self, unit: _Unit) -> int:
     """Columns of the targets that a unit leaves empty before its first option."""
@@ -348,30 +372,80 @@ def _units(requests: Sequence[RankRequest], rows: _Rows, longest: int) -> list[_
   return units
 
 
-def _plan(
-  units: Sequence[_Unit], rows: _Rows, lengths: Sequence[int], batch_tokens: int, shards: int
-) -> Iterator[_Batch]:
-  """Batches of packed rows, in few shapes.
+class _Packing(NamedTuple):
+  """Units, by number, in rows of one shape, and how much work those are: in tokens, empty places included."""
 
-  A row takes a quarter of its length in option tokens where that suffices, so that the decoder of
-  an encoder-decoder is not run over padding.
+  work: float
+  length: int
+  options: int
+  row_count: int
+  rows: list[list[int]]
+
+
+def _plan(
+  units: Sequence[_Unit],
+  rows: _Rows,
+  lengths: Sequence[int],
+  batch_tokens: int,
+  shards: int,
+  width: int,
+) -> Iterator[_Batch]:
+  """Batches of packed rows, in the few shapes that make the least work of all units together.
+
+  Units may share longer rows than they need: where each takes more than half of a row, the rest of it is padding. No
+  row is longer than a batch for that.
   """
-  by_length: dict[int, list[_Unit]] = {}
-  sizes = {id(unit): rows.size(len(unit.prompt), [*map(len, unit.options)]) for unit in units}
-  for unit in units:
-    needed = len(rows.begin) + max(sizes[id(unit)])
-    fitting = next(length for length in lengths if needed <= length)
-    by_length.setdefault(fitting, []).append(unit)
-  for length, group in sorted(by_length.items()):
-    taken = [sizes[id(unit)] for unit in group]
-    longest = max(options for _, options in taken)
-    narrow = 4 * sum(options for _, options in taken) <= sum(tokens for tokens, _ in taken)
-    room = length // 4 if narrow and longest <= length // 4 else length
-    packed = pack(taken, (length - len(rows.begin), room))
-    count = shards * max(1, batch_tokens // length)
-    for start in range(0, len(packed), count):
-      chosen = [[group[i] for i in row] for row in packed[start : start + count]]
-      yield _Batch(chosen, count, length, room)
+  sizes = np.array([rows.size(len(unit.prompt), [*map(len, unit.options)]) for unit in units])
+  sizes = sizes.reshape(-1, 2)
+  rooms = [rows.rooms(length)[-1] for length in lengths]
+  shortest = np.maximum(
+    np.searchsorted(lengths, len(rows.begin) + sizes[:, 0]), np.searchsorted(rooms, sizes[:, 1])
+  )
+  compiling = _NEW_SHAPE * shards * batch_tokens
+  # best[k]: of the units that fit the first k lengths, the work and how they are packed.
+  best: list[tuple[float, tuple[_Packing, ...]]] = [(0.0, ())]
+  for k, length in enumerate(lengths):
+    found = (math.inf, ()) if (shortest == k).any() else best[k]
+    for i in range(k, -1 if length <= batch_tokens else k - 1, -1):
+      members = np.flatnonzero((shortest >= i) & (shortest <= k))
+      if members.size:
+        work, before = best[i][0] + compiling, best[i][1]
+        shape = (length, batch_tokens, shards, width)
+        packing = _packed(members, sizes[members], rows, *shape, found[0] - work)
+        found = (work + packing.work, (*before, packing)) if packing else found
+    best.append(found)
+  for packing in best[-1][1]:
+    for start in range(0, len(packing.rows), packing.row_count):
+      chosen = [[units[i] for i in row] for row in packing.rows[start : start + packing.row_count]]
+      yield _Batch(chosen, packing.row_count, packing.length, packing.options)
+
+
+def _packed(
+  members: Int[np.ndarray, " units"],
+  sizes: Int[np.ndarray, "units 2"],
+  rows: _Rows,
+  length: int,
+  batch_tokens: int,
+  shards: int,
+  width: int,
+  below: float,
+) -> _Packing | None:
+  """Units in rows of a length, with as much room for options as makes the least work; None: not below so much."""
+  best = None
+  for room in rows.rooms(length):
+    if room < sizes[:, 1].max():
+      continue
+    capacities = (length - len(rows.begin), room)
+    count = shards * max(1, batch_tokens // max(length, room))
+    batch = count * rows.work(length, room, width)
+    if math.ceil(lower_bound(sizes, capacities) / count) * batch >= below:
+      continue
+    packed = pack(sizes, capacities)
+    work = math.ceil(len(packed) / count) * batch
+    if work < below:
+      chosen = [members[row].tolist() for row in packed]
+      below, best = work, _Packing(work, length, room, count, chosen)
+  return best
 
 
 class _Results:

@@ -169,19 +169,15 @@ def prepare_task(
       different metrics in one task, fewer exemplars than asked for, or `content_free` for templates
       that read the raw record.
   """
-  spec = spec or dataset_spec(task.dataset)
-  records = load_records(spec, data_dir) if records is None else records
-  split = records[task.split]
-  drawn = draw_examples(spec.name, len(split), task.examples, task.seed)
+  prompts_of = TaskPrompts(task, encoder, data_dir, spec=spec, records=records)
+  spec, drawn = prompts_of.spec, prompts_of.indices
   unfit: set[int] = set()
   prepared = []
-  for template in _templates(task, spec):
-    renderer = _Renderer(task, spec, template, split, records)
-    make = _with_content_free if content_free else _encode
+  for template in prompts_of.templates:
     prompts = []
     for index in drawn:
       try:
-        prompt = make(renderer, encoder, index)
+        prompt = prompts_of.prompt(template, index, content_free=content_free)
       except DoesNotApply:
         continue
       if prompt is not None:
@@ -212,6 +208,61 @@ def prepare_task(
   indices = tuple(index for index in drawn if index in asked)
   _check_metrics(spec, templates)
   return PreparedTask(task, spec.cluster, indices, tuple(sorted(unfit)), templates)
+
+
+class TaskPrompts:
+  """The prompts of a task one at a time, each made when it is asked for.
+
+  Attributes:
+    indices: of the records that are drawn, ascending.
+    templates: those that are scored; not each need be for every record.
+
+  Raises:
+    UnknownName: no such dataset, split or template.
+    EvaluationError: a template that is turned around.
+  """
+
+  def __init__(
+    self,
+    task: EvaluationTask,
+    encoder: Encoder,
+    data_dir: Path | str,
+    *,
+    spec: DatasetSpec | None = None,
+    records: RecordSplits | None = None,
+  ):
+    self.task, self._encoder = task, encoder
+    self.spec = spec or dataset_spec(task.dataset)
+    self._records = load_records(self.spec, data_dir) if records is None else records
+    self._split = self._records[task.split]
+    self.indices = draw_examples(self.spec.name, len(self._split), task.examples, task.seed)
+    self.templates = _templates(task, self.spec)
+
+  def prompt(
+    self, template: AnyTemplate, index: int, *, content_free: bool = False
+  ) -> Prompt | None:
+    """One record under one template as ids; None where it does not fit.
+
+    Raises:
+      DoesNotApply: the template is not for this record.
+      EvaluationError: fewer exemplars than asked for, or a raw record to be left without content.
+    """
+    make = _with_content_free if content_free else _encode
+    return make(self._renderer(template), self._encoder, index)
+
+  def text(self, template: AnyTemplate, index: int) -> str:
+    """The prompt as it would be if all of it fitted, without exemplars."""
+    return _text(self._encoder, self._renderer(template).query(index))
+
+  @property
+  def fingerprint(self) -> str:
+    """SHA-256 of records, templates and draws: all that decides the prompts but how they are encoded."""
+    words = [(template.name, template.words) for template in self.templates]
+    parts = (asdict(self.task), self._records.fingerprint, self.spec.fingerprint, words)
+    return hashlib.sha256(json.dumps(parts, default=str).encode("utf-8", "replace")).hexdigest()
+
+  def _renderer(self, template: AnyTemplate) -> "_Renderer":
+    return _Renderer(self.task, self.spec, template, self._split, self._records)
 
 
 class _Renderer:

@@ -18,6 +18,7 @@ from flan_jax.jobs.evaluation import EvaluationPlan
 from flan_jax.jobs.follow import follow
 from flan_jax.jobs.infer import infer
 from flan_jax.jobs.launch import configurable
+from flan_jax.jobs.mixture_prompts import MixturePrompts
 from flan_jax.jobs.models import lora, pretrained, scratch, tuned
 from flan_jax.jobs.optimizer import as_optimizer
 from flan_jax.jobs.preparation import seqio_vocabulary
@@ -91,6 +92,7 @@ for name, cls in {
   "byte_vocabulary": ByteVocabulary,
   "data": DataPlan,
   "evaluation": EvaluationPlan,
+  "mixture_prompts": MixturePrompts,
   "mesh": MeshConfig,
   "watchdog": WatchdogConfig,
   "sampling": Sampling,

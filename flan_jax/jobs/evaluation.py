@@ -76,11 +76,7 @@ class EvaluationPlan:
     check_layout("decoder", self.lengths)
     if self.batch_tokens < 1:
       raise ConfigError(f"evaluation.batch_tokens={self.batch_tokens} must be 1 or more.")
-    if self.tasks is not None and not self.tasks:
-      raise ConfigError("evaluation.tasks is empty: name a dataset, or None for all.")
-    for name, templates in (self.tasks or {}).items():
-      if isinstance(templates, str):
-        raise ConfigError(f"evaluation.tasks: write {name!r}: ({templates!r},), a list of names.")
+    check_tasks("evaluation.tasks", self.tasks)
     if isinstance(self.trained_on, str):
       raise ConfigError(f"evaluation.trained_on: write ({self.trained_on!r},), a list of names.")
     if self.scoring not in CONVENTIONS:
@@ -144,19 +140,8 @@ class EvaluationPlan:
     Raises:
       SourceError: none can be had, or the plan is strict.
     """
-    tasks, missing = dict[str, Sequence[str]](), dict[str, str]()
-    for task in self.evaluation_tasks():
-      try:
-        load_records(dataset_spec(task.dataset), data_home())
-        tasks[task.dataset] = task.templates
-      except SourceError as error:
-        if self.strict:
-          raise
-        missing[task.dataset] = str(error)
-    if not tasks:
-      name, reason = next(iter(missing.items()))
-      raise SourceError(f"nothing of what is to be judged can be had. {name}: {reason}")
-    return replace(self, tasks=tasks), missing
+    tasks, missing = available(self.evaluation_tasks(), "judged", self.strict)
+    return replace(self, tasks={task.dataset: task.templates for task in tasks}), missing
 
   def encoder(self, source: ModelSource, format: Format) -> Encoder:
     """How prompts become ids for a model. What the format itself writes does not count as prompt."""
@@ -222,6 +207,41 @@ class EvaluationPlan:
         layout=layout,
         progress=show,
       )
+
+
+def check_tasks(setting: str, tasks: Mapping[str, Sequence[str]] | None) -> None:
+  """Raises ConfigError unless they are what `EvaluationPlan.tasks` says."""
+  if tasks is not None and not tasks:
+    raise ConfigError(f"{setting} is empty: name a dataset, or None for all.")
+  for name, templates in (tasks or {}).items():
+    if isinstance(templates, str):
+      raise ConfigError(f"{setting}: write {name!r}: ({templates!r},), a list of names.")
+
+
+def available(
+  tasks: Sequence[EvaluationTask], purpose: str, strict: bool
+) -> tuple[list[EvaluationTask], dict[str, str]]:
+  """The tasks whose records can be had, and of the other datasets why they cannot.
+
+  Args:
+    purpose: what is to be done to them, said where nothing is left.
+
+  Raises:
+    SourceError: none can be had; or, with `strict`, one cannot.
+  """
+  found, missing = list[EvaluationTask](), dict[str, str]()
+  for task in tasks:
+    try:
+      load_records(dataset_spec(task.dataset), data_home())
+      found.append(task)
+    except SourceError as error:
+      if strict:
+        raise
+      missing[task.dataset] = str(error)
+  if not found:
+    name, reason = next(iter(missing.items()))
+    raise SourceError(f"nothing of what is to be {purpose} can be had. {name}: {reason}")
+  return found, missing
 
 
 def _overlaps(path: str) -> dict[tuple[str, str], float]:

@@ -114,6 +114,60 @@ def test_more_options_than_a_row_holds_are_divided(tiny):
   check(model, params, [many], score_options(model, params, [many], **ROWS))
 
 
+@pytest.fixture
+def read(monkeypatch):
+  """The arrays of each call of the compiled function."""
+  calls = []
+  scored = rank_classification._target_log_probs
+
+  def noted(model, params, batch):
+    calls.append({name: np.asarray(array) for name, array in batch.items()})
+    return scored(model, params, batch)
+
+  monkeypatch.setattr(rank_classification, "_target_log_probs", noted)
+  return calls
+
+
+def test_a_prompt_is_read_once_and_each_option_once(tiny, read):
+  """P - 1 + nO tokens of a decoder, which reads a prompt's last token at the head of each option in place of the
+  option's own last one; P and nO of an encoder-decoder. Options of different lengths are summed."""
+  model, params = tiny
+  draw = np.random.default_rng(0)
+  sizes = [(1, (3, 2)), (14, (4,)), (9, (1, 5, 2, 2)), (25, (6,) * 6)]
+  requests = [
+    RankRequest(
+      (10 + i, *draw.integers(50, 300, prompt - 1).tolist()),
+      tuple(
+        (100 + k, *draw.integers(50, 300, size - 1).tolist()) for k, size in enumerate(options)
+      ),
+    )
+    for i, (prompt, options) in enumerate(sizes)
+  ]
+  prompts, options = sum(size for size, _ in sizes), sum(sum(each) for _, each in sizes)
+  score_options(model, params, requests, **ROWS)
+  held = sum((batch["units"] != 0).sum() for batch in read)
+  asked = sum((batch["options"] != 0).sum() for batch in read)
+  assert asked == options
+  if model.layout == "decoder":
+    assert held == prompts - len(sizes) + options
+    assert sum((batch["decoder_input_tokens"] != 0).sum() for batch in read) == held
+  else:
+    assert held == options
+    assert sum((batch["encoder_segment_ids"] != 0).sum() for batch in read) == prompts
+    assert sum((batch["encoder_input_tokens"] != 0).sum() for batch in read) == prompts
+
+
+def test_units_that_would_leave_half_of_their_row_empty_share_longer_ones(tiny, read):
+  model, params = tiny
+  requests = [RankRequest((10 + i, *range(60, 78)), ((5, 1), (6,))) for i in range(12)]
+  check(model, params, requests, score_options(model, params, requests, **ROWS))
+  shapes = {batch["units"].shape for batch in read}
+  if model.layout == "decoder":  # three of 21 to a row of 64, one to a row of 32
+    assert shapes == {(2, 64)} and len(read) == 2
+  else:  # three of 19 to an encoder's row of 64, beside which 16 places hold their nine of options
+    assert shapes == {(2, 16)} and len(read) == 2
+
+
 def test_equal_prompts_are_read_once(tiny, monkeypatch):
   model, params = tiny
   prompt, options = tuple(range(10, 30)), ((4, 1), (5, 1))

@@ -25,6 +25,11 @@ def launches():
   yield "follow", ("meshes/single.gin", "runs/follow.gin"), FOLLOW
   yield "infer", ("models/smollm2_135m.gin", "runs/infer.gin"), IO
   yield "infer", ("models/tuned.gin", "runs/infer.gin"), (*IO, "RUN_DIR=runs/quickstart")
+  yield (
+    "infer",
+    ("models/tuned.gin", "runs/infer_mixture.gin"),
+    ("OUTPUT_FILE=answers.jsonl", "RUN_DIR=runs/quickstart", "MIXTURE=mini without sentiment"),
+  )
   yield "convert", ("models/tuned.gin", "runs/convert.gin"), ("RUN_DIR=runs/t5", "FOLDER=out")
   yield (
     "train_vocabulary",
