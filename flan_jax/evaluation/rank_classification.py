@@ -39,7 +39,7 @@ from flan_jax.training.cross_entropy import token_scores
 from flan_jax.training.partitioning import Layout, batch_shardings
 
 _TOKEN_BLOCK = 128  # option tokens are few; a larger block would be mostly padding
-_NEW_SHAPE = 4  # batches that a further shape, which may have to be compiled, has to save
+_NEW_SHAPE = 8  # batches that a further shape, which may have to be compiled, has to save
 _LEAST_ROOM = 8  # an encoder-decoder's room for options is at least this part of the encoder's row
 _EVERYONES = -1  # the unit of tokens that every unit of the row sees
 
@@ -219,9 +219,12 @@ class _DecoderRows:
     return (length,)
 
   def work(self, length: int, room: int, width: int) -> float:
-    """What a row costs, in tokens: those that it holds, and attention between each two of them."""
+    """What a row costs, in tokens: those that it holds, and attention between each two of them.
+
+    By multiply-adds attention would be a sixth of that. Its masks and softmax take the rest.
+    """
     del room
-    return length + length**2 / (6 * width)
+    return length + length**2 / width
 
   def lead(self, unit: _Unit) -> int:
     """Columns of the targets that a unit leaves empty before its first option."""
@@ -284,8 +287,7 @@ class _EncoderDecoderRows:
 
   def work(self, length: int, room: int, width: int) -> float:
     """What a row costs, in the encoder's tokens: one of the decoder, which reads the encoder too, is about two."""
-    attention = (length**2 + room * (length + room)) / (6 * width)
-    return length + 2 * room + attention
+    return length + 2 * room + (length**2 + room * (length + room)) / width
 
   def lead(self, unit: _Unit) -> int:
     """Columns of the targets that a unit leaves empty before its first option."""

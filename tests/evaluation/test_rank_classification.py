@@ -157,15 +157,24 @@ def test_a_prompt_is_read_once_and_each_option_once(tiny, read):
     assert sum((batch["encoder_input_tokens"] != 0).sum() for batch in read) == prompts
 
 
-def test_units_that_would_leave_half_of_their_row_empty_share_longer_ones(tiny, read):
-  model, params = tiny
+@pytest.mark.parametrize(
+  ("layout", "wide", "narrow"),
+  [("decoder", (2, 64, 64), (4, 32, 32)), ("encoder_decoder", (2, 64, 16), (4, 32, 4))],
+)
+def test_rows_are_as_long_as_makes_the_least_work(layout, wide, narrow):
+  """Of prompts that take more than half of a row of 32, three share one of 64, unless attention costs too much."""
   requests = [RankRequest((10 + i, *range(60, 78)), ((5, 1), (6,))) for i in range(12)]
-  check(model, params, requests, score_options(model, params, requests, **ROWS))
-  shapes = {batch["units"].shape for batch in read}
-  if model.layout == "decoder":  # three of 21 to a row of 64, one to a row of 32
-    assert shapes == {(2, 64)} and len(read) == 2
-  else:  # three of 19 to an encoder's row of 64, beside which 16 places hold their nine of options
-    assert shapes == {(2, 16)} and len(read) == 2
+  rows = rank_classification._FAMILIES[layout](requests, 0, False)
+  units = rank_classification._units(requests, rows, 64)
+
+  def planned(width):
+    batches = [*rank_classification._plan(units, rows, (32, 64), 128, 1, width)]
+    held = sorted(unit.prompt[0] for batch in batches for row in batch.rows for unit in row)
+    assert held == [request.prompt_ids[0] for request in requests]
+    return {(batch.row_count, batch.length, batch.options) for batch in batches}
+
+  assert planned(10_000) == {wide}
+  assert planned(8) == {narrow}
 
 
 def test_equal_prompts_are_read_once(tiny, monkeypatch):
