@@ -23,7 +23,8 @@ import jax
 import numpy as np
 
 from flan_jax.evaluation import rank_classification
-from flan_jax.evaluation.rank_classification import RankRequest, row_lengths_up_to, score_options
+from flan_jax.evaluation.option_scores import RankRequest
+from flan_jax.evaluation.rank_classification import row_lengths_up_to, score_options
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig, LanguageModel, build_model
 
 LENGTHS = row_lengths_up_to(512)

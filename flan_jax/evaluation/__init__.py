@@ -4,14 +4,9 @@ from flan_jax.evaluation.comparison import Compared, compare
 from flan_jax.evaluation.evaluator import Progress, evaluate
 from flan_jax.evaluation.explanation import Explained, explain
 from flan_jax.evaluation.markdown import write_markdown
+from flan_jax.evaluation.option_scores import CONVENTIONS, OptionScores, RankRequest
 from flan_jax.evaluation.pages.report_page import write_html
-from flan_jax.evaluation.rank_classification import (
-  CONVENTIONS,
-  OptionScores,
-  RankRequest,
-  row_lengths_up_to,
-  score_options,
-)
+from flan_jax.evaluation.rank_classification import row_lengths_up_to, score_options
 from flan_jax.evaluation.report import Report, build_report, in_short
 from flan_jax.evaluation.results import Evaluation, ScoredExample, TaskResult, TemplateResult
 from flan_jax.evaluation.saved import read_evaluations, read_several

@@ -16,13 +16,8 @@ from flan_jax.data.batches import START_ID
 from flan_jax.data.encode import Encoder
 from flan_jax.errors import EvaluationError, UnknownName
 from flan_jax.evaluation.metrics import log_mean_shares
-from flan_jax.evaluation.rank_classification import (
-  CONVENTIONS,
-  OptionScores,
-  RankRequest,
-  row_lengths_up_to,
-  score_options,
-)
+from flan_jax.evaluation.option_scores import CONVENTIONS, OptionScores, RankRequest
+from flan_jax.evaluation.rank_classification import row_lengths_up_to, score_options
 from flan_jax.evaluation.results import Evaluation, ScoredExample, TaskResult, TemplateResult
 from flan_jax.evaluation.tasks import PreparedTask, PreparedTemplate, Prompt
 from flan_jax.inference import Engine, Sampling
@@ -81,7 +76,7 @@ def evaluate(
     checkpoint: what a person calls it.
     fingerprint: of the checkpoint's parameters; two checkpoints never share one.
     format_name: what a person calls the encoder's format.
-    scoring: the primary convention, one of `rank_classification.CONVENTIONS`; "contextual" needs
+    scoring: the primary convention, one of `option_scores.CONVENTIONS`; "contextual" needs
       tasks that were prepared with `content_free`.
     out_dir: None keeps nothing.
     resume: False scores everything again.

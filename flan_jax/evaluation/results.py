@@ -10,7 +10,7 @@ import numpy as np
 
 from flan_jax.evaluation import label_metrics, metrics, statistics
 from flan_jax.evaluation.label_metrics import LABEL_METRICS
-from flan_jax.evaluation.rank_classification import CONVENTIONS, OptionScores
+from flan_jax.evaluation.option_scores import CONVENTIONS, OptionScores
 from flan_jax.evaluation.text_metrics import TEXT_METRICS, normalised_answer
 from flan_jax.prompting import RANKED_METRICS
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from flan_jax.evaluation.rank_classification import OptionScores
+from flan_jax.evaluation.option_scores import OptionScores
 from flan_jax.evaluation.results import Evaluation, ScoredExample, TaskResult, TemplateResult
 
 NAMES = ("negative", "positive")

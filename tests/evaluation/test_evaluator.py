@@ -6,7 +6,8 @@ import pytest
 from flan_jax.errors import EvaluationError, UnknownName
 from flan_jax.evaluation import evaluator, statistics
 from flan_jax.evaluation.evaluator import evaluate
-from flan_jax.evaluation.rank_classification import CONVENTIONS, RankRequest, score_options
+from flan_jax.evaluation.option_scores import CONVENTIONS, RankRequest
+from flan_jax.evaluation.rank_classification import score_options
 from flan_jax.evaluation.report import build_report
 from flan_jax.evaluation.tasks import EvaluationTask, prepare_task
 from flan_jax.inference import Written

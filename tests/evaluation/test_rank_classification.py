@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flan_jax.errors import EvaluationError, UnknownName
-from flan_jax.evaluation import rank_classification
-from flan_jax.evaluation.rank_classification import OptionScores, RankRequest, score_options
+from flan_jax.evaluation import option_rows, rank_classification
+from flan_jax.evaluation.option_scores import OptionScores, RankRequest
+from flan_jax.evaluation.rank_classification import score_options
 from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh, param_shardings
 
 ROWS = {"row_lengths": (32, 64), "batch_tokens": 128}
@@ -164,11 +165,11 @@ def test_a_prompt_is_read_once_and_each_option_once(tiny, read):
 def test_rows_are_as_long_as_makes_the_least_work(layout, wide, narrow):
   """Of prompts that take more than half of a row of 32, three share one of 64, unless attention costs too much."""
   requests = [RankRequest((10 + i, *range(60, 78)), ((5, 1), (6,))) for i in range(12)]
-  rows = rank_classification._FAMILIES[layout](requests, 0, False)
-  units = rank_classification._units(requests, rows, 64)
+  rows = option_rows.FAMILIES[layout](requests, 0, False)
+  units = option_rows.units_of(requests, rows, 64)
 
   def planned(width):
-    batches = [*rank_classification._plan(units, rows, (32, 64), 128, 1, width)]
+    batches = [*option_rows.planned(units, rows, (32, 64), 128, 1, width)]
     held = sorted(unit.prompt[0] for batch in batches for row in batch.rows for unit in row)
     assert held == [request.prompt_ids[0] for request in requests]
     return {(batch.row_count, batch.length, batch.options) for batch in batches}

@@ -8,8 +8,8 @@ import sacrebleu
 import sklearn.metrics
 
 from flan_jax.errors import StorageError
+from flan_jax.evaluation.option_scores import OptionScores
 from flan_jax.evaluation.pages.report_page import course_of, html_page
-from flan_jax.evaluation.rank_classification import OptionScores
 from flan_jax.evaluation.report import build_report
 from flan_jax.evaluation.results import ScoredExample, TemplateResult
 from flan_jax.evaluation.table import terminal_table

@@ -11,10 +11,10 @@ import sklearn.metrics
 
 from flan_jax.evaluation.calibration import report_reliability
 from flan_jax.evaluation.markdown import markdown, write_markdown
+from flan_jax.evaluation.option_scores import OptionScores
 from flan_jax.evaluation.pages.confusion import confusion_of
 from flan_jax.evaluation.pages.example_browser import embedded
 from flan_jax.evaluation.pages.report_page import html_page, write_html
-from flan_jax.evaluation.rank_classification import OptionScores
 from flan_jax.evaluation.report import build_report
 from flan_jax.evaluation.results import ScoredExample, TemplateResult
 from flan_jax.evaluation.table import terminal_table
