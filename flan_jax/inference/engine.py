@@ -15,6 +15,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -25,6 +26,8 @@ from flan_jax.inference.sampling import GREEDY, Sampling, SamplingRows
 from flan_jax.inference.slots import MAX_STOPS, Block, Hook
 from flan_jax.models import LanguageModel, Params
 from flan_jax.training.partitioning import Layout
+
+T = TypeVar("T")
 
 _SHORTEST = 32
 _TOGETHER = 8
@@ -114,6 +117,8 @@ class Engine:
     if jax.process_count() > 1:
       raise ConfigError("text is written by one process: run this launch in one, on its devices.")
     self._model, self._params = model.separated(params)
+    if layout is None:
+      self._params = _alone(self._params, params)
     self.length, self.source_length = length, source_length
     self._stop_ids, self._start_id = tuple(stop_ids), start_id
     self._block, self._hook = block, hook
@@ -134,6 +139,8 @@ class Engine:
     sizes = (self._rows, self.length, self._source_widths[-1])
     with self._active():
       self._slots = on_devices.empty(self._model, self._params, *sizes)
+    if self._layout is None:
+      self._slots = _alone(self._slots, self._params)
     self._free = list(range(self._rows))
     self._waiting = collections.deque[_Request]()
     self._placed: dict[int, _Request] = {}
@@ -391,6 +398,12 @@ class Engine:
     self._placed.pop(request.slot, None)
     self._kept.pop(request.number, None)
     self._free.append(request.slot)
+
+
+def _alone(arrays: T, params: Params) -> T:
+  """Of no mesh, where one device holds all parameters: what comes back from it would be, and compiled for once more."""
+  devices = jax.tree.leaves(params)[0].devices()
+  return jax.device_put(arrays, *devices) if len(devices) == 1 else arrays
 
 
 def _widths(longest: int) -> list[int]:

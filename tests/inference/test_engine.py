@@ -10,6 +10,7 @@ import pytest
 
 from flan_jax.errors import ConfigError
 from flan_jax.inference import Engine, Sampling, generate
+from flan_jax.inference import slots as on_devices
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig, build_model
 from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh, param_shardings
 
@@ -82,6 +83,20 @@ def test_nothing_is_compiled_once_warm(family):
   finally:
     jax.monitoring.clear_event_listeners()
   assert not compiled
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_where_parameters_lie_on_a_mesh_that_nobody_named_nothing_is_compiled_twice(family):
+  model, params = trained(family)
+  layout = make_layout(model, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+  params = jax.device_put(params, param_shardings(model, layout))
+  engine = Engine(model, params, slots=2, **SIZES)
+  reads = on_devices.read if family == "decoder" else on_devices.encode
+  functions = (reads, on_devices.begin, on_devices.write)
+  before = [function._cache_size() for function in functions]
+  for _ in range(2):
+    engine.run(PROMPTS[:1], Sampling(7))
+  assert [function._cache_size() for function in functions] == [n + 1 for n in before]
 
 
 def test_the_probability_told_is_the_model_s_own():

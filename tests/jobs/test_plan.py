@@ -254,6 +254,14 @@ T5_JSON = {
   "vocab_size": 512,
 }
 RECIPES = sorted(path.name for path in (CONFIG_DIRECTORY / "recipes").glob("*.gin"))
+PHASES = {
+  "t5_mini.gin": ["pretrain", "adapt", "tune"],
+  "mini_clusters.gin": [f"clusters_{k}" for k in (1, 2, 4, 7)],
+  "mini_prompts.gin": [
+    *(f"prompts_{k}" for k in (1, 2, 4, "all")),
+    *("options_shown", "options_hidden"),
+  ],
+}
 TRAINING = [name for name in RECIPES if not name.endswith("_eval.gin")]
 
 
@@ -263,9 +271,7 @@ def test_every_shipped_recipe_is_planned_and_opens_nothing(recipe, monkeypatch):
   published = ("flan2021.gin", "flan_t5.gin", "t0.gin")
   bindings = ("INITIAL_CHECKPOINT=nowhere",) if recipe in published else ()
   plans = make_plans([f"recipes/{recipe}"], bindings, DEVICES["v5e"], 8)
-  assert [plan.setup.phase for plan in plans] == (
-    ["pretrain", "adapt", "tune"] if recipe == "t5_mini.gin" else [""]
-  )
+  assert [plan.setup.phase for plan in plans] == PHASES.get(recipe, [""])
   assert all(
     (plan.fits or plan.advice) and plan.memory.total > 0 and plan.flops.model.total > 0
     for plan in plans
