@@ -402,7 +402,8 @@ class Engine:
 
 def _alone(arrays: T, params: Params) -> T:
   """Of no mesh, where one device holds all parameters: what comes back from it would be, and compiled for once more."""
-  devices = jax.tree.leaves(params)[0].devices()
+  first = jax.tree.leaves(params)[0]
+  devices = first.devices() if isinstance(first, jax.Array) else ()
   return jax.device_put(arrays, *devices) if len(devices) == 1 else arrays
 
 
