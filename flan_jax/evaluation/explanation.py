@@ -186,7 +186,7 @@ def _calibrates(tasks: Sequence[TaskResult]) -> bool:
 def _tables(old: TaskResult, base: TaskResult, new: TaskResult, scoring: str) -> tuple[Table, ...]:
   """b, c, c calibrated, a, a calibrated."""
   metric = _measured_by(new)
-  calibrated = CALIBRATED if _calibrates((base, new)) else metric
+  calibrated = CALIBRATED if _calibrates((old, base, new)) else metric
   asked = ((old, metric), (base, metric), (base, calibrated), (new, metric), (new, calibrated))
   return tuple(task.table(scoring, by) for task, by in asked)
 

@@ -51,7 +51,7 @@ def read_several(folders: Mapping[str, Path]) -> dict[str, Evaluation]:
   chat format, "untuned, chat".
 
   Raises:
-    EvaluationError: see `read_evaluations`.
+    EvaluationError: see `read_evaluations`; or a folder is given one of these two names.
   """
   read = {name: read_evaluations(folder) for name, folder in folders.items()}
   found: dict[str, Evaluation] = {}
@@ -59,6 +59,10 @@ def read_several(folders: Mapping[str, Path]) -> dict[str, Evaluation]:
     untuned = [roles[role] for roles in read.values() if role in roles]
     same = {tuple(sorted(each.fingerprints.items())) for each in untuned}
     if len(untuned) == len(read) and len(same) == 1:
+      if name in read:
+        raise EvaluationError(
+          f"{name!r} is the model before tuning: call {folders[name]} otherwise."
+        )
       found[name] = untuned[0]
   return found | {name: roles["after"] for name, roles in read.items()}
 

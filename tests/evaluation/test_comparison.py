@@ -11,7 +11,7 @@ from flan_jax.evaluation import build_report, statistics
 from flan_jax.evaluation.comparison import compare
 from flan_jax.evaluation.explanation import LADDER, PARTS, explain
 from flan_jax.evaluation.results import Evaluation, TaskResult, TemplateResult
-from flan_jax.evaluation.saved import read_evaluations
+from flan_jax.evaluation.saved import read_evaluations, read_several
 
 from .known_results import GOLDS, evaluation, example, right_on, task, template
 
@@ -121,6 +121,17 @@ def test_a_folder_gives_back_what_was_written(tmp_path):
     read_evaluations(tmp_path)
   with pytest.raises(EvaluationError, match=f"There are some below: {tmp_path}"):
     read_evaluations(tmp_path.parent)
+
+
+def test_the_one_model_before_stands_first_and_keeps_its_name(tmp_path):
+  for name, share in (("a", 0.6), ("b", 0.7), ("alone", 0.6)):
+    before = None if name == "alone" else judged(0.5, "base")
+    build_report(judged(share), before, **SEEDED).write(tmp_path / name)
+  a, b, alone = (tmp_path / name for name in ("a", "b", "alone"))
+  assert list(read_several({"a": a, "b": b})) == ["untuned", "a", "b"]
+  assert list(read_several({"a": a, "alone": alone})) == ["a", "alone"]
+  with pytest.raises(EvaluationError, match="'untuned' is the model before tuning: call"):
+    read_several({"untuned": a, "b": b})
 
 
 def biased(share: float, seed: int, prior: float, unseen=False) -> TemplateResult:

@@ -2,7 +2,7 @@
 
 BODY = """
 <p class="legend">{told} Prompts of more than {prompt_characters} characters are shown without their middle.
-Everything is in <code>examples.jsonl</code> beside this page. Right is what earns all of its metric, wrong what
+Everything is in <code>examples.jsonl</code> of the report. Right is what earns all of its metric, wrong what
 earns less.</p>
 <noscript><p>Leafing through them needs JavaScript; <code>examples.jsonl</code> has one a line.</p></noscript>
 <form id="browse" hidden>
