@@ -12,7 +12,7 @@ import jax
 
 from flan_jax.errors import ConfigError
 from flan_jax.jobs.gin_files import read_statements
-from flan_jax.jobs.processes import NAMES, is_first
+from flan_jax.jobs.processes import NAMES, AgreedError, is_first
 from flan_jax.training import peers
 
 _SHOWN = 20
@@ -38,11 +38,15 @@ def check_launch(files: Sequence[str], bindings: Sequence[str], patience: float)
 
 
 def check_same(name: str, facts: Mapping[str, str], patience: float = 24 * 3600) -> None:
-  """Raises ConfigError where any process has other facts than process 0, with who and which.
+  """Compares what every process says of itself with what process 0 says.
 
   Args:
     name: of this meeting of the processes; not used for another one.
     patience: seconds to wait for the slowest.
+
+  Raises:
+    AgreedError: in all, with who differs and in which facts.
+    ConfigError: one did not come in time.
   """
   if not NAMES:
     return
@@ -63,7 +67,7 @@ def check_same(name: str, facts: Mapping[str, str], patience: float = 24 * 3600)
   lines = [f"{NAMES[i]}: {each}" for i, differences in told.items() for each in differences]
   if lines:
     more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    raise ConfigError(
+    raise AgreedError(
       "\n  ".join(
         (
           f"the processes of this run would not do the same; {NAMES[0]} is what they are held against:",

@@ -27,6 +27,10 @@ from flan_jax.training.watchdog import Watchdog, WatchdogConfig
 Made = TypeVar("Made")
 
 
+class AgreedError(ConfigError):
+  """A mistake that all processes of the run find together: each of them raises it at the same place."""
+
+
 class Timeouts(NamedTuple):
   """In seconds.
 
@@ -66,7 +70,7 @@ def joined(place: Place | None, timeouts: Timeouts = Timeouts()) -> Iterator[Non
   try:
     _look_for_devices()
     yield
-  except SystemExit:  # all of them do, at the same place
+  except (SystemExit, AgreedError):  # all of them do, at the same place
     jax.distributed.shutdown()
     raise
   except BaseException as error:
