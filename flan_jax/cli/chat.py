@@ -1,6 +1,7 @@
 """`flan-jax chat`: talk to a model in the terminal."""
 
 import argparse
+import io
 import sys
 from collections.abc import Iterator
 
@@ -44,11 +45,20 @@ def show_chat(options: argparse.Namespace) -> None:
 def _lines() -> Iterator[str]:
   if sys.stdin.isatty():
     import readline  # noqa: F401  (history and editing of what is typed)
+  if isinstance(sys.stdin, io.TextIOWrapper):
+    sys.stdin.reconfigure(errors="surrogateescape")
   while True:
     try:
-      yield input("> " if sys.stdin.isatty() else "").strip()
+      line = input("> " if sys.stdin.isatty() else "").strip()
+      line.encode()
     except EOFError:
       return
+    except UnicodeEncodeError:
+      print("The line is not UTF-8, and is left out.", file=sys.stderr)
+    except KeyboardInterrupt:
+      print(f"\n{_HELP}", file=sys.stderr)
+    else:
+      yield line
 
 
 def _answer(assistant: Assistant, told: list[Message], sampling: Sampling) -> str:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from flan_jax.cli.named_places import named_place
 from flan_jax.errors import ConfigError
 from flan_jax.evaluation import (
   compare,
@@ -57,7 +58,7 @@ def show_explain(options: argparse.Namespace) -> None:
 
 def _named(words: Sequence[str]) -> dict[str, Path]:
   """Folders by what they are called: NAME=FOLDER, or as much of the path as tells them apart."""
-  pairs = [word.rpartition("=")[::2] for word in words]
+  pairs = [named_place(word) for word in words]
   paths = [Path(folder).resolve() for _, folder in pairs]
   shortest = 1
   while shortest < max(len(path.parts) for path in paths) and len(

@@ -68,6 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         user_modules.register(module)
       else:
         user_modules.import_module(module)
+    if options.command in (*JOBS, "chat", "serve", "lm-eval"):
+      from flan_jax.jobs.compiled import keep_compiled
+
+      keep_compiled()
     if options.command in JOBS:
       from flan_jax.jobs.clusters import find_place
       from flan_jax.jobs.launch import launch
@@ -108,7 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     return 2
   except KeyboardInterrupt:
-    print("flan-jax: interrupted; the same command goes on from what is saved", file=sys.stderr)
+    goes_on = "; the same command goes on from what is saved" if options.command in JOBS else ""
+    print(f"flan-jax: interrupted{goes_on}", file=sys.stderr)
     return 130
   return 0
 

@@ -96,13 +96,33 @@ def claimed(directory: Path) -> Iterator[None]:
   """
   check_local(directory)
   directory.mkdir(parents=True, exist_ok=True)
-  with (directory / ".lock").open("w") as file:
+  with _sole_holder(
+    directory / ".lock", f"{directory}: wait until it ends, or name another folder"
+  ):
+    yield
+
+
+@contextmanager
+def claimed_file(path: Path) -> Iterator[None]:
+  """Keeps other processes that would claim a file away from it; makes its folder.
+
+  Raises:
+    StorageError: another process holds it.
+  """
+  check_local(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  lock = path.with_name(f".{path.name}.lock")
+  with _sole_holder(lock, f"{path}: wait until it ends, or name another file"):
+    yield
+
+
+@contextmanager
+def _sole_holder(lock: Path, place: str) -> Iterator[None]:
+  with lock.open("w") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      raise StorageError(
-        f"another process is writing to {directory}: wait until it ends, or name another folder."
-      ) from None
+      raise StorageError(f"another process is writing to {place}.") from None
     except OSError:  # a file system without locks
       pass
     yield

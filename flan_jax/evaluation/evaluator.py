@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -147,7 +148,9 @@ class _Store:
       return None
     lines = path.read_text(encoding="utf-8").splitlines()
     try:
-      examples = tuple(ScoredExample.from_json(json.loads(line)) for line in lines)
+      examples = tuple(ScoredExample.from_json(_finite(line)) for line in lines)
+      if [e.index for e in examples] != [p.index for p in template.prompts]:
+        raise ValueError("other examples than the template's")
     except (ValueError, TypeError, KeyError):
       _LOG.warning("%s is damaged: its template is scored again", path)
       return None
@@ -163,6 +166,15 @@ class _Store:
       return None
     digest = hashlib.sha256((self._key + template.fingerprint).encode()).hexdigest()
     return self._directory / f"{task}.{template.name}-{digest[:16]}.jsonl"
+
+
+def _finite(line: str) -> Any:
+  """A line of JSON in which NaN, which is none, is a mistake."""
+
+  def refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
+
+  return json.loads(line, parse_constant=refuse)
 
 
 class _Runner:

@@ -68,7 +68,8 @@ class Explained:
   Attributes:
     before, native, after: what was scored, as far as it can be paired; native is None where there is none.
     tasks: a row a task and rung: name, cluster, rung, metric, n, templates, calibrates, before, after, auc_before,
-      auc_after, flips, and `parts`, of each of `PARTS` its value and interval.
+      auc_native, auc_after, flips, and `parts`, of each of `PARTS` its value and interval; without `native` there is
+      no format among them.
     ladder: the same of each rung, the means over its tasks.
     flips: ranked examples whose answer went from wrong to right or back.
     notes: what is not compared, and why.
@@ -120,6 +121,7 @@ def explain(
       "judge both in one, and the first in its own chat format as well (evaluation.native_chat)."
     )
   roles = {"before": before, "native": native or before, "after": after}
+  parts = {name: weights for name, weights in PARTS.items() if native or name != "format"}
   paired, notes = paired_tasks(roles)
   bootstrap = {"seed": seed, "resamples": resamples}
   rows, tables, flips = [], [], list[Flip]()
@@ -137,8 +139,9 @@ def explain(
           "n": len(new.indices),
           "templates": [each.template for each in new.templates],
           "calibrates": _calibrates(standing),
-          **_told([tables[-1]], bootstrap),
-          "auc_before": _auc(base, after.scoring),
+          **_told([tables[-1]], parts, bootstrap),
+          "auc_before": _auc(old, after.scoring),
+          "auc_native": native and _auc(base, after.scoring),
           "auc_after": _auc(new, after.scoring),
           "flips": {to: sum(flip.to == to for flip in found) for to in ("right", "wrong")},
         }
@@ -148,7 +151,7 @@ def explain(
   for rung in LADDER:
     if places := [i for i, row in enumerate(rows) if row["rung"] == rung]:
       names = [rows[i]["name"] for i in places]
-      mean = _told([tables[i] for i in places], bootstrap)
+      mean = _told([tables[i] for i in places], parts, bootstrap)
       ladder.append({"rung": rung, "tasks": names, **mean})
   compared = [
     replace(each, tasks=of_each)
@@ -191,14 +194,18 @@ def _tables(old: TaskResult, base: TaskResult, new: TaskResult, scoring: str) ->
   return tuple(task.table(scoring, by) for task, by in asked)
 
 
-def _told(tasks: Sequence[Sequence[Table]], bootstrap: Mapping[str, int]) -> dict[str, Any]:
+def _told(
+  tasks: Sequence[Sequence[Table]],
+  parts: Mapping[str, Sequence[float]],
+  bootstrap: Mapping[str, int],
+) -> dict[str, Any]:
   """Means over tasks, and the parts of their difference."""
   found: dict[str, Any] = {
     "before": statistics.macro_average([tables[0] for tables in tasks]),
     "after": statistics.macro_average([tables[3] for tables in tasks]),
     "parts": {},
   }
-  for part, weights in PARTS.items():
+  for part, weights in parts.items():
     each = [weights] * len(tasks)
     ends = statistics.contrast_interval(tasks, each, **bootstrap)
     found["parts"][part] = {"value": statistics.contrast(tasks, each), "interval": list(ends)}

@@ -59,6 +59,7 @@ class Report:
           "format": evaluation.format,
           "seconds": evaluation.seconds,
           "fingerprints": dict(evaluation.fingerprints),
+          "examples": sum(len(t.examples) for task in evaluation.tasks for t in task.templates),
         }
         for role, evaluation in self.evaluations.items()
       },

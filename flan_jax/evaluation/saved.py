@@ -75,6 +75,9 @@ def _evaluation(about: Mapping[str, Any], report: Mapping[str, Any], examples: P
       key = line["task"], line["template"]
       found.setdefault(key, []).append(_example(line))
       metrics[key] = line["metric"]
+  count = sum(map(len, found.values()))
+  if count != about["examples"]:
+    raise ValueError(f"{examples.name} has {count} examples, and {about['examples']} were scored")
   return Evaluation(
     about["checkpoint"],
     about["format"],

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flan_jax.evaluation.comparison import Compared
-from flan_jax.evaluation.explanation import LADDER, PARTS, Explained
+from flan_jax.evaluation.explanation import LADDER, Explained
 from flan_jax.evaluation.report import Report
 
 _WITH_ENDS = 3  # checkpoints
@@ -64,7 +64,8 @@ def _side_by_side(scores: Sequence[Mapping[str, Any]], ends: bool) -> list[str]:
 
 def explained_table(explained: Explained) -> str:
   """The ladder with the parts of the change on each rung, and below it every task."""
-  heads = ["", "before", "after", *(f"{part}  [95 %]" for part in PARTS), "AUC"]
+  parts = explained.ladder[0]["parts"]
+  heads = ["", "before", "after", *(f"{part}  [95 %]" for part in parts), "AUC"]
   cells, flipped = [[*heads, "flips + -"]], {rung: [0, 0] for rung in LADDER}
   for row in explained.tasks:
     for place, to in enumerate(("right", "wrong")):
@@ -90,8 +91,7 @@ def explained_table(explained: Explained) -> str:
 
 def _parts(row: Mapping[str, Any]) -> list[str]:
   return [f"{row['before']:.3f}", f"{row['after']:.3f}"] + [
-    f"{row['parts'][part]['value']:+.3f} {in_brackets(row['parts'][part]['interval'])}"
-    for part in PARTS
+    f"{part['value']:+.3f} {in_brackets(part['interval'])}" for part in row["parts"].values()
   ]
 
 

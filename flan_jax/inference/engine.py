@@ -5,8 +5,9 @@ slot takes part in every step: the last token is read, the next one chosen. An e
 at once, and its text begins with the begin token. Everything has one of a few shapes, so that nothing is compiled
 once each has been seen:
 
-  read    [rows, width] tokens of prompts    rows: 1 or 8, width: 32, 128, 512, ...
-  write   `block` steps of all slots         what ends does so within the block, and is told after it
+  read    [rows, width] tokens of prompts    rows: 1 or 8, width: 32, 64, 128, ...
+  write   `block` steps of [rows] slots      rows: 1, 4, 16, ..., as many as are being written; what ends does so
+                                             within the block, and is told after it
 """
 
 import collections
@@ -30,6 +31,7 @@ from flan_jax.training.partitioning import Layout
 T = TypeVar("T")
 
 _SHORTEST = 32
+_FULL = 0.75  # of those rows are filled, or prompts are read one by one
 _TOGETHER = 8
 
 FINISHES = ("stop", "length", "broken")
@@ -128,9 +130,11 @@ class Engine:
     self._encodes = model.layout == "encoder_decoder"
     # A prompt that is seen in both directions is read in one piece, its last token with it.
     self._both_ways = model.bidirectional_inputs
-    self._widths = _widths(length if self._both_ways else min(chunk, length))
-    self._source_widths = _widths(source_length)
+    self._widths = _sizes(_SHORTEST, length if self._both_ways else min(chunk, length), 2)
+    self._source_widths = _sizes(_SHORTEST, source_length, 2)
     self._rows = -(-slots // self._shards) * self._shards
+    # Where a mesh holds rows apart, all of them are written always.
+    self._counts = _sizes(1, self._rows, 4) if self._shards == 1 else [self._rows]
     self._numbers = itertools.count()
     self.reset()
 
@@ -228,16 +232,19 @@ class Engine:
       writing = [request for _, request in sorted(self._placed.items()) if request.writes]
       if not writing:
         return []
+      rows = self._rows_of(writing)
       self._slots, block = on_devices.write(
         self._model,
         self._params,
         self._slots,
+        rows,
         np.bool_(len(self._waiting) > 0),
         steps=self._block,
         hook=self._hook,
       )
       block = jax.device_get(block)
-    return [self._news(request, block) for request in writing]
+    places = [r.slot for r in writing] if rows is None else range(len(writing))
+    return [self._news(request, block, at) for request, at in zip(writing, places, strict=True)]
 
   def run(
     self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling] = GREEDY
@@ -275,6 +282,8 @@ class Engine:
       for rows in (1, min(_TOGETHER * self._shards, len(self._free))):
         sampling = Sampling(1, prefix=(1,) * max(prefix - 1, 0))
         self.run([[1] * prompt] * rows, sampling)
+    for count in self._counts:
+      self.run([[1]] * count, Sampling(1))
     with self._active():
       self._slots = on_devices.stop(self._slots, np.int32(0))
 
@@ -295,6 +304,15 @@ class Engine:
         f"{len(text):,} tokens and {sampling.max_new_tokens:,} new ones are more than {room:,}, the longest text: "
         "give less text, or ask for fewer tokens."
       )
+
+  def _rows_of(self, writing: Sequence[_Request]) -> np.ndarray | None:
+    """Of the texts that are being written, to write no others; None: of all slots."""
+    count = next(count for count in self._counts if len(writing) <= count)
+    if count == self._rows:
+      return None
+    rows = np.full(count, self._rows, np.int32)
+    rows[: len(writing)] = [request.slot for request in writing]
+    return rows
 
   def _to_read(self, request: _Request) -> int:
     """Tokens of a text that have to be read before it is written on."""
@@ -346,7 +364,7 @@ class Engine:
       by_width.setdefault(width, []).append(request)
     for width, left in by_width.items():
       while left:
-        rows = many if 2 * len(left) >= many else few
+        rows = many if len(left) >= _FULL * many else few
         yield rows, width, left[:rows]
         left = left[rows:]
 
@@ -378,21 +396,20 @@ class Engine:
       jax.tree.map(lambda x: x[0], SamplingRows.of([sampling])),
     )
 
-  def _news(self, request: _Request, block: Block) -> Written:
-    slot = request.slot
-    count = int(block.counts[slot])
-    tokens = tuple(block.tokens[slot, :count].tolist())
+  def _news(self, request: _Request, block: Block, at: int) -> Written:
+    count = int(block.counts[at])
+    tokens = tuple(block.tokens[at, :count].tolist())
     request.text += tokens
     finish = None
-    if not block.running[slot]:
-      finish = "stop" if block.stopped[slot] else "broken" if block.broken[slot] else "length"
+    if not block.running[at]:
+      finish = "stop" if block.stopped[at] else "broken" if block.broken[at] else "length"
       request.writes = False
       request.read = len(request.text) - 1
       if finish == "stop" and request.keep:
-        self._kept[request.number] = self._placed.pop(slot)
+        self._kept[request.number] = self._placed.pop(request.slot)
       else:
         self._leave(request)
-    return Written(request.number, tokens, tuple(block.logprobs[slot, :count].tolist()), finish)
+    return Written(request.number, tokens, tuple(block.logprobs[at, :count].tolist()), finish)
 
   def _leave(self, request: _Request) -> None:
     self._placed.pop(request.slot, None)
@@ -407,9 +424,9 @@ def _alone(arrays: T, params: Params) -> T:
   return jax.device_put(arrays, *devices) if len(devices) == 1 else arrays
 
 
-def _widths(longest: int) -> list[int]:
-  """32, 128, 512, ... up to the first that holds `longest`, which takes its place."""
-  widths = [_SHORTEST]
-  while widths[-1] < longest:
-    widths.append(4 * widths[-1])
-  return [*widths[:-1], longest]
+def _sizes(smallest: int, largest: int, factor: int) -> list[int]:
+  """The smallest, `factor` times it, and so on up to the first that holds the largest, which takes its place."""
+  sizes = [smallest]
+  while sizes[-1] < largest:
+    sizes.append(factor * sizes[-1])
+  return [*sizes[:-1], largest]

@@ -7,7 +7,7 @@ what stands in the text already, then temperature, top-k, top-p and min-p.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,24 @@ _NEVER = -1e30
 _SEEDS = 2**32
 
 
+_MOST = 2**31 - 1
+_LEAST, _GREATEST = 1e-30, 1e30  # of what divides or multiplies logits in float32
 _ALLOWED = (
-  ("max_new_tokens", lambda x: x >= 1 and x == int(x), "1 or more"),
-  ("temperature", lambda x: x >= 0, "0 (the most probable token) or more"),
-  ("top_k", lambda x: x >= 0 and x == int(x), "0 (all) or more"),
+  ("max_new_tokens", lambda x: 1 <= x <= _MOST and x == int(x), "1 or more"),
+  (
+    "temperature",
+    lambda x: x == 0 or _LEAST <= x <= _GREATEST,
+    "0 (the most probable token) or from 1e-30 to 1e30",
+  ),
+  ("top_k", lambda x: 0 <= x <= _MOST and x == int(x), "0 (all) or more, below 2147483648"),
   ("top_p", lambda x: 0 < x <= 1, "above 0 and at most 1"),
   ("min_p", lambda x: 0 <= x <= 1, "from 0 to 1"),
-  ("repetition_penalty", lambda x: x > 0, "above 0"),
-  ("no_repeat_ngram", lambda x: x >= 0 and x == int(x), "0 (none) or more"),
+  ("repetition_penalty", lambda x: _LEAST <= x <= _GREATEST, "from 1e-30 to 1e30"),
+  (
+    "no_repeat_ngram",
+    lambda x: 0 <= x <= _MOST and x == int(x),
+    "0 (none) or more, below 2147483648",
+  ),
   ("seed", lambda x: 0 <= x < _SEEDS and x == int(x), "from 0 to 4294967295"),
 )
 
@@ -63,8 +73,14 @@ class Sampling:
   def __post_init__(self) -> None:
     for name, allowed, range_of in _ALLOWED:
       value = getattr(self, name)
-      if not (isinstance(value, int | float) and math.isfinite(value) and allowed(value)):
-        raise ConfigError(f"{name}={value!r} must be {range_of}.")
+      finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+      if not (finite and allowed(value)):
+        shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}..."
+        raise ConfigError(f"{name}={shown} must be {range_of}.")
+    if isinstance(self.prefix, str) or not all(
+      isinstance(each, SupportsIndex) for each in self.prefix
+    ):
+      raise ConfigError(f"prefix={self.prefix!r} must be a tuple of ids.")
 
 
 GREEDY = Sampling()
@@ -153,7 +169,8 @@ def _penalised(logits: Float[Array, "B V"], text: Text, rows: SamplingRows) -> F
 
 def _unrepeated(logits: Float[Array, "B V"], text: Text, rows: SamplingRows) -> Float[Array, "B V"]:
   """Without the tokens that would end a run of n tokens which the row has already."""
-  tokens, ends, n = text.tokens, text.ends, rows.no_repeat_ngram
+  tokens, ends = text.tokens, text.ends
+  n = jnp.minimum(rows.no_repeat_ngram, tokens.shape[1] + 1)  # of which no text has any
   places = jnp.arange(tokens.shape[1])
 
   def agrees(j: Int[Array, ""], same: Bool[Array, "B L"]) -> Bool[Array, "B L"]:

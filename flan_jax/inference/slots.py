@@ -6,7 +6,7 @@ gathered for them is anything, and nothing is scattered back.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 from flan_jax.inference.sampling import SamplingRows, Text, choose
 from flan_jax.models import Cache, LanguageModel, Params
 from flan_jax.models.layers import constrain
+
+T = TypeVar("T")
 
 MAX_STOPS = 8
 """Stop tokens that a text may have."""
@@ -134,11 +136,8 @@ def read(
   length = slots.text.tokens.shape[1]
   # Positions past the cache are not written.
   places = jnp.where(index < counts[:, None], starts[:, None] + index, length)
-  mine = jax.tree.map(lambda x: x[rows], slots.cache)
-  _, mine = model.decode_hidden(params, mine, tokens, places, prefixes)
-  own = jax.tree.map(
-    lambda held, fresh: held.at[rows].set(fresh, mode="drop"), slots.cache.own, mine.own
-  )
+  _, mine = model.decode_hidden(params, _taken(slots.cache, rows), tokens, places, prefixes)
+  own = _put(slots.cache.own, rows, mine.own)
   return _settled(slots._replace(cache=slots.cache._replace(own=own)))
 
 
@@ -173,11 +172,20 @@ def write(
   model: LanguageModel,
   params: Params,
   slots: Slots,
+  rows: Int[Array, "R"] | None,
   hurry: Bool[Array, ""],
   steps: int,
   hook: Hook | None = None,
 ) -> tuple[Slots, Block]:
-  """So many steps of all rows that run; fewer where none is left, or, in a hurry, once one has ended."""
+  """So many steps of the rows that run; fewer where none is left, or, in a hurry, once one has ended.
+
+  Args:
+    rows: all that run are among them, and news are told of them only; None: of all.
+  """
+  whole = slots
+  if rows is not None:
+    slots = _taken(whole, rows)
+    slots = slots._replace(running=slots.running & (rows < whole.running.shape[0]))
   count, before, begin = slots.running.shape[0], slots.running, slots.text.ends
   block = Block(
     jnp.zeros((count, steps), jnp.int32),
@@ -209,6 +217,10 @@ def write(
     return slots, block, step + 1
 
   slots, block, _ = jax.lax.while_loop(goes_on, advance, (slots, block, jnp.int32(0)))
+  if rows is not None:
+    own = _put(whole.cache.own, rows, slots.cache.own)
+    text, running = _put((whole.text, whole.running), rows, (slots.text, slots.running))
+    slots = whole._replace(cache=whole.cache._replace(own=own), text=text, running=running)
   return _settled(slots), jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), block)
 
 
@@ -236,6 +248,14 @@ def _advanced(
   )
   slots = slots._replace(cache=cache, text=text, running=goes_on & (ends < slots.limits))
   return slots, token, logprob, stopped, broken
+
+
+def _taken(arrays: T, rows: Int[Array, "R"]) -> T:
+  return jax.tree.map(lambda x: x[rows], arrays)
+
+
+def _put(arrays: T, rows: Int[Array, "R"], fresh: T) -> T:
+  return jax.tree.map(lambda held, new: held.at[rows].set(new, mode="drop"), arrays, fresh)
 
 
 def _settled(slots: Slots) -> Slots:

@@ -46,8 +46,9 @@ class _Growing:
     self.tokens += tokens
     self.logprobs += logprobs
     text = self._decoded(len(self.tokens))
-    if (end := _first(text, self.stops)) is not None:
-      while before < len(self.tokens) and _first(self._decoded(before), self.stops) is None:
+    given = len(self._decoded(0))
+    if (end := _first(text, self.stops, given)) is not None:
+      while before < len(self.tokens) and _first(self._decoded(before), self.stops, given) is None:
         before += 1
       text, finish = text[:end], "stop"
       del self.tokens[before:], self.logprobs[before:]
@@ -122,9 +123,9 @@ class Texts:
     return found
 
 
-def _first(text: str, stops: Sequence[str]) -> int | None:
-  """Where the first of the stop strings begins."""
-  places = [text.find(stop) for stop in stops]
+def _first(text: str, stops: Sequence[str], given: int) -> int | None:
+  """Where the first of the stop strings begins; those that end within the `given` characters do not count."""
+  places = [text.find(stop, max(0, given - len(stop) + 1)) for stop in stops]
   return min((place for place in places if place >= 0), default=None)
 
 

@@ -18,7 +18,7 @@ from flan_jax.data.mixtures import (
   training_datasets,
 )
 from flan_jax.data.records import load_records
-from flan_jax.errors import ConfigError, SourceError, UnknownName
+from flan_jax.errors import ConfigError, RecordError, SourceError, UnknownName
 from flan_jax.evaluation import (
   CONVENTIONS,
   Evaluation,
@@ -55,7 +55,7 @@ class EvaluationPlan:
     native_chat: score the untuned model in its own chat format as well.
     batch_tokens: tokens of one forward pass.
     contamination: what `flan-jax contamination --out` wrote, to be told beside the scores.
-    strict: a dataset whose records cannot be had stops the launch; else it is left out and told.
+    strict: a dataset whose records cannot be had, or hold a wrong one, stops the launch; else it is left out and told.
   """
 
   mixture: str
@@ -221,20 +221,21 @@ def check_tasks(setting: str, tasks: Mapping[str, Sequence[str]] | None) -> None
 def available(
   tasks: Sequence[EvaluationTask], purpose: str, strict: bool
 ) -> tuple[list[EvaluationTask], dict[str, str]]:
-  """The tasks whose records can be had, and of the other datasets why they cannot.
+  """The tasks whose records can be had, all of them in order, and of the other datasets why they cannot.
 
   Args:
     purpose: what is to be done to them, said where nothing is left.
 
   Raises:
     SourceError: none can be had; or, with `strict`, one cannot.
+    RecordError: with `strict`, a record is not as its dataset's file says.
   """
   found, missing = list[EvaluationTask](), dict[str, str]()
   for task in tasks:
     try:
       load_records(dataset_spec(task.dataset), data_home())
       found.append(task)
-    except SourceError as error:
+    except (SourceError, RecordError) as error:
       if strict:
         raise
       missing[task.dataset] = str(error)

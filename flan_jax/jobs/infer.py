@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from flan_jax.data.atomic import write_whole
+from flan_jax.data.atomic import claimed_file, write_whole
 from flan_jax.data.encode import Dropped, Encoder
 from flan_jax.errors import ConfigError, EvaluationError, FlanJaxError, RecordError
 from flan_jax.evaluation import OptionScores, RankRequest, row_lengths_up_to, score_options
@@ -74,19 +74,22 @@ def infer(
   about = {"model": model.fingerprint, "format": encoder.format.fingerprint, "settings": settings}
   about |= {} if asked.fingerprint is None else {"prompts": asked.fingerprint}
   output = Path(output_file)
-  done, questions = _finished(output, iter(asked), json.dumps(about), window)
-  answering = _Answering(model, encoder, make_layout(model.model, make_mesh(mesh)), batch_size)
+  if output_file == "-" or (output.exists() and not output.is_file()):
+    raise ConfigError(f"infer.output_file: {output_file} is no file, and answers are added to one.")
   refused = 0
-  with (
-    output.open("a", encoding="utf-8") as file,
-    tqdm(initial=done, desc="infer", unit="prompt", total=asked.total, file=sys.stderr) as bar,
-  ):
-    for answer in _answers(answering, questions, sampling, stop, window):
-      refused += "error" in answer
-      file.write(json.dumps(answer, ensure_ascii=False) + "\n")
-      file.flush()
-      bar.total = asked.total
-      bar.update()
+  with claimed_file(output):
+    done, questions = _finished(output, iter(asked), json.dumps(about), window)
+    answering = _Answering(model, encoder, make_layout(model.model, make_mesh(mesh)), batch_size)
+    with (
+      output.open("a", encoding="utf-8") as file,
+      tqdm(initial=done, desc="infer", unit="prompt", total=asked.total, file=sys.stderr) as bar,
+    ):
+      for answer in _answers(answering, questions, sampling, stop, window):
+        refused += "error" in answer
+        file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+        file.flush()
+        bar.total = asked.total
+        bar.update()
   if refused:
     print(
       f"{refused:,} prompts have no answer: each says why in its 'error', in {output}.",

@@ -12,6 +12,8 @@ from typing import Any, BinaryIO, NamedTuple
 from flan_jax.errors import ConfigError, RecordError
 from flan_jax.evaluation import Prompt
 
+_FIELD = 2**31 - 1  # characters of a table's field, which the csv module would end at 131,072
+
 
 class Question(NamedTuple):
   """What stands in one place of the input.
@@ -111,6 +113,7 @@ def _csv(lines: Iterator[str | RecordError], input_file: str) -> Iterator[str | 
         raise RecordError(f"{input_file}:{number}: {line}.")
       yield line
 
+  csv.field_size_limit(_FIELD)
   table = csv.DictReader(readable())
   if "inputs" not in (table.fieldnames or ()):
     raise ConfigError(f"infer.input_file: {input_file} has no column 'inputs'.")

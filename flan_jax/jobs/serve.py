@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import queue
+import socket
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,23 +54,43 @@ class Limits:
 
 
 def serve(
-  assistants: Sequence[Assistant],
-  *,
-  host: str = "127.0.0.1",
-  port: int = 8000,
-  limits: Limits = Limits(),
+  assistants: Sequence[Assistant], listener: socket.socket, *, limits: Limits = Limits()
 ) -> None:
   """Answers until it is interrupted.
+
+  Args:
+    listener: of `listening`.
 
   Raises:
     ConfigError: two models have one name.
   """
   names = [assistant.name for assistant in assistants]
+  check_names(names)
+  app = application(assistants, limits)
+  host, port = listener.getsockname()[:2]
+  print(f"http://{host}:{port}: {', '.join(names)}", flush=True)
+  web.run_app(app, sock=listener, print=None, handler_cancellation=True)
+
+
+def check_names(names: Sequence[str]) -> None:
+  """Raises ConfigError where two models have one name."""
   if len(set(names)) < len(names):
     raise ConfigError(f"two models are called {names}: give them other names, as NAME=PLACE.")
-  app = application(assistants, limits)
-  print(f"http://{host}:{port}: {', '.join(names)}", flush=True)
-  web.run_app(app, host=host, port=port, print=None, handler_cancellation=True)
+
+
+def listening(host: str = "127.0.0.1", port: int = 8000) -> socket.socket:
+  """Takes the place where requests are to come in; 0 is any free port.
+
+  Raises:
+    ConfigError: it is taken, or none of this machine's.
+  """
+  try:
+    kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    return socket.create_server(address[:2], family=kind)
+  except (OSError, OverflowError) as error:
+    raise ConfigError(
+      f"nobody can listen at {host}:{port} ({error}): name another --host or --port."
+    ) from None
 
 
 def application(assistants: Sequence[Assistant], limits: Limits = Limits()) -> web.Application:

@@ -18,7 +18,7 @@ class Reply:
   ):
     kind = "chat.completion" if chat else "text_completion"
     self._chat, self._spell = chat, assistant.source.vocabulary.decode
-    self._prompt_tokens = sum(len(ask.prompt) for ask in asks)
+    self._prompt_tokens = sum(len(ask.prompt) for ask in asks) // body.get("n", 1)
     self._kind = f"{kind}.chunk" if chat and body.get("stream") else kind
     self._logprobs = "logprobs" in body and body["logprobs"] is not False  # 0 asks for them
     self._head = {

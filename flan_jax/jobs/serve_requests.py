@@ -93,6 +93,9 @@ async def read_body(request: web.Request, chat: bool) -> dict[str, Any]:
     raise Refused(415, "the body must be sent as application/json")
   try:
     body = json.loads(await request.text())
+    json.dumps(body, ensure_ascii=False).encode()
+  except UnicodeEncodeError:
+    raise Refused(400, "half of a surrogate pair is no text") from None
   except (ValueError, RecursionError, LookupError) as error:
     raise Refused(400, f"the body is no JSON: {error}") from None
   if not isinstance(body, dict):
@@ -139,8 +142,7 @@ def read_conversation(assistant: Assistant, body: Mapping[str, Any]) -> list[lis
       raise Refused(400, "each message needs a role and a content", "messages")
     role, content = message["role"], message["content"]
     if isinstance(content, list):  # parts, of which only texts are read here
-      kinds = {part.get("type") if isinstance(part, dict) else None for part in content}
-      if kinds - {"text"}:
+      if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         raise Refused(400, "the parts of a message must be of the type text", "messages")
       content = "".join(part["text"] for part in content if isinstance(part.get("text"), str))
     if not isinstance(role, str) or not isinstance(content, str):
@@ -167,7 +169,8 @@ def read_asks(
   if longest > assistant.room(new):
     raise Refused(
       400,
-      f"the prompt has {longest:,} tokens, and with max_tokens={new} there is room for {assistant.room(new):,}",
+      f"the prompt has {longest:,} tokens, and with max_tokens={new} there is room for "
+      f"{max(assistant.room(new), 0):,}",
       "messages" if "messages" in body else "prompt",
       "context_length_exceeded",
     )
@@ -178,7 +181,7 @@ def read_asks(
   choices = body.get("n", 1)
   if not 1 <= choices <= _CHOICES:
     raise Refused(400, f"n={choices} must be from 1 to {_CHOICES}", "n")
-  # OpenAI's defaults: who does not say otherwise gets a draw, and another one each time.
+  # OpenAI's defaults: who does not say otherwise gets a draw, and another one for each answer.
   seed = body.get("seed", random.randrange(2**32))
   names = ("top_p", "top_k", "min_p", "repetition_penalty", "no_repeat_ngram")
   told = {name: body[name] for name in names if name in body}
@@ -188,6 +191,5 @@ def read_asks(
     raise Refused(400, str(error).replace("max_new_tokens", "max_tokens")) from None
   return [
     Ask(prompt, dataclasses.replace(sampling, seed=(seed + i) % 2**32), stops)
-    for prompt in prompts
-    for i in range(choices)
+    for i, prompt in enumerate(prompt for prompt in prompts for _ in range(choices))
   ]

@@ -1,6 +1,6 @@
 """Multi-head attention with grouped keys, caller's masks, and an explicit key-value cache."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -82,7 +82,7 @@ class Attention(nn.Module):
         outside the cache is dropped); without, the cache is all there is (cross attention).
 
     Returns:
-      The output, and what is to be written into the cache, [B, K, T, H] (None: nothing is).
+      The output, and the cache with what was written (None: nothing was).
     """
     project = partial(Dense, dtype=self.dtype, param_dtype=self.param_dtype)
     widen = partial(project, bias="query_key_value" in self.biases)
@@ -93,7 +93,7 @@ class Attention(nn.Module):
       query = self.head_norm(name="query_norm")(query)
     if rotary is not None:
       query = rotate(query, rotary)
-    new = None
+    held = None
     if cache is not None and slots is None:
       key, value = map(_turned, cache)
     else:
@@ -106,8 +106,8 @@ class Attention(nn.Module):
       if rotary is not None:
         key = rotate(key, rotary)
       if cache is not None and slots is not None:
-        new = KeyValues(_turned(key), _turned(value))
-        key, value = map(_turned, written(cache, new, slots))
+        held = _written(cache, (key, value), slots)
+        key, value = map(_turned, held)
     if isinstance(mask, Causal):
       attended = splash_attention(query, key, value, mask, self.scale, self.softcap, self.window)
     else:
@@ -124,7 +124,7 @@ class Attention(nn.Module):
     attended = attended.reshape(*x.shape[:-1], heads * size)
     join = partial(project, bias="attention_out" in self.biases)
     out = join(x.shape[-1], ("heads", "embed"), self.kernel_init, name="out")(attended)
-    return out, new
+    return out, held
 
 
 def dot_product_attention(
@@ -207,14 +207,17 @@ def same_segment(
   return query_segments[:, :, None] == key_segments[:, None, :]
 
 
-def written(cache: KeyValues, new: KeyValues, slots: Int[Array, "B T"]) -> KeyValues:
-  """A layer's cache with new keys and values; a slot outside it is dropped."""
+def _written(cache: KeyValues, new: Sequence[jax.Array], slots: Int[Array, "B T"]) -> KeyValues:
+  """The cache with new keys and values [B, T, K, H]; a slot outside it is dropped."""
   rows = jnp.arange(slots.shape[0])[:, None]
+  if slots.size == 1:
+    # Twice, for XLA on CPU makes a slice of a scatter to one place, and four copies of the cache around it.
+    slots, *new = (jnp.repeat(x, 2, axis=1) for x in (slots, *new))
 
-  def write(held: Float[Array, "B K S H"], fresh: Float[Array, "B K T H"]) -> jax.Array:
-    return held.at[rows, :, slots].set(_turned(fresh).astype(held.dtype), mode="drop")
+  def write(held: Float[Array, "B K S H"], fresh: Float[Array, "B T K H"]) -> jax.Array:
+    return held.at[rows, :, slots].set(fresh.astype(held.dtype), mode="drop")
 
-  return KeyValues(write(cache.key, new.key), write(cache.value, new.value))
+  return KeyValues(*map(write, cache, new))
 
 
 def _split_heads(x: Float[Array, "B T F"], heads: int, axis: str) -> Float[Array, "B T N H"]:

@@ -76,7 +76,7 @@ class DecoderLayer(nn.Module):
     x = constrain(x, "batch", "length", None)
     normed = _norm(c, "attention_norm")(x)
     sight = _sight(c, own.windowed, context)
-    attended, new = self._attention()(
+    attended, cache = self._attention()(
       normed, sight.mask, rotary=sight.rotary, cache=own.cache, slots=context.slots
     )
     attended = self._added(attended, "attention_post_norm")
@@ -97,7 +97,7 @@ class DecoderLayer(nn.Module):
     if c.block != "sequential":
       x = x + attended
     x = constrain(x, "batch", "length", None)
-    return x, new if own.cache is not None else None
+    return x, cache
 
   def _attention(self) -> Attention:
     c = self.config
@@ -201,7 +201,7 @@ class Decoder(nn.Module):
       prefix_lengths: the first positions of a row, so many, see each other in both directions.
 
     Returns:
-      Final-normed hidden states, and the new keys and values [L, B, K, T, H].
+      Final-normed hidden states, and the cache with the tokens' keys and values.
     """
     length = jax.tree.leaves(cache)[0].shape[-2]
     slots = jnp.arange(length, dtype=positions.dtype)[None, :]
@@ -254,8 +254,8 @@ class Decoder(nn.Module):
       own = [LayerOwn(layer, None) for layer in windowed]
     else:
       own = LayerOwn(jnp.asarray(np.array(windowed)), cache)
-    x, new = self.layers(x, own, context)
-    return self.norm(x), None if cache is None else new
+    x, written = self.layers(x, own, context)
+    return self.norm(x), None if cache is None else written
 
 
 def _sight(

@@ -89,7 +89,7 @@ class DecoderLayer(nn.Module):
   ) -> tuple[Float[Array, "B T D"], KeyValues | None]:
     c = self.config
     x = constrain(x, "batch", "length", None)
-    attended, new = _attention(c, "self_attention")(
+    attended, own = _attention(c, "self_attention")(
       _norm(c, "self_attention_norm")(x),
       context.mask,
       context.bias,
@@ -104,7 +104,7 @@ class DecoderLayer(nn.Module):
       cache=None if cache is None else cache.cross,
     )
     x = x + dropout(self, attended, c.dropout_rate)
-    return _feed_forward(self, x), None if cache is None else new
+    return _feed_forward(self, x), own
 
 
 class Stack(nn.Module):
@@ -139,8 +139,8 @@ class Stack(nn.Module):
     x = dropout(self, x.astype(self.config.dtype), self.config.dropout_rate)
     if cache is None and self.separate_layers:
       cache = (None,) * self.num_layers
-    x, new = self.layers(x, cache, context)
-    return dropout(self, self.norm(x), self.config.dropout_rate), new
+    x, own = self.layers(x, cache, context)
+    return dropout(self, self.norm(x), self.config.dropout_rate), own
 
 
 class EncoderDecoder(nn.Module):
@@ -219,7 +219,7 @@ class EncoderDecoder(nn.Module):
     """Hidden states of `tokens`, which also see what the cache holds before their positions.
 
     Returns:
-      Hidden states as `hidden` gives them, and the new keys and values [L, B, K, T, H].
+      Hidden states as `hidden` gives them, and the cache with the tokens' keys and values.
     """
     length = jax.tree.leaves(own)[0].shape[-2]
     slots = jnp.arange(length, dtype=positions.dtype)[None, :]
@@ -232,8 +232,8 @@ class EncoderDecoder(nn.Module):
     else:
       assert isinstance(own, KeyValues) and isinstance(cross, KeyValues)
       caches = LayerCache(own, cross)
-    x, new = self.decoder(self.embed(tokens), caches, context)
-    return self._scaled(x), new
+    x, written = self.decoder(self.embed(tokens), caches, context)
+    return self._scaled(x), written
 
   def _scaled(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     return x * self.config.emb_dim**-0.5 if self.config.scaled_outputs else x

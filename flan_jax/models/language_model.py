@@ -18,7 +18,6 @@ from flan_jax.models.attention import (
   LayersKeyValues,
   Mask,
   SelfMask,
-  written,
 )
 from flan_jax.models.config import DecoderConfig, EncoderDecoderConfig, ModelConfig
 from flan_jax.models.decoder import Decoder
@@ -172,8 +171,12 @@ class LanguageModel:
   def project(self, params: Params, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     """Logits of hidden states, accumulated and returned in float32."""
     kernel, bias, softcap = self.lm_head(params)
+    # The table as it lies in memory: XLA on CPU would turn it round for one token after the other.
+    product, factor = (
+      ("btd,vd->btv", kernel.T) if self.config.tied_embeddings else ("btd,dv->btv", kernel)
+    )
     logits = jnp.einsum(
-      "btd,dv->btv", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
+      product, hidden, factor.astype(hidden.dtype), preferred_element_type=jnp.float32
     )
     if bias is not None:
       logits = logits + bias.astype(jnp.float32)[None, None, :]
@@ -241,14 +244,9 @@ class LanguageModel:
         they are then written by one call.
     """
     if cache.cross is None:
-      hidden, new = self._apply(params, "decode", tokens, positions, cache.own, prefix_lengths)
+      hidden, own = self._apply(params, "decode", tokens, positions, cache.own, prefix_lengths)
     else:
-      hidden, new = self._apply(params, "decode", tokens, positions, *cache)
-    own: LayersKeyValues
-    if isinstance(cache.own, list):
-      own = [written(*layer, positions) for layer in zip(cache.own, new, strict=True)]
-    else:
-      own = jax.vmap(written, (0, 0, None))(cache.own, new, positions)
+      hidden, own = self._apply(params, "decode", tokens, positions, *cache)
     return hidden, cache._replace(own=own)
 
   def decode(

@@ -105,7 +105,7 @@ def matmul(x: Float[Array, "*B D"], kernel: Float[Array, "D F"]) -> Float[Array,
 
   JAX's own rule computes (g^T x)^T. XLA on CPU then transposes g, the widest array of the layer,
   and fuses what made it into a strided loop on one core: a feed-forward layer's backward pass took
-  1.6 times as long (`benchmarks/decoder_step.py`). It also sums the gradient of float32 parameters
+  1.6 times as long (`benchmarks/training_step.py`). It also sums the gradient of float32 parameters
   in float32 where activations are narrower.
   """
   return x @ kernel.astype(x.dtype)

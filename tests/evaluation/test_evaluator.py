@@ -1,5 +1,7 @@
 """A checkpoint scored end to end, stopped, and gone on with."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -145,9 +147,20 @@ def test_contextual_divides_by_what_prompts_without_content_give(
   assert set(found.conventions) == set(CONVENTIONS) - {"pmi"}
 
 
-def test_a_damaged_file_is_scored_again(setting, tmp_path, caplog):
+@pytest.mark.parametrize(
+  "damage",
+  [
+    lambda text: text[:-40],
+    lambda text: text[: text.rindex("\n", 0, -1) + 1],
+    lambda text: "".join(reversed(text.splitlines(keepends=True))),
+    lambda text: re.sub(r"-\d+\.\d+", "NaN", text, count=1),
+  ],
+  ids=["torn", "a line less", "another order", "not a number"],
+)
+def test_a_damaged_file_is_scored_again(setting, tmp_path, caplog, damage):
   first = evaluate(*setting, **NAMED, out_dir=tmp_path)
-  next((tmp_path / "scores").glob("questions.*")).write_text('{"index": 1')
+  scores = next((tmp_path / "scores").glob("questions.*"))
+  scores.write_text(damage(scores.read_text()))
   again = evaluate(*setting, **NAMED, out_dir=tmp_path)
   assert "damaged" in caplog.text
   for old, new in zip(first.records(), again.records(), strict=True):

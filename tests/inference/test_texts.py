@@ -59,6 +59,20 @@ def test_what_only_looks_like_a_stop_string_is_told_in_the_end():
   assert "".join(each.text for each in told(texts, count, ("STOP",))) == "a STO"
 
 
+@pytest.mark.parametrize(
+  ("stop", "found"),
+  [("us\nsay", "Let us\nsay yes."), ("say yes", "Let us\n"), ("yes", "Let us\nsay ")],
+)
+def test_a_stop_string_that_stands_in_what_an_answer_has_to_begin_with_does_not_end_it(stop, found):
+  prefix = tuple(VOCABULARY.encode("Let us\nsay"))
+  texts, _ = forced("Let us\nsay yes.")
+  texts.add([5], Sampling(len(VOCABULARY.encode(" yes.")), prefix=prefix), (stop,))
+  said = ""
+  while texts.busy:
+    said += "".join(news.text for news in texts.step())
+  assert said == found
+
+
 def test_an_empty_stop_string_is_refused():
   texts, _ = forced("a")
   for stop in (("",), "text"):

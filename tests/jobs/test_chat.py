@@ -28,6 +28,15 @@ def test_a_run_is_talked_to_and_the_same_words_get_the_same_answer(flan_jax, mon
   assert "there is room for 64" in done.stderr  # 90 tokens, and the talk went on
 
 
+def test_a_line_that_is_no_text_is_left_out_and_the_talk_goes_on(flan_jax, monkeypatch):
+  flan_jax("train", *RECIPE, "--gin.STEPS=2")
+  typed = io.TextIOWrapper(io.BytesIO(b"Hello\nbonjour \xff\n/new\nHello\n"), encoding="utf-8")
+  monkeypatch.setattr("sys.stdin", typed)
+  done = flan_jax("chat", "runs/tuned", "--temperature=0", "--max_tokens=6", "--length=64")
+  first, again = done.stdout.split("\n")[:-1]
+  assert first == again and "not UTF-8, and is left out" in done.stderr
+
+
 def test_what_is_no_model_is_told(flan_jax):
   assert "no such" in flan_jax("chat", "runs/none", status=2).stderr.lower()
 

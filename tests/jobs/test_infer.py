@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from flan_jax.data import dataset_spec, load_records, records
+from flan_jax.data.atomic import claimed_file
 from flan_jax.data.sources import Source
 from flan_jax.errors import ConfigError, EvaluationError, NetworkError
 from flan_jax.jobs import infer
@@ -95,6 +96,20 @@ def test_a_prompt_that_cannot_be_answered_says_why_and_the_others_go_on(answers,
   assert "byte 13 of the line is not UTF-8" in found[4]["error"]
   assert "surrogate" in found[5]["error"] and "max_prompt_tokens=1024" in found[6]["error"]
   assert "6 prompts have no answer" in answers.stderr
+
+
+def test_a_table_may_hold_a_field_of_any_length(answers, folder):
+  (folder / "prompts.csv").write_text(f"inputs\nGood.\n{'long ' * 40_000}\nGood too.\n")
+  found = answers("--gin.INPUT_FILE=prompts.csv")
+  assert [("prediction" in line) for line in found] == [True, False, True]
+  assert "max_prompt_tokens=1024" in found[1]["error"]
+
+
+def test_one_process_at_a_time_adds_to_a_file(answers, folder, flan_jax):
+  with claimed_file(folder / ANSWERS):
+    said = flan_jax("infer", *RECIPE, status=2).stderr
+  assert "another process is writing to" in said and not (folder / ANSWERS).exists()
+  assert "is no file" in flan_jax("infer", *RECIPE, "--gin.OUTPUT_FILE=-", status=2).stderr
 
 
 def test_drawn_answers_differ_by_place_and_not_by_batch(answers, folder):

@@ -9,8 +9,9 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from small_assistants import assistant
 
+from flan_jax.errors import ConfigError
 from flan_jax.inference import Engine
-from flan_jax.jobs.serve import Limits, application
+from flan_jax.jobs.serve import Limits, application, listening
 
 
 @contextlib.asynccontextmanager
@@ -40,7 +41,7 @@ def test_a_completion_and_a_chat_have_the_fields_of_openai_s():
       again = await complete(client, "Hello", logprobs=0, n=2, temperature=1.0, seed=5)
       assert again["choices"] == found["choices"]
       assert len(found["choices"][0]["logprobs"]["token_logprobs"]) == 8
-      assert found["usage"] == {"prompt_tokens": 10, "completion_tokens": 16, "total_tokens": 26}
+      assert found["usage"] == {"prompt_tokens": 5, "completion_tokens": 16, "total_tokens": 21}
       said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
       body = {"messages": said, "temperature": 0, "max_completion_tokens": 5}
       async with client.post("/v1/chat/completions", json=body) as reply:
@@ -148,6 +149,11 @@ REFUSED = [
   ({"prompt": "a", "max_tokens": True}, 400, "max_tokens must be of the kind int"),
   ({"prompt": "a", "max_tokens": 0}, 400, "max_tokens=0 must be 1 or more"),
   ({"prompt": "a", "temperature": -1}, 400, "temperature=-1 must be 0"),
+  ({"prompt": "a", "temperature": 10**400}, 400, "must be 0 (the most probable token) or from"),
+  ({"prompt": "a", "top_k": 2**31}, 400, "top_k=2147483648 must be 0 (all) or more, below"),
+  ({"prompt": "a", "no_repeat_ngram": 2**31}, 400, "no_repeat_ngram=2147483648 must be 0 (none)"),
+  ({"prompt": "a", "max_tokens": 10**12}, 400, "there is room for 0"),
+  ({"prompt": "\ud83d"}, 400, "half of a surrogate pair is no text"),
   ({"prompt": "a", "top_p": 2}, 400, "top_p=2 must be above 0"),
   ({"prompt": "a", "n": 99}, 400, "n=99 must be from 1 to 16"),
   ({"prompt": "a", "stop": [""]}, 400, "stop must be a text"),
@@ -178,6 +184,8 @@ def test_what_cannot_be_answered_is_refused_in_openai_s_words(body, status, told
     ([{"role": "assistant", "content": "a"}], "this one goes assistant"),
     ([{"role": "user"}], "each message needs a role and a content"),
     ([{"role": "user", "content": [{"type": "image_url"}]}], "must be of the type text"),
+    ([{"role": "user", "content": [{"type": ["text"], "text": "a"}]}], "must be of the type text"),
+    ([{"role": "user", "content": "\ud83d"}], "half of a surrogate pair is no text"),
     ("Hello", "messages must be of the kind list"),
   ],
 )
@@ -209,6 +217,29 @@ def test_other_places_methods_and_sizes_are_refused_as_json():
           assert "message" in (await reply.json())["error"]
       async with client.post("/v1/completions", data=b'{"prompt": "a"}') as reply:
         assert reply.status == 415
+
+  asyncio.run(talk())
+
+
+def test_a_place_that_is_taken_is_told():
+  with listening(port=0) as listener:
+    port = listener.getsockname()[1]
+    with pytest.raises(ConfigError, match=f"nobody can listen at 127.0.0.1:{port} .*--port"):
+      listening(port=port)
+    with pytest.raises(ConfigError, match="nobody can listen at nowhere.invalid:"):
+      listening("nowhere.invalid")
+
+
+def test_each_answer_to_each_prompt_is_a_draw_of_its_own_and_a_prompt_counts_once():
+  async def talk():
+    async with served() as client:
+      drawn = {"n": 2, "temperature": 1.0, "max_tokens": 20}
+      found = await complete(client, ["Hello", "Hello"], seed=3, **drawn)
+      texts = [choice["text"] for choice in found["choices"]]
+      assert len(set(texts)) == 4
+      assert found["usage"]["prompt_tokens"] == 2 * len("Hello")
+      again = await complete(client, ["Hello", "Hello"], seed=3, **drawn)
+      assert [choice["text"] for choice in again["choices"]] == texts
 
   asyncio.run(talk())
 

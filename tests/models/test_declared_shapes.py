@@ -55,7 +55,8 @@ TRACE = """
     if model.layout == "encoder_decoder":
       jax.eval_shape(lambda p, s: on_devices.encode(own, p, s, rows, prompts, lengths), apart, slots)
     jax.eval_shape(lambda p, s: on_devices.read(own, p, s, rows, prompts, lengths, lengths, None), apart, slots)
-    jax.eval_shape(lambda p, s: on_devices.write(own, p, s, True, 4), apart, slots)
+    for some in (rows, None):
+      jax.eval_shape(lambda p, s: on_devices.write(own, p, s, some, True, 4), apart, slots)
 
   for dtype in ("float32", "bfloat16"):
     for family in (

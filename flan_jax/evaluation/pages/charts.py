@@ -4,6 +4,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flan_jax.evaluation.explanation import PARTS
 from flan_jax.evaluation.pages.canvas import COLOURS, as_svg, new_figure
 
 
@@ -116,14 +117,14 @@ def means_by_checkpoint(
 def parts_by_rung(ladder: Sequence[Mapping[str, Any]]) -> str:
   """On each rung the whole change, and below it the parts that it is the sum of, with 95 % intervals."""
   parts = list(ladder[0]["parts"])
-  colours = ("ink", "before", "collapsed", "after")
+  colours = dict(zip(PARTS, ("ink", "before", "collapsed", "after"), strict=True))
   figure, axes = new_figure(0.8 + 0.2 * len(ladder) * (len(parts) + 1))
   for i, row in enumerate(ladder):
     for k, part in enumerate(parts):
       value, ends = row["parts"][part]["value"], row["parts"][part]["interval"]
       y = i * (len(parts) + 1) + k
       axes.barh(
-        y, value, height=0.8, color=COLOURS[colours[k]], linewidth=0, label=None if i else part
+        y, value, height=0.8, color=COLOURS[colours[part]], linewidth=0, label=None if i else part
       )
       axes.plot(ends, [y, y], color=COLOURS["muted"], linewidth=1.1, solid_capstyle="butt")
   axes.axvline(0, color=COLOURS["muted"], linewidth=0.8)

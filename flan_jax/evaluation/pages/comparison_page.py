@@ -7,7 +7,7 @@ from typing import Any
 
 from flan_jax.data.atomic import write_whole
 from flan_jax.evaluation.comparison import Compared
-from flan_jax.evaluation.explanation import LADDER, PARTS, Explained
+from flan_jax.evaluation.explanation import LADDER, Explained
 from flan_jax.evaluation.pages import browser_parts, charts
 from flan_jax.evaluation.pages.example_browser import example_browser
 from flan_jax.evaluation.report import build_report
@@ -93,16 +93,15 @@ def _parts(rows: Sequence[Mapping[str, Any]]) -> str:
     name = escape(row["rung"])
     if "name" in row:
       name = f"{escape(row['name'])} <small>{name}</small>"
-    parts = [row["parts"][part] for part in PARTS]
     cells = [f"{row['before']:.3f}", f"{row['after']:.3f}"]
-    cells += [_with_ends(part["value"], part["interval"]) for part in parts]
+    cells += [_with_ends(part["value"], part["interval"]) for part in row["parts"].values()]
     if "name" in row:
       known = row["auc_before"] is not None and row["auc_after"] is not None
       cells.append(f"{row['auc_before']:.2f} &rarr; {row['auc_after']:.2f}" if known else "")
       cells.append(f"{row['flips']['right']} / {row['flips']['wrong']}")
     lines.append((name, cells))
   of_tasks = ["AUC", "flipped to right / wrong"] if rows and "name" in rows[0] else []
-  return _table(["", "before", "after", *PARTS, *of_tasks], lines)
+  return _table(["", "before", "after", *rows[0]["parts"], *of_tasks], lines)
 
 
 def _with_ends(value: float, ends: Sequence[float]) -> str:

@@ -1,0 +1,69 @@
+"""Seconds from the start of a launch until its first training step is on its way, and those of `flan-jax --help`.
+
+  python benchmarks/start_up.py [--turns 3]
+
+SmolLM2-135M as the quickstart tunes it, from a store that is there. The first launch compiles and keeps what it has
+compiled; the others find it. Of each is told when its run began (interpreter, imports, gin, devices), how long it took
+to make ready (store, parameters, feed) and to compile or to find what is compiled, and their sum.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+LAUNCH = (
+  "flan-jax",
+  "train",
+  "--gin_file=recipes/quickstart.gin",
+  "--gin.STEPS=1",
+  "--gin.WARMUP_STEPS=0",
+  "--gin.train.evaluation=None",
+  "--gin.train.checkpoint_every=1",
+)
+
+
+MADE_READY = ("prepare", "init", "restore", "feed", "compile")
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--turns", type=int, default=3)
+  args = parser.parse_args()
+  helped = []
+  for _ in range(args.turns):
+    begun = time.time()
+    subprocess.run(["flan-jax", "--help"], check=True, stdout=subprocess.DEVNULL)
+    helped.append(time.time() - begun)
+  print(f"flan-jax --help: {statistics.median(helped):.2f} s")
+  with tempfile.TemporaryDirectory() as folder:
+    for turn in range(1 + args.turns):
+      run = Path(folder, f"run{turn}")
+      environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled"}
+      begun = time.time()
+      subprocess.run(
+        [*LAUNCH, f"--gin.RUN_DIR={str(run)!r}"],
+        check=True,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+      )
+      told = json.loads((run / "attempts.jsonl").read_text().splitlines()[0])
+      parts = {
+        "began": told["begun"] - begun,
+        **{kind: told["seconds"][kind] for kind in MADE_READY},
+      }
+      print(
+        f"{'warm' if turn else 'cold'}: {sum(parts.values()):.1f} s ("
+        + ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in parts.items())
+        + ")",
+        flush=True,
+      )
+
+
+if __name__ == "__main__":
+  main()

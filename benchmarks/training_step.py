@@ -1,0 +1,204 @@
+"""Seconds of one tuning step, against torch: the same shape, the same batch, AdamW, float32, every core.
+
+  python benchmarks/training_step.py [decoder] [t5] [--rows 8] [--length 256] [--targets 64] [--turns 3]
+
+The decoder has the shape of SmolLM2-135M, and its rows of `length` tokens end with `targets` tokens that are learnt; T5
+is 1.1 small, with inputs of `length` tokens and targets of `targets`. Weights are fresh, and there is no dropout. Ours
+is the trainer's own step; the peer is transformers' model with its own loss, labels of -100 where nothing is learnt,
+attention by SDPA where the model has it, and torch's fused AdamW. Both take turns, and medians are told, by the clock
+and by CPU seconds of all threads. With `--parts` also the forward pass, and forward and backward, apart.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+
+from flan_jax.models import DecoderConfig, EncoderDecoderConfig, build_model
+from flan_jax.training.losses import SupervisedLoss
+from flan_jax.training.optimizers import adamw
+from flan_jax.training.step import TrainState, make_train_step
+
+RATE = 1e-4
+PARTS = ("forward", "forward and backward", "step")
+Runs = dict[str, Callable[[], object]]
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("families", nargs="*", default=["decoder", "t5"])
+  parser.add_argument("--rows", type=int, default=8)
+  parser.add_argument("--length", type=int, default=256)
+  parser.add_argument("--targets", type=int, default=64)
+  parser.add_argument("--remat", default="none")
+  parser.add_argument("--unrolled", action="store_true")
+  parser.add_argument("--parts", action="store_true")
+  parser.add_argument("--turns", type=int, default=3)
+  args = parser.parse_args()
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  for family in args.families:
+    numerics = {"remat": args.remat, "scan_layers": not args.unrolled}
+    config, batch = FAMILIES[family](args, numerics)
+    runs = {"flan-jax": ours(config, batch), "torch": theirs(config, batch)}
+    for part in PARTS if args.parts else PARTS[-1:]:
+      compare(f"{family}, {part}", {kind: each[part] for kind, each in runs.items()}, args.turns)
+
+
+def compare(what: str, runs: Runs, turns: int) -> None:
+  for run in runs.values():
+    run()
+  spent: dict[str, list[tuple[float, float]]] = {kind: [] for kind in runs}
+  for _ in range(turns):
+    for kind, run in runs.items():
+      clock, busy = time.perf_counter(), time.process_time()
+      run()
+      spent[kind].append((time.perf_counter() - clock, time.process_time() - busy))
+  medians = {
+    kind: [statistics.median(each) for each in zip(*times, strict=True)]
+    for kind, times in spent.items()
+  }
+  print(
+    f"{what}: "
+    + ", ".join(f"{kind} {clock:.2f} s ({cpu:.2f} CPU s)" for kind, (clock, cpu) in medians.items())
+    + "; {:.2f} times torch's speed by the clock, {:.2f} by CPU seconds".format(
+      *(b / a for a, b in zip(medians["flan-jax"], medians["torch"], strict=True))
+    ),
+    flush=True,
+  )
+
+
+def decoder(args: argparse.Namespace, numerics: dict[str, Any]) -> tuple[DecoderConfig, dict]:
+  config = DecoderConfig(49_152, 576, 30, 9, 3, 64, 1536, rope_theta=1e5, **numerics)
+  tokens = np.random.default_rng(0).integers(3, 49_152, (args.rows, args.length + 1), np.int32)
+  weights = np.zeros((args.rows, args.length), np.float32)
+  weights[:, -args.targets :] = 1
+  batch = {
+    "decoder_input_tokens": tokens[:, :-1],
+    "decoder_target_tokens": tokens[:, 1:],
+    "decoder_loss_weights": weights,
+    "decoder_segment_ids": np.ones(weights.shape, np.int32),
+  }
+  return config, batch
+
+
+def t5(args: argparse.Namespace, numerics: dict[str, Any]) -> tuple[EncoderDecoderConfig, dict]:
+  config = EncoderDecoderConfig(32_128, 512, 6, 64, 8, 8, 1024, **numerics)
+  draw = np.random.default_rng(0)
+  inputs = draw.integers(3, 32_000, (args.rows, args.length), np.int32)
+  targets = draw.integers(3, 32_000, (args.rows, args.targets), np.int32)
+  batch = {
+    "encoder_input_tokens": inputs,
+    "encoder_segment_ids": np.ones(inputs.shape, np.int32),
+    "decoder_input_tokens": np.pad(targets[:, :-1], ((0, 0), (1, 0))),
+    "decoder_target_tokens": targets,
+    "decoder_loss_weights": np.ones(targets.shape, np.float32),
+    "decoder_segment_ids": np.ones(targets.shape, np.int32),
+  }
+  return config, batch
+
+
+FAMILIES = {"decoder": decoder, "t5": t5}
+
+
+def ours(config: DecoderConfig | EncoderDecoderConfig, batch: dict) -> Runs:
+  model = build_model(config)
+  loss = SupervisedLoss(model)
+  optimizer = adamw(optax.constant_schedule(RATE), clip_norm=None)
+  params = jax.jit(model.init)(jax.random.key(0))
+  key = jax.random.key(1)
+
+  def mean(params: Any, batch: dict) -> jax.Array:
+    total, weight, _ = loss.sums(params, batch).terms["cross_entropy"]
+    return total / weight
+
+  batch = jax.tree.map(jnp.asarray, batch)
+  forward, gradient = jax.jit(mean), jax.jit(jax.value_and_grad(mean))
+  step = make_train_step(loss, optimizer)
+  state = [TrainState.create(params, optimizer)]
+
+  def whole_step() -> None:
+    state[0], metrics = step(state[0], batch, key)
+    jax.block_until_ready((state[0], metrics))
+
+  held = jax.tree.map(jnp.copy, params)  # the step takes what it begins with
+  return {
+    "forward": lambda: jax.block_until_ready(forward(held, batch)),
+    "forward and backward": lambda: jax.block_until_ready(gradient(held, batch)),
+    "step": whole_step,
+  }
+
+
+def theirs(config: DecoderConfig | EncoderDecoderConfig, batch: dict) -> Runs:
+  model = (
+    llama(config) if isinstance(config, DecoderConfig) else t5_for_conditional_generation(config)
+  ).train()
+  optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
+  # Labels are shifted by the decoder itself, and by T5 not: it shifts its inputs.
+  learnt = np.where(batch["decoder_loss_weights"] > 0, batch["decoder_target_tokens"], -100)
+  if isinstance(config, DecoderConfig):
+    ids = batch["decoder_input_tokens"]
+    learnt = np.concatenate([np.full((len(ids), 1), -100), learnt], axis=1)
+    ids = np.concatenate([ids, batch["decoder_target_tokens"][:, -1:]], axis=1)
+  else:
+    ids = batch["encoder_input_tokens"]
+  arguments = {"input_ids": torch.tensor(ids).long(), "labels": torch.tensor(learnt).long()}
+  arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])
+
+  def forward() -> None:
+    with torch.no_grad():
+      model(**arguments)
+
+  def gradient() -> None:
+    optimizer.zero_grad()
+    model(**arguments).loss.backward()
+
+  def step() -> None:
+    gradient()
+    optimizer.step()
+
+  return {"forward": forward, "forward and backward": gradient, "step": step}
+
+
+def llama(c: DecoderConfig) -> LlamaForCausalLM:
+  shape = {
+    "vocab_size": c.vocab_size,
+    "hidden_size": c.emb_dim,
+    "intermediate_size": c.mlp_dim,
+    "num_hidden_layers": c.num_layers,
+    "num_attention_heads": c.num_heads,
+    "num_key_value_heads": c.num_kv_heads,
+    "head_dim": c.head_dim,
+  }
+  peer = LlamaConfig(**shape, tie_word_embeddings=True, use_cache=False)
+  return LlamaForCausalLM._from_config(peer, attn_implementation="sdpa")
+
+
+def t5_for_conditional_generation(c: EncoderDecoderConfig) -> T5ForConditionalGeneration:
+  return T5ForConditionalGeneration(
+    T5Config(
+      vocab_size=c.vocab_size,
+      d_model=c.emb_dim,
+      d_kv=c.head_dim,
+      d_ff=c.mlp_dim,
+      num_layers=c.num_encoder_layers,
+      num_decoder_layers=c.num_decoder_layers,
+      num_heads=c.num_heads,
+      feed_forward_proj="gated-gelu",
+      tie_word_embeddings=False,
+      dropout_rate=0.0,
+      use_cache=False,
+    )
+  )
+
+
+if __name__ == "__main__":
+  main()
