@@ -10,5 +10,5 @@ def keep_compiled() -> None:
 
   JAX_ENABLE_COMPILATION_CACHE=false keeps nothing. What takes less than a second to compile is not kept.
   """
-  if jax.config.jax_compilation_cache_dir is None:
+  if jax.config.values["jax_compilation_cache_dir"] is None:
     jax.config.update("jax_compilation_cache_dir", str(data_home() / "compiled"))

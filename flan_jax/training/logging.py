@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import sys
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from flan_jax.data.atomic import write_whole
@@ -64,8 +64,7 @@ class RunLog:
       _rewind(directory / VALIDATION, start)
       _rewind(directory / EVALUATION, start)
       self._lines = (directory / METRICS).open("a", encoding="utf-8")
-      self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
-    self._directory = directory
+    self._directory, self._start = directory, start
     self._bar = tqdm(total=total, initial=start, desc="train", unit="step", disable=not progress)
 
   def __enter__(self) -> "RunLog":
@@ -137,9 +136,17 @@ class RunLog:
     self._bar.close()
     with _storage_errors(self._directory):
       self._lines.close()
-      self._board.close()
+      if "_board" in self.__dict__:
+        self._board.close()
     if self._wandb is not None:
       self._wandb.finish()
+
+  @functools.cached_property
+  def _board(self) -> Any:
+    # Imports torch where it finds it, which need not delay the first step.
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(self._directory / "tensorboard"), purge_step=self._start + 1)
 
   def _plot(self, step: int, scalars: Mapping[str, float]) -> None:
     for name, value in scalars.items():
