@@ -165,13 +165,14 @@ def test_scores_of_a_mixture_are_those_of_the_model(mixed, answers, folder):
   found = answers(*MIXED, "--gin.mixture_prompts.examples=3")
   model = tuned("runs/tuned")
   params = model.load(make_layout(model.model, make_mesh(MeshConfig())), jax.random.key(0))
+  logits_of = jax.jit(model.model.logits)
   for line in found[:6]:
     for option, told, without_end in zip(
       line["options"], line["logprobs"], line["logprobs_without_end"], strict=True
     ):
       source = np.array([model.vocabulary.encode(line["inputs"])])
       target = np.array([[*model.vocabulary.encode(option), model.vocabulary.eos_id]])
-      logits = model.model.logits(
+      logits = logits_of(
         params,
         {
           "encoder_input_tokens": source,
