@@ -3,8 +3,8 @@
   python benchmarks/start_up.py [--turns 3]
 
 SmolLM2-135M as the quickstart tunes it, from a store that is there. The first launch compiles and keeps what it has
-compiled; the others find it. Of each is told when its run began to step, what of that went into store and parameters, and how
-long it took to compile or to find what is compiled.
+compiled; the others find it. Of each is told when its run began to step, what of that went into store and parameters,
+and how long it took to compile or to find what is compiled.
 """
 
 import argparse
