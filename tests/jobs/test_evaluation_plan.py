@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from flan_jax.errors import ConfigError
+from flan_jax.data import register_templates
+from flan_jax.errors import ConfigError, RecordError, SourceError
 from flan_jax.evaluation import EvaluationTask
-from flan_jax.jobs.evaluation import EvaluationPlan, _placed
+from flan_jax.jobs.evaluation import EvaluationPlan, _placed, available
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,20 @@ def test_what_contamination_found_is_told_beside_the_score(tmp_path):
   path.write_text("[]")
   with pytest.raises(ConfigError, match="is not what `flan-jax contamination --out` writes"):
     plan.evaluation_tasks()
+
+
+def test_a_dataset_with_a_wrong_record_is_left_out_and_told(folder):
+  odd = (folder / "support/tickets.yaml").read_text().replace("tickets.jsonl", "odd.jsonl")
+  (folder / "support/odd.yaml").write_text(odd)
+  whole = (folder / "support/tickets.jsonl").read_text()
+  (folder / "support/odd.jsonl").write_text(whole.replace('"billing"', '"bilking"', 1))
+  register_templates(folder)
+  tasks = [EvaluationTask("odd"), EvaluationTask("tickets")]
+  found, missing = available(tasks, "judged", strict=False)
+  assert found == tasks[1:] and "bilking" in missing["odd"]
+  with pytest.raises(RecordError, match="bilking"):
+    available(tasks, "judged", strict=True)
+  with pytest.raises(
+    SourceError, match="nothing of what is to be judged can be had. odd: .*bilking"
+  ):
+    available(tasks[:1], "judged", strict=False)
