@@ -183,7 +183,7 @@ def llama(c: DecoderConfig) -> LlamaForCausalLM:
 
 
 def t5_for_conditional_generation(c: EncoderDecoderConfig) -> T5ForConditionalGeneration:
-  return T5ForConditionalGeneration(
+  peer = T5ForConditionalGeneration(
     T5Config(
       vocab_size=c.vocab_size,
       d_model=c.emb_dim,
@@ -198,6 +198,8 @@ def t5_for_conditional_generation(c: EncoderDecoderConfig) -> T5ForConditionalGe
       use_cache=False,
     )
   )
+  peer.config.decoder_start_token_id = 0  # from labels it makes the decoder's inputs
+  return peer
 
 
 if __name__ == "__main__":
