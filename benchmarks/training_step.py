@@ -10,6 +10,7 @@ and by CPU seconds of all threads. With `--parts` also the forward pass, and for
 """
 
 import argparse
+import dataclasses
 import os
 import statistics
 import time
@@ -29,6 +30,8 @@ from flan_jax.training.optimizers import adamw
 from flan_jax.training.step import TrainState, make_train_step
 
 RATE = 1e-4
+SMOLLM2 = DecoderConfig(49_152, 576, 30, 9, 3, 64, 1536, rope_theta=1e5)
+T5_SMALL = EncoderDecoderConfig(32_128, 512, 6, 64, 8, 8, 1024)
 PARTS = ("forward", "forward and backward", "step")
 Runs = dict[str, Callable[[], object]]
 
@@ -77,7 +80,7 @@ def compare(what: str, runs: Runs, turns: int) -> None:
 
 
 def decoder(args: argparse.Namespace, numerics: dict[str, Any]) -> tuple[DecoderConfig, dict]:
-  config = DecoderConfig(49_152, 576, 30, 9, 3, 64, 1536, rope_theta=1e5, **numerics)
+  config = dataclasses.replace(SMOLLM2, **numerics)
   tokens = np.random.default_rng(0).integers(3, 49_152, (args.rows, args.length + 1), np.int32)
   weights = np.zeros((args.rows, args.length), np.float32)
   weights[:, -args.targets :] = 1
@@ -91,7 +94,7 @@ def decoder(args: argparse.Namespace, numerics: dict[str, Any]) -> tuple[Decoder
 
 
 def t5(args: argparse.Namespace, numerics: dict[str, Any]) -> tuple[EncoderDecoderConfig, dict]:
-  config = EncoderDecoderConfig(32_128, 512, 6, 64, 8, 8, 1024, **numerics)
+  config = dataclasses.replace(T5_SMALL, **numerics)
   draw = np.random.default_rng(0)
   inputs = draw.integers(3, 32_000, (args.rows, args.length), np.int32)
   targets = draw.integers(3, 32_000, (args.rows, args.targets), np.int32)

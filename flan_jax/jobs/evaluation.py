@@ -138,7 +138,7 @@ class EvaluationPlan:
     """The plan without the datasets whose records cannot be had, and why they cannot.
 
     Raises:
-      SourceError: none can be had, or the plan is strict.
+      SourceError, RecordError: nothing is left, or the plan is strict.
     """
     tasks, missing = available(self.evaluation_tasks(), "judged", self.strict)
     return replace(self, tasks={task.dataset: task.templates for task in tasks}), missing
@@ -221,14 +221,14 @@ def check_tasks(setting: str, tasks: Mapping[str, Sequence[str]] | None) -> None
 def available(
   tasks: Sequence[EvaluationTask], purpose: str, strict: bool
 ) -> tuple[list[EvaluationTask], dict[str, str]]:
-  """The tasks whose records can be had, all of them in order, and of the other datasets why they cannot.
+  """The tasks whose records can be had and are as their dataset's file says, and of the other datasets why not.
 
   Args:
     purpose: what is to be done to them, said where nothing is left.
 
   Raises:
-    SourceError: none can be had; or, with `strict`, one cannot.
-    RecordError: with `strict`, a record is not as its dataset's file says.
+    SourceError: nothing is left; or, with `strict`, some cannot be had.
+    RecordError: with `strict`, a record is wrong.
   """
   found, missing = list[EvaluationTask](), dict[str, str]()
   for task in tasks:

@@ -78,6 +78,12 @@ def test_settings_leave_the_tokens_that_transformers_leaves(told):
     np.testing.assert_allclose(ours[row][left], expected[left], rtol=1e-5)
 
 
+def test_a_run_longer_than_any_text_forbids_nothing_and_takes_no_time():
+  text = texts(*TEXTS[:2])
+  endless = rows(*[Sampling(no_repeat_ngram=2**31 - 1)] * 2)
+  np.testing.assert_array_equal(without_repeats(LOGITS[:2], text, endless), LOGITS[:2])
+
+
 def test_rows_have_settings_of_their_own():
   different = [Sampling(**told) for told in SETTINGS[:4]]
   together = most_probable(LOGITS, rows(*different))
