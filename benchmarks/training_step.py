@@ -6,7 +6,9 @@ The decoder has the shape of SmolLM2-135M, and its rows of `length` tokens end w
 is 1.1 small, with inputs of `length` tokens and targets of `targets`. Weights are fresh, and there is no dropout. Ours
 is the trainer's own step; the peer is transformers' model with its own loss, labels of -100 where nothing is learnt,
 attention by SDPA where the model has it, and torch's fused AdamW. Both take turns, and medians are told, by the clock
-and by CPU seconds of all threads. With `--parts` also the forward pass, and forward and backward, apart.
+and by CPU seconds of all threads. With `--parts` also the forward pass, and forward and backward, apart. The floor is
+the time that the FLOPs of our step (`flan_jax.training.flops`) take at the rate of XLA's best product of the model's
+own widths.
 """
 
 import argparse
@@ -22,9 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
+from common import Figure, tell
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig, build_model
+from flan_jax.training.activations import Workload
+from flan_jax.training.flops import shapes_by_path, step_flops
 from flan_jax.training.losses import SupervisedLoss
 from flan_jax.training.optimizers import adamw
 from flan_jax.training.step import TrainState, make_train_step
@@ -42,21 +47,31 @@ def main() -> None:
   parser.add_argument("--rows", type=int, default=8)
   parser.add_argument("--length", type=int, default=256)
   parser.add_argument("--targets", type=int, default=64)
-  parser.add_argument("--remat", default="none")
+  parser.add_argument("--remat", help="in place of what suits the family")
   parser.add_argument("--unrolled", action="store_true")
   parser.add_argument("--parts", action="store_true")
   parser.add_argument("--turns", type=int, default=3)
   args = parser.parse_args()
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   for family in args.families:
-    numerics = {"remat": args.remat, "scan_layers": not args.unrolled}
+    numerics = {"remat": args.remat or REMAT[family], "scan_layers": not args.unrolled}
     config, batch = FAMILIES[family](args, numerics)
     runs = {"flan-jax": ours(config, batch), "torch": theirs(config, batch)}
     for part in PARTS if args.parts else PARTS[-1:]:
-      compare(f"{family}, {part}", {kind: each[part] for kind, each in runs.items()}, args.turns)
+      spent = compare({kind: each[part] for kind, each in runs.items()}, args.turns)
+      (clock, cpu), (peers, peers_cpu) = spent["flan-jax"], spent["torch"]
+      if part == "step":
+        found = (
+          f"{clock:.2f} s against {peers:.2f} s by the clock, {cpu:.1f} against {peers_cpu:.1f} CPU s; "
+          f"{floor(config, args) / clock:.0%} of the floor"
+        )
+        tell(Figure(f"{family}, a tuning step, against torch", found, peers / clock, 1.0))
+      else:
+        print(f"{family}, {part}: {clock:.2f} s against {peers:.2f} s by the clock")
 
 
-def compare(what: str, runs: Runs, turns: int) -> None:
+def compare(runs: Runs, turns: int) -> dict[str, list[float]]:
+  """Medians of seconds by the clock and of CPU seconds; everyone has had a turn before."""
   for run in runs.values():
     run()
   spent: dict[str, list[tuple[float, float]]] = {kind: [] for kind in runs}
@@ -65,18 +80,33 @@ def compare(what: str, runs: Runs, turns: int) -> None:
       clock, busy = time.perf_counter(), time.process_time()
       run()
       spent[kind].append((time.perf_counter() - clock, time.process_time() - busy))
-  medians = {
+  return {
     kind: [statistics.median(each) for each in zip(*times, strict=True)]
     for kind, times in spent.items()
   }
-  print(
-    f"{what}: "
-    + ", ".join(f"{kind} {clock:.2f} s ({cpu:.2f} CPU s)" for kind, (clock, cpu) in medians.items())
-    + "; {:.2f} times torch's speed by the clock, {:.2f} by CPU seconds".format(
-      *(b / a for a, b in zip(medians["flan-jax"], medians["torch"], strict=True))
-    ),
-    flush=True,
-  )
+
+
+def floor(config: DecoderConfig | EncoderDecoderConfig, args: argparse.Namespace) -> float:
+  """Seconds that the products of our step take at the best rate of one with the model's widths."""
+  inputs = 0 if isinstance(config, DecoderConfig) else args.length
+  length = args.targets if inputs else args.length
+  shapes = shapes_by_path(jax.eval_shape(build_model(config).init, jax.random.key(0)))
+  flops = step_flops(config, Workload(args.rows, 1, inputs, length, args.targets), shapes, shapes)
+  tokens = args.rows * args.length
+  wide = [(tokens, config.emb_dim, config.mlp_dim), (tokens, config.mlp_dim, config.emb_dim)]
+  return flops.executed / max(rate(*shape) for shape in wide)
+
+
+def rate(m: int, k: int, n: int) -> float:
+  """FLOPs a second of [m, k] times [k, n], the best of many."""
+  x, y = jnp.ones((m, k)), jnp.ones((k, n))
+  product, seconds = jax.jit(jnp.matmul), []
+  product(x, y).block_until_ready()
+  for _ in range(30):
+    begun = time.perf_counter()
+    product(x, y).block_until_ready()
+    seconds.append(time.perf_counter() - begun)
+  return 2 * m * k * n / min(seconds)
 
 
 def decoder(args: argparse.Namespace, numerics: dict[str, Any]) -> tuple[DecoderConfig, dict]:
@@ -110,6 +140,7 @@ def t5(args: argparse.Namespace, numerics: dict[str, Any]) -> tuple[EncoderDecod
 
 
 FAMILIES = {"decoder": decoder, "t5": t5}
+REMAT = {"decoder": "dots", "t5": "none"}  # as the model files in gin_configs have it
 
 
 def ours(config: DecoderConfig | EncoderDecoderConfig, batch: dict) -> Runs:

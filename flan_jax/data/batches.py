@@ -193,11 +193,9 @@ def make_features(
   weights = [example.weights for example in examples]
   if layout == "decoder":
     target_tokens = [example.targets[1:] for example in examples]
-    input_tokens = [example.targets[:-1] for example in examples]
     weights = [weight[1:] for weight in weights]
   else:
     target_tokens = [example.targets for example in examples]
-    input_tokens = [_shifted(example.targets) for example in examples]
     read = [example.inputs for example in examples]
     encoder = _Places(counts, read, lengths["inputs"])
     features["encoder_input_tokens"] = encoder.laid_out(read, np.int32)
@@ -206,11 +204,16 @@ def make_features(
   decoder = _Places(counts, target_tokens, row_capacities(layout, lengths)[-1])
   if normalise == "example":
     weights = [weight / max(float(weight.sum()), 1e-9) for weight in weights]
-  features["decoder_input_tokens"] = decoder.laid_out(input_tokens, np.int32)
-  features["decoder_target_tokens"] = decoder.laid_out(target_tokens, np.int32)
+  targets, positions = decoder.laid_out(target_tokens, np.int32), decoder.positions()
+  if layout == "decoder":
+    input_tokens = decoder.laid_out([example.targets[:-1] for example in examples], np.int32)
+  else:
+    input_tokens = _shifted(targets, positions)
+  features["decoder_input_tokens"] = input_tokens
+  features["decoder_target_tokens"] = targets
   features["decoder_loss_weights"] = decoder.laid_out(weights, np.float32)
   features["decoder_segment_ids"] = decoder.each(segments)
-  features["decoder_positions"] = decoder.positions()
+  features["decoder_positions"] = positions
   if bidirectional_inputs:
     inside = [np.arange(len(e.targets) - 1) < e.prefix for e in examples]
     features["decoder_causal_attention"] = decoder.laid_out(inside, np.int32)
@@ -250,8 +253,8 @@ class _Places:
     return array
 
 
-def _shifted(targets: np.ndarray) -> np.ndarray:
-  shifted = np.empty_like(targets)
-  shifted[:1] = START_ID
-  shifted[1:] = targets[:-1]
-  return shifted
+def _shifted(targets: np.ndarray, positions: np.ndarray) -> np.ndarray:
+  """What is read before each target: the one before it, and START_ID where an example begins."""
+  before = np.full_like(targets, START_ID)
+  before[:, 1:] = np.where(positions[:, 1:] > 0, targets[:, :-1], START_ID)
+  return before

@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from flan_jax.models.layers import Dense, Initializer, constrain, dropout
+from flan_jax.models.dot_product_attention import (
+  HIDDEN,
+  LowerTriangular,
+  Mask,
+  dot_product_attention,
+)
+from flan_jax.models.layers import Dense, Initializer, constrain, dropout_mask
 from flan_jax.models.positions import Angles, rotate
 from flan_jax.models.splash_attention import Causal, splash_attention
 
-# Finite, so that a row which may see nothing averages its values instead of turning into NaN.
-_HIDDEN = -1e30
-
-# True where a query sees a key, or a number added to the score. Batch 1: all rows alike.
-Mask = Bool[Array, "#B #T S"] | Float[Array, "#B #T S"]
 SelfMask = Bool[Array, "#B T T"] | Float[Array, "#B T T"]
 EncoderMask = Bool[Array, "#B S S"] | Float[Array, "#B S S"]
 
@@ -66,7 +67,7 @@ class Attention(nn.Module):
   def __call__(
     self,
     x: Float[Array, "B T D"],
-    mask: Mask | Causal,
+    mask: Mask | LowerTriangular | Causal,
     bias: Float[Array, "#B N T S"] | None = None,
     rotary: Angles | None = None,
     source: Float[Array, "B S D"] | None = None,
@@ -110,65 +111,16 @@ class Attention(nn.Module):
         key, value = map(_turned, held)
     if isinstance(mask, Causal):
       attended = splash_attention(query, key, value, mask, self.scale, self.softcap, self.window)
+      attended = attended.reshape(*x.shape[:-1], heads * size)
     else:
+      pairs = (x.shape[0], kv_heads, x.shape[1], heads // kv_heads, key.shape[1])
+      kept = dropout_mask(self, self.dropout_rate, pairs)
       attended = dot_product_attention(
-        query,
-        key,
-        value,
-        mask,
-        bias,
-        self.scale,
-        partial(dropout, self, rate=self.dropout_rate),
-        self.softcap,
+        query, key, value, mask, bias, self.scale, kept, self.dropout_rate, self.softcap
       )
-    attended = attended.reshape(*x.shape[:-1], heads * size)
     join = partial(project, bias="attention_out" in self.biases)
     out = join(x.shape[-1], ("heads", "embed"), self.kernel_init, name="out")(attended)
     return out, held
-
-
-def dot_product_attention(
-  query: Float[Array, "B T N H"],
-  key: Float[Array, "B S K H"],
-  value: Float[Array, "B S K H"],
-  mask: Mask,
-  bias: Float[Array, "#B N T S"] | None = None,
-  scale: float = 1.0,
-  drop: Callable[[jax.Array], jax.Array] = lambda weights: weights,
-  softcap: float | None = None,
-) -> Float[Array, "B T N H"]:
-  """softmax(scale * q k^T + bias) v with float32 scores; N / K query heads share a key head.
-
-  Args:
-    mask: [B, T, S], batch 1 for all rows alike; boolean (True: seen) or float (added).
-    bias: [B, N, T, S], batch 1 for all rows alike.
-    drop: applied to the attention weights.
-    softcap: scores become cap * tanh(score / cap) before bias and mask.
-  """
-  batch, length, heads, size = query.shape
-  source, kv_heads = key.shape[1:3]
-  groups = heads // kv_heads
-  # Heads first, and a group's queries as more rows of one product: on CPU the other orders cost
-  # transposes of the scores, the largest array here. A token's queries stand together, so that a
-  # mesh that cuts the tokens cuts these rows.
-  grouped = (query * scale).reshape(batch, length, kv_heads, groups, size)
-  grouped = jnp.swapaxes(grouped, 1, 2).reshape(batch, kv_heads, length * groups, size)
-  key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
-  scores = jnp.einsum("bkrh,bksh->bkrs", grouped, key, preferred_element_type=jnp.float32)
-  scores = scores.reshape(batch, kv_heads, length, groups, source)
-  if softcap is not None:
-    scores = jnp.tanh(scores / softcap) * softcap
-  if bias is not None:
-    bias = bias.reshape(bias.shape[0], kv_heads, groups, length, source)
-    scores = scores + jnp.swapaxes(bias, 2, 3)
-  if mask.dtype == jnp.bool_:
-    mask = jnp.where(mask, jnp.float32(0), jnp.float32(_HIDDEN))
-  scores = scores + mask.astype(jnp.float32)[:, None, :, None]
-  weights = drop(jax.nn.softmax(scores, axis=-1)).astype(value.dtype)
-  weights = weights.reshape(batch, kv_heads, length * groups, source)
-  out = jnp.einsum("bkrs,bksh->bkrh", weights, value)
-  out = out.reshape(batch, kv_heads, length, groups, size)
-  return jnp.swapaxes(out, 1, 2).reshape(batch, length, heads, size)
 
 
 def causal_mask(
@@ -192,12 +144,17 @@ def causal_mask(
 
 
 def within_window(
-  mask: Mask, query_positions: Int[Array, "#B T"], key_positions: Int[Array, "#B S"], window: int
-) -> Mask:
+  mask: Mask | LowerTriangular,
+  query_positions: Int[Array, "#B T"],
+  key_positions: Int[Array, "#B S"],
+  window: int,
+) -> Mask | LowerTriangular:
   """The mask where query and key lie less than `window` apart, and nothing elsewhere."""
   apart = jnp.abs(query_positions[:, :, None] - key_positions[:, None, :])
   near = apart < window
-  return mask & near if mask.dtype == jnp.bool_ else jnp.where(near, mask, _HIDDEN)
+  if isinstance(mask, LowerTriangular):
+    return LowerTriangular(mask.seen & near)
+  return mask & near if mask.dtype == jnp.bool_ else jnp.where(near, mask, HIDDEN)
 
 
 def same_segment(

@@ -78,7 +78,7 @@ class DecoderConfig:
     scan_layers: run the layers as one loop (compiles once a layer) or unrolled. The parameters are
       stacked either way and the numbers are the same.
     remat: what the backward pass computes again: "none"; "full", everything but each layer's
-      input; "dots", everything but products with weights.
+      input; "dots", everything but products with weights and attention.
     dropout_rate: on the embeddings and on what each layer adds; active where a key is given.
     attention: "xla", or "splash", a kernel for TPUs that makes no array of all scores; it computes whole rows
       under the model's own causal mask, so that caches and masks of a caller's are left to XLA.

@@ -14,12 +14,12 @@ from flan_jax.models.attention import (
   Attention,
   KeyValues,
   LayersKeyValues,
-  Mask,
   SelfMask,
   causal_mask,
   within_window,
 )
 from flan_jax.models.config import DecoderConfig
+from flan_jax.models.dot_product_attention import LowerTriangular, Mask
 from flan_jax.models.layers import (
   MLP,
   Embedding,
@@ -39,7 +39,7 @@ _INIT = nn.initializers.normal(0.02)
 class Sight(NamedTuple):
   """What a layer's queries see, and how queries and keys are turned (None: they are not)."""
 
-  mask: Mask | Causal
+  mask: Mask | LowerTriangular | Causal
   rotary: Angles | None
 
 
@@ -177,14 +177,15 @@ class Decoder(nn.Module):
     places = index if attention_mask is None or positions is None else positions
     if positions is None:
       positions = jnp.broadcast_to(index, (batch, length))
-    mask: Mask | Causal | None = attention_mask
+    mask: Mask | LowerTriangular | Causal | None = attention_mask
     if mask is None and self.config.attention == "splash":
       if prefix is not None:
         raise ConfigError("attention='splash' is causal, and the batch has inputs that are not.")
       mask = Causal(segment_ids)
     if mask is None:
       rows = 1 if segment_ids is None and prefix is None else batch
-      mask = causal_mask(rows, length, segment_ids, prefix)
+      causal = causal_mask(rows, length, segment_ids, prefix)
+      mask = LowerTriangular(causal) if prefix is None else causal
     x, _ = self._run(x, positions, None, self._context(mask, positions, places, places))
     return x
 
@@ -214,7 +215,7 @@ class Decoder(nn.Module):
 
   def _context(
     self,
-    mask: Mask | Causal,
+    mask: Mask | LowerTriangular | Causal,
     positions: Int[Array, "B T"],
     query_places: Int[Array, "#B T"],
     key_places: Int[Array, "#B S"],
@@ -270,7 +271,7 @@ def _sight(
     return context.local if windowed else context.whole
   # Splash's masks are chosen here no more: its config has one for all layers.
   assert not isinstance(context.local.mask, Causal) and not isinstance(context.whole.mask, Causal)
-  mask = jnp.where(windowed, context.local.mask, context.whole.mask)
+  mask = jax.tree.map(partial(jnp.where, windowed), context.local.mask, context.whole.mask)
   if context.whole.rotary is None or context.local.rotary is None:
     return Sight(mask, None)
   pairs = zip(context.local.rotary, context.whole.rotary, strict=True)

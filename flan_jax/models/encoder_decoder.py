@@ -17,12 +17,12 @@ from flan_jax.models.attention import (
   EncoderMask,
   KeyValues,
   LayersKeyValues,
-  Mask,
   SelfMask,
   causal_mask,
   same_segment,
 )
 from flan_jax.models.config import EncoderDecoderConfig
+from flan_jax.models.dot_product_attention import LowerTriangular, Mask
 from flan_jax.models.layers import (
   FAN_IN_NORMAL,
   FAN_IN_TRUNCATED,
@@ -47,7 +47,7 @@ class EncoderContext(NamedTuple):
 class DecoderContext(NamedTuple):
   """What every decoder layer is given alike: `encoded` without a cache, `slots` with one."""
 
-  mask: Mask
+  mask: Mask | LowerTriangular
   bias: Float[Array, "#B N T S"]
   cross_mask: Mask
   encoded: Float[Array, "B S D"] | None = None
@@ -199,13 +199,14 @@ class EncoderDecoder(nn.Module):
     """Final-normed decoder states of embedded tokens, scaled so that logits are their product with
     the unembedding."""
     positions = _bias_positions(x, positions, attention_mask)
-    if attention_mask is None:
+    mask: SelfMask | LowerTriangular | None = attention_mask
+    if mask is None:
       rows = x.shape[0] if segment_ids is not None else 1
-      attention_mask = causal_mask(rows, x.shape[1], segment_ids)
+      mask = LowerTriangular(causal_mask(rows, x.shape[1], segment_ids))
     if cross_mask is None:
       cross_mask = _segment_mask(x, encoded, segment_ids, encoder_segment_ids)
     bias = self.decoder.bias(positions, positions)
-    context = DecoderContext(attention_mask, bias, cross_mask, encoded)
+    context = DecoderContext(mask, bias, cross_mask, encoded)
     return self._scaled(self.decoder(x, None, context)[0])
 
   def decode(

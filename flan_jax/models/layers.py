@@ -264,10 +264,19 @@ class Unembedding(nn.Module):
 
 def dropout(module: nn.Module, x: jax.Array, rate: float | Float[Array, ""]) -> jax.Array:
   """Dropout in `module`, active where the caller gave a key named "dropout"."""
-  if not module.has_rng("dropout") or (isinstance(rate, float) and rate == 0.0):
+  kept = dropout_mask(module, rate, x.shape)
+  if kept is None:
     return x
-  keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, x.shape)
-  return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros_like(x))
+  return jnp.where(kept, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros_like(x))
+
+
+def dropout_mask(
+  module: nn.Module, rate: float | Float[Array, ""], shape: tuple[int, ...]
+) -> Bool[Array, "..."] | None:
+  """What dropout in `module` leaves of numbers of this shape; None: all."""
+  if not module.has_rng("dropout") or (isinstance(rate, float) and rate == 0.0):
+    return None
+  return jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, shape)
 
 
 def embed_tokens(

@@ -6,9 +6,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from flan_jax.models.dot_product_attention import ATTENDED
+
 _POLICIES = {
   "full": None,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "dots": jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(ATTENDED),
+  ),
 }
 
 

@@ -5,15 +5,15 @@ number of `dtype`, S keys that a query is compared with, the backward pass finds
 
   remat      decoder                          and of a layer of T5
   full       b D                              b D
-  dots       b (2D + NH + 2KH + gF)           the same with K = N; in the decoder also cross attention's
-                                              b (D + NH), and its 2 b NH for each token of the encoder
+  dots       b (2D + 2NH + 2KH + gF) + 8N     the same with K = N; in the decoder also cross attention's
+                                              b (D + 2NH) + 8N, and its 2 b NH for each token of the encoder
   none       (12 + b) D for each norm         a gelu's cF = 6F, a silu's 4F, a relu's 1F (and a byte);
              b (2NH + 2KH) for attention      a gate adds 2F
-             (4 + b) N S for its weights
+             8N for the rows of its scores
              b cF for the feed-forward layer
 
-with g = 2 where the layer is gated, else 1. Dropout adds a byte a number that it may drop. These are what
-JAX's partial evaluation saves of `flan_jax.models`, and a test holds them against it.
+with g = 2 where the layer is gated, else 1. With "none" dropout adds a byte a number that it may drop, N S of them
+in attention. These are what JAX's partial evaluation saves of `flan_jax.models`, and a test holds them against it.
 
 While the backward pass is in a layer, there is beside it what its products read and give; what stands between
 products is fused into them (`in_backward_pass`; read off the schedules of the TPU compiler):
@@ -22,10 +22,11 @@ products is fused into them (`in_backward_pass`; read off the schedules of the T
               b (2NH + 2KH), and 4 N S of scores, for each attention, and b N S for the gradient of one's scores
               b (g + 2) F for the feed-forward layer
   dots        as much without what it keeps
-  none        the gradient of the scores alone
+  none        the scores and their gradient alone
 
-and before that, while remat computes the attention again, its scores twice (`in_forward_pass_again`).
-With the splash kernel, scores are 128 numbers a query. T5's bias, 4 N S S, is kept for all layers of a stack.
+and before that, while "full" computes the attention again, its scores twice (`in_forward_pass_again`).
+Of causal scores one block exists at a time; with the splash kernel, they are 128 numbers a query. T5's bias,
+4 N S S, is kept for all layers of a stack.
 
 Under rules, "batch" and "length" cut the tokens, "heads", "kv" and "mlp" the widths; D and S are whole.
 """
@@ -39,6 +40,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig
+from flan_jax.models.dot_product_attention import causal_blocks
 from flan_jax.training.partitioning import Layout
 
 _OF_ACTIVATION = {"silu": 4, "gelu": 6, "gelu_exact": 4, "relu": 1}
@@ -91,7 +93,8 @@ class Kept(NamedTuple):
   def share(self, layout: Layout) -> float:
     """Bytes of it on one device."""
     cut = [
-      -(-size // _shards(layout, axis)) for axis, size in zip(self.axes, self.shape, strict=True)
+      -(-size // _pieces(layout, axis, size))
+      for axis, size in zip(self.axes, self.shape, strict=True)
     ]
     return math.prod(cut) * self.bytes
 
@@ -142,7 +145,7 @@ def in_backward_pass(stack: Stack, remat: str, size: int, layout: Layout) -> flo
 
 def in_forward_pass_again(stack: Stack, remat: str, layout: Layout) -> float:
   """The same while remat computes its attention again: the scores, and what they are without their maximum."""
-  if remat == "none":
+  if remat != "full":
     return 0.0
   return kept_bytes(stack.arrays, "again forward", layout) + _scores(stack, layout)
 
@@ -207,7 +210,7 @@ def _decoder_layer(c: DecoderConfig, rows: int, length: int, dropout: bool) -> l
     make("norms", None, c.emb_dim, norms * (12 + size) + (24 if c.post_norms else 0), _NONE),
     make("products that norms read", None, c.emb_dim, size * normed, _DOTS),
     make("added", None, c.emb_dim, dropped, _NONE),
-    *_attention(c, rows, length, length, c.num_kv_heads, False),
+    *_attention(c, rows, length, length, c.num_kv_heads, False, causal=True),
     *_feed_forward(c, rows, length, False),
   ]
   if c.qk_norm:
@@ -230,11 +233,11 @@ def _t5_layer(
     make("norms", None, c.emb_dim, parts * (12 + size), _NONE),
     make("products that norms read", None, c.emb_dim, (parts - 1) * size, _DOTS),
     make("added", None, c.emb_dim, parts if dropout else 0, _NONE),
-    *_attention(c, rows, length, length, c.num_heads, dropout),
+    *_attention(c, rows, length, length, c.num_heads, dropout, causal=source is not None),
     *_feed_forward(c, rows, length, dropout),
   ]
   if source is not None:
-    found += _attention(c, rows, length, source, c.num_heads, dropout)
+    found += _attention(c, rows, length, source, c.num_heads, dropout, causal=False)
   return found
 
 
@@ -245,6 +248,7 @@ def _attention(
   keys: int,
   kv_heads: int,
   dropout: bool,
+  causal: bool,
 ) -> list[Kept]:
   size = jnp.dtype(c.dtype).itemsize
   wide, narrow = c.num_heads * c.head_dim, kv_heads * c.head_dim
@@ -253,17 +257,23 @@ def _attention(
     _of_tokens(
       rows, keys, "key and value", "kv", narrow, 2 * size, _NONE | _DOTS | _AGAIN_FULL | _FORWARD
     ),
-    _of_tokens(rows, length, "attended", "heads", wide, size, _NONE | _AGAIN | _FORWARD),
+    _of_tokens(
+      rows, length, "attended", "heads", wide, size, _NONE | _DOTS | _AGAIN_FULL | _FORWARD
+    ),
   ]
   axes = ("batch", "heads", "length", None)
   if _splash(c):
     found.append(Kept("normalisers", axes, (rows, c.num_heads, length, 1), 4, _NONE))
     return [*found, Kept("scores", axes, (rows, c.num_heads, length, _LANES), 4, _AGAIN | _FORWARD)]
-  shape, weights = (rows, c.num_heads, length, keys), 4 + size + (1 if dropout else 0)
-  if isinstance(c, DecoderConfig) and c.attention_softcap is not None:
-    weights += 8
-  found.append(Kept("attention weights", axes, shape, weights, _NONE))
-  return [*found, Kept("scores", axes, shape, 4, _AGAIN | _FORWARD)]
+  found.append(
+    Kept("highest score and sum", axes, (rows, c.num_heads, length, 2), 4, _NONE | _DOTS)
+  )
+  shape = (rows, c.num_heads, length, keys)
+  if dropout:
+    found.append(Kept("weights that dropout leaves", axes, shape, 1, _NONE))
+  if causal:
+    axes = ("batch", "heads", _BLOCKS, None)
+  return [*found, Kept("scores", axes, shape, 4, _AGAIN | _AGAIN_NONE | _FORWARD)]
 
 
 def _feed_forward(
@@ -287,8 +297,10 @@ _DOTS = frozenset({"dots"})
 _ONLY_REMAT = frozenset({"dots", "full"})
 _AGAIN = frozenset({"again dots", "again full"})
 _AGAIN_FULL = frozenset({"again full"})
+_AGAIN_NONE = frozenset({"again none"})
 _FORWARD = frozenset({"again forward"})
 _LANES = 128
+_BLOCKS = "blocks of causal queries"
 
 
 def _of_tokens(
@@ -307,5 +319,8 @@ def _splash(config: DecoderConfig | EncoderDecoderConfig) -> bool:
   return isinstance(config, DecoderConfig) and config.attention == "splash"
 
 
-def _shards(layout: Layout, axis: str | None) -> int:
+def _pieces(layout: Layout, axis: str | None, size: int) -> int:
+  """Of which one exists at a time on a device."""
+  if axis == _BLOCKS:
+    return layout.shards("length") if layout.shards("length") > 1 else causal_blocks(size)
   return 1 if axis is None else layout.shards(axis)

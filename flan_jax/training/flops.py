@@ -14,7 +14,8 @@ that carry loss.
 `ModelFlops` is this: what the mathematics asks for, whatever is computed twice (the numerator of model
 FLOPs utilisation, PaLM, arXiv 2204.02311, appendix B). `batch_flops` counts it of a batch, padding left
 out; `step_flops` of a plan. `StepFlops.executed` is what our step computes: attention over whole rows,
-masked; the logits' forward pass again; and what remat computes again.
+masked, of a causal one the blocks before each query's end; scores and the logits' forward pass again; and
+what remat computes again.
 Norms, softmax, activations and the optimizer are left out of both: a few for each number.
 """
 
@@ -26,6 +27,7 @@ import numpy as np
 from flax import traverse_util
 
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig
+from flan_jax.models.dot_product_attention import causal_pairs
 from flan_jax.training.activations import Workload
 
 Path = tuple[str, ...]
@@ -106,15 +108,14 @@ def step_flops(
   counts = _planned(config, work)
   flops = _model_flops(config, counts, trained, model)
   forward = _forward_of_kernels(counts, {**model, **trained})
-  scores = 4 * config.num_heads * config.head_dim * _pairs_of_whole_rows(config, work)
+  scores = 4 * config.num_heads * config.head_dim * _pairs_compared(config, work)
   head, _ = _head(config, trained, model)
   executed = (
     flops.kernels
-    + 3 * scores
+    + 3.5 * scores
     + flops.logits
     + 2 * work.rows * work.scored * head
-    + (forward if config.remat == "full" else 0)
-    + (scores if config.remat != "none" else 0)
+    + (forward + scores if config.remat == "full" else 0)
   )
   return StepFlops(flops, executed)
 
@@ -191,12 +192,12 @@ def _planned(config: DecoderConfig | EncoderDecoderConfig, work: Workload) -> _C
   return _Counts(rows * inputs, rows * length, rows * work.scored, rows / part * pairs)
 
 
-def _pairs_of_whole_rows(config: DecoderConfig | EncoderDecoderConfig, work: Workload) -> float:
-  """Pairs of query and key, over layers and rows, that see each other or not."""
-  rows, length, inputs = work.rows, work.length, work.inputs
+def _pairs_compared(config: DecoderConfig | EncoderDecoderConfig, work: Workload) -> float:
+  """Pairs of query and key, over layers and rows, that are multiplied, whether they see each other or not."""
+  rows, inputs, causal = work.rows, work.inputs, causal_pairs(work.length)
   if isinstance(config, DecoderConfig):
-    return config.num_layers * rows * length * length
-  of_decoder = length * length + length * inputs
+    return config.num_layers * rows * causal
+  of_decoder = causal + work.length * inputs
   return rows * (
     config.num_encoder_layers * inputs * inputs + config.num_decoder_layers * of_decoder
   )

@@ -181,14 +181,14 @@ def test_layers_keep_what_the_partial_evaluation_of_jax_saves_of_them(kind, rema
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", CONFIGS)
-def test_executed_flops_are_those_that_the_compiler_counts(family):
+@pytest.mark.parametrize(("family", "length"), [("decoder", 48), ("decoder", 400), ("t5", 48)])
+def test_executed_flops_are_those_that_the_compiler_counts(family, length):
   config = (
     dataclasses.replace(CONFIGS[family], emb_dim=256, mlp_dim=768, head_dim=32, num_kv_heads=8)
     if family == "decoder"
     else dataclasses.replace(T5, emb_dim=256, mlp_dim=768, head_dim=32)
   )
-  setup = setup_of(config, "lion")
+  setup = setup_of(config, "lion", length=length)
   ours = make_plan(setup, CPU, 1).flops.executed
   theirs = compile_step(setup, jax.devices()[:1], "CPU").flops
   assert ours == pytest.approx(theirs, rel=0.02)
@@ -206,8 +206,10 @@ def test_memory_is_near_what_the_compiler_asks_for(family, remat):
 
 
 def test_the_state_is_cut_over_meshes_of_any_size_that_need_not_be_there():
+  # So wide that memory is at its peak in the layers on either mesh, where all gradients but the last are there.
+  config = dataclasses.replace(DECODER, remat="full", mlp_dim=4096)
   one, many = (
-    make_plan(setup_of(DECODER, mesh=MeshConfig(1, n), rows=64), CPU, n).memory for n in (1, 64)
+    make_plan(setup_of(config, mesh=MeshConfig(1, n), rows=64), CPU, n).memory for n in (1, 64)
   )
   assert one.parameters == 64 * many.parameters
   assert one.gradients == 64 * many.gradients
@@ -234,13 +236,11 @@ def test_adapters_ask_for_fewer_flops_and_no_gradient_of_their_base():
 
 
 def test_what_does_not_fit_is_told_what_would():
-  small = dataclasses.replace(CPU, memory=40 << 20)
+  small = dataclasses.replace(CPU, memory=50 << 20)
   setup = setup_of(dataclasses.replace(DECODER, remat="none"), rows=64, length=256)
   plan = make_plan(setup, small, 8)
   assert not plan.fits
-  assert advised(plan).startswith("It would fit with remat='dots'") or "accumulation=" in advised(
-    plan
-  )
+  assert advised(plan).startswith("It would fit with remat='dots'")
   hopeless = make_plan(setup, dataclasses.replace(CPU, memory=1), 8)
   assert advised(hopeless).startswith("No remat policy")
 

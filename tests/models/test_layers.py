@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flan_jax.models.attention import dot_product_attention
+from flan_jax.models.dot_product_attention import dot_product_attention
 from flan_jax.models.layers import matmul
 from flan_jax.models.positions import relative_bucket, rotary_angles, rotate
 
