@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install oracles quickstart test test-oracles test-parity test-network test-slow test-scale test-tpu-compiler test-browser lint lock wheel-check
+.PHONY: install oracles quickstart test test-oracles test-parity test-network test-slow test-scale test-tpu-compiler test-browser benchmarks lint lock wheel-check
 
 install: .venv/installed
 
@@ -55,6 +55,10 @@ test-tpu-compiler: install .venv/libtpu
 # The pages in headless Chromium, where there is one: apt-get install chromium.
 test-browser: install
 	$(BIN)/python -m pytest -m browser
+
+# Beside the peers, nothing else running; half an hour, and the table in docs/benchmarks.md is written anew.
+benchmarks: install oracles
+	$(BIN)/python benchmarks/all.py
 
 lint: install
 	$(BIN)/ruff check .

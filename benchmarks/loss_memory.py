@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from common import Figure, tell
 
 from flan_jax.models import LMHead
 from flan_jax.training.cross_entropy import token_scores
@@ -49,13 +50,14 @@ def main() -> None:
   parser.add_argument("--turns", type=int, default=3)
   args = parser.parse_args()
   print("words     logits    " + "".join(f"{way:>24s}" for way in WAYS) + "   gradients differ by")
+  shares = []
   for words in VOCABULARIES:
     draw = np.random.default_rng(0)
     hidden = draw.standard_normal((1, args.tokens, args.width), np.float32)
     kernel = draw.standard_normal((args.width, words), np.float32) * np.float32(0.05)
     targets = draw.integers(0, words, (1, args.tokens), np.int32)
     arguments = jax.tree.map(jnp.asarray, (hidden, kernel, targets))
-    told, gradients = [], {}
+    told, gradients, needed = [], {}, {}
     for name, way in WAYS.items():
       compiled = jax.jit(jax.value_and_grad(way, argnums=(0, 1))).lower(*arguments).compile()
       seconds = []
@@ -64,13 +66,26 @@ def main() -> None:
         _, gradients[name] = jax.block_until_ready(compiled(*arguments))
         seconds.append(time.perf_counter() - begun)
       memory = compiled.memory_analysis().temp_size_in_bytes / GIB
+      needed[name] = memory
       told.append(f"{memory:12.3f} GiB {statistics.median(seconds):6.2f} s")
     apart = max(
       float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b)))
       for a, b in zip(gradients["ours"], gradients["logits"], strict=True)
     )
     size = 4 * args.tokens * words / GIB
+    shares.append(needed["ours"] / size)
     print(f"{words:<8,} {size:6.2f} GiB " + "".join(told) + f"   {apart:.1e}", flush=True)
+  tell(
+    Figure(
+      f"memory of the loss and its gradients, over that of the logits, {VOCABULARIES[-1]:,} words",
+      "; ".join(
+        f"{share:.2f} at {words:,}" for share, words in zip(shares, VOCABULARIES, strict=True)
+      ),
+      shares[-1],
+      1,
+      at_most=True,
+    )
+  )
 
 
 if __name__ == "__main__":

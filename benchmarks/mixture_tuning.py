@@ -12,7 +12,6 @@ feeding included, once everything is compiled.
 
 import argparse
 import dataclasses
-import itertools
 import os
 import tempfile
 import time
@@ -57,7 +56,18 @@ def main() -> None:
   rows = max(args.rows * (args.steps + 1), 200)
   stores = {family: mini_store(layouts[family], rows) for family in args.families}
   for family, store in stores.items():
-    paces = {"packed": ours(SHAPES[family], store, args.rows, args.steps)}
+    pace, waited = ours(SHAPES[family], store, args.rows, args.steps)
+    tell(
+      Figure(
+        f"tuning on `mini`, {family}: waiting for batches",
+        f"{waited:.2%} of the time of steps",
+        100 * waited,
+        1,
+        "%",
+        at_most=True,
+      )
+    )
+    paces = {"packed": pace}
     for strategy in PEERS:
       paces[strategy] = theirs(SHAPES[family], features_of(store), strategy, args.steps)
     for strategy, (peer, mark) in PEERS.items():
@@ -73,20 +83,26 @@ def main() -> None:
 
 def ours(
   config: DecoderConfig | EncoderDecoderConfig, store: Store, rows: int, steps: int
-) -> float:
+) -> tuple[float, float]:
+  """Useful tokens a second, and which part of the time the steps waited for their batch."""
   model = build_model(config)
   optimizer = adamw(optax.constant_schedule(training_step.RATE), clip_norm=None)
   step = make_train_step(SupervisedLoss(model), optimizer)
   state = TrainState.create(jax.jit(model.init)(jax.random.key(0)), optimizer)
-  useful, begun = 0, 0.0
-  for number, batch in enumerate(itertools.islice(Batches(store, rows), steps + 1)):
+  useful, begun, waited = 0, 0.0, 0.0
+  batches = iter(Batches(store, rows))
+  for number in range(steps + 1):
+    asked = time.perf_counter()
+    batch = next(batches)
+    waited += time.perf_counter() - asked if number else 0.0
     state, metrics = step(state, batch, jax.random.key(1))
     jax.block_until_ready(metrics)
     if number == 0:
       begun = time.perf_counter()
     else:
       useful += int(metrics["tallies"]["tokens"])
-  return useful / (time.perf_counter() - begun)
+  spent = time.perf_counter() - begun
+  return useful / spent, waited / spent
 
 
 def features_of(store: Store) -> list[dict[str, list[int]]]:

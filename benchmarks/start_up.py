@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from common import Figure, tell
+
 LAUNCH = (
   "flan-jax",
   "train",
@@ -36,7 +38,9 @@ def main() -> None:
     begun = time.time()
     subprocess.run(["flan-jax", "--help"], check=True, stdout=subprocess.DEVNULL)
     helped.append(time.time() - begun)
-  print(f"flan-jax --help: {statistics.median(helped):.2f} s")
+  seconds = statistics.median(helped)
+  tell(Figure("`flan-jax --help`", f"median of {args.turns}", seconds, 1, "s", at_most=True))
+  warm = []
   with tempfile.TemporaryDirectory() as folder:
     for turn in range(1 + args.turns):
       run = Path(folder, f"run{turn}")
@@ -57,6 +61,17 @@ def main() -> None:
         f"{seconds['compile']:.1f} to compile)",
         flush=True,
       )
+      warm += [ready + seconds["compile"]] if turn else []
+  tell(
+    Figure(
+      "from the start of a launch until the first step of SmolLM2-135M, warm",
+      f"median of {args.turns}",
+      statistics.median(warm),
+      10,
+      "s",
+      at_most=True,
+    )
+  )
 
 
 if __name__ == "__main__":

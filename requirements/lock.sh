@@ -13,7 +13,7 @@ compile --constraint requirements.lock --override requirements/overrides-core.tx
   --output-file requirements/core.lock
 # The oracles run on torch's CPU build, whose wheel for Python 3.11 on Linux this is: PyPI's own build wants CUDA.
 rm -f requirements/oracles.lock
-printf 'torch==2.13.0\npeft==0.21.2\nlm_eval==0.4.13\n' | "$UV" pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-annotate \
+printf 'torch==2.13.0\npeft==0.21.2\nlm_eval==0.4.13\ngrain==0.2.18\n' | "$UV" pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-annotate \
   --no-emit-index-url --constraint requirements.lock --override requirements/overrides-oracles.txt \
   --no-emit-package torch --output-file requirements/oracles.lock -
 cat >>requirements/oracles.lock <<'LOCK'
