@@ -276,7 +276,8 @@ def _watch(children: Sequence[_Child], heartbeat_timeout: float) -> int:
   running = list(children)
   while running:
     came = signal.sigtimedwait(_AWAITED, _TICK)
-    if came is not None and came.si_signo != signal.SIGCHLD:
+    # Python gives signal 0 where this process was suspended until after the tick.
+    if came is not None and came.si_signo in _PASSED_ON:
       asked.add(came.si_signo)
       for child in running if came.si_code <= 0 else ():  # what a terminal sends reaches all
         child.kill(came.si_signo)

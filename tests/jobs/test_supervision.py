@@ -89,6 +89,18 @@ def test_sigterm_reaches_the_child_which_may_end_well():
   assert (process.returncode, stdout, stderr) == (0, "saved\n", "")
 
 
+def test_a_launch_that_was_suspended_goes_on_and_ends_well():
+  process = launch("begin(); print('at work', flush=True); time.sleep(3)")
+  assert process.stdout.readline() == "at work\n"
+  for _ in range(2):
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(0.8)  # longer than the parent's tick
+    process.send_signal(signal.SIGCONT)
+    time.sleep(0.2)
+  assert process.communicate(timeout=60) == ("", "")
+  assert process.returncode == 0
+
+
 def test_ctrl_c_in_a_terminal_interrupts_the_child_once():
   mine, its = pty.openpty()
   process = launch(
