@@ -27,7 +27,7 @@ GO_ON = "Started again, the same command goes on from what is saved."
 _TOLD = (0, 2, LOST, 130)  # exit statuses whose reason the process itself has printed
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _PATIENCE = 10.0  # seconds that the processes beside one that died get to end of themselves
-_TICK = 0.5
+_TICK = 0.1
 _AWAITED = {signal.SIGCHLD, *_PASSED_ON}
 _PR_SET_PDEATHSIG = 1
 
@@ -275,9 +275,11 @@ def _watch(children: Sequence[_Child], heartbeat_timeout: float) -> int:
   asked, result, patience = set[int](), 0, float("inf")
   running = list(children)
   while running:
-    came = signal.sigtimedwait(_AWAITED, _TICK)
-    # Python gives signal 0 where this process was suspended until after the tick.
-    if came is not None and came.si_signo in _PASSED_ON:
+    # Not in one call: where this process is suspended beyond the time-out, Python's returns signals that never came.
+    time.sleep(_TICK)
+    while (came := signal.sigtimedwait(_AWAITED, 0)) is not None:
+      if came.si_signo == signal.SIGCHLD:
+        continue
       asked.add(came.si_signo)
       for child in running if came.si_code <= 0 else ():  # what a terminal sends reaches all
         child.kill(came.si_signo)

@@ -92,9 +92,9 @@ def test_sigterm_reaches_the_child_which_may_end_well():
 def test_a_launch_that_was_suspended_goes_on_and_ends_well():
   process = launch("begin(); print('at work', flush=True); time.sleep(3)")
   assert process.stdout.readline() == "at work\n"
-  for _ in range(2):
+  for _ in range(3):
     process.send_signal(signal.SIGSTOP)
-    time.sleep(0.8)  # longer than the parent's tick
+    time.sleep(0.6)
     process.send_signal(signal.SIGCONT)
     time.sleep(0.2)
   assert process.communicate(timeout=60) == ("", "")
