@@ -1,6 +1,6 @@
 """From records to packed arrays, beside a SeqIO mixture of the same tasks: examples a second, and the first batch.
 
-  python benchmarks/pipeline.py [throughput] [first_batch] [--rows 1000]
+  python benchmarks/pipeline.py [throughput] [first_batch] [--rows 4000]
 
 `throughput` takes the training datasets of `mini` with all their templates, from records that are built. Ours renders,
 tokenises, packs and stores rows of 1024 and 256 tokens, a process a core, and lays them out as arrays. SeqIO's mixture
@@ -54,7 +54,7 @@ Columns = dict[str, list[str]]
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("parts", nargs="*", default=["throughput", "first_batch"])
-  parser.add_argument("--rows", type=int, default=1000)
+  parser.add_argument("--rows", type=int, default=4000)
   parser.add_argument("--model", help=argparse.SUPPRESS)
   parser.add_argument("--alone", choices=("ours", "seqio"), help=argparse.SUPPRESS)
   args = parser.parse_args()
