@@ -28,7 +28,7 @@ SCRIPTS = {
   "pipeline": [],
   "loss_memory": ["--turns", "1"],
   "training_step": ["--turns", "3"],
-  "mixture_tuning": [],
+  "mixture_tuning": ["--steps", "6"],
   "start_up": ["--turns", "2"],
   "generation": ["--turns", "1", "--new", "64"],
 }

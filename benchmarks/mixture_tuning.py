@@ -109,7 +109,7 @@ def features_of(store: Store) -> list[dict[str, list[int]]]:
   """What the store's rows hold, as datasets for `Trainer` have it."""
 
   def as_features(example: StoredExample) -> dict[str, list[int]]:
-    labels = np.where(example.weights > 0, example.targets, -100).tolist()
+    labels = np.where(example.weights > 0, example.targets.astype(int), -100).tolist()
     inputs = example.inputs if len(example.inputs) else example.targets
     return {"input_ids": inputs.tolist(), "labels": labels}
 
