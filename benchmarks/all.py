@@ -48,8 +48,8 @@ def main() -> None:
     print(f"== {script}", flush=True)
     try:
       figures = run(script)
-    except subprocess.CalledProcessError:
-      failed.append(script)
+    except subprocess.CalledProcessError as error:
+      failed.append(f"{script} ({error.returncode})")
       continue
     write(script, figures)
     print(f"-- {script}: {(time.perf_counter() - begun) / 60:.1f} min", flush=True)

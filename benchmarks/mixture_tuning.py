@@ -12,10 +12,13 @@ feeding included, once everything is compiled.
 
 import argparse
 import dataclasses
+import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -51,12 +54,11 @@ def main() -> None:
   parser.add_argument("--steps", type=int, default=8)
   parser.add_argument("--rows", type=int, default=2)
   args = parser.parse_args()
-  torch.set_num_threads(len(os.sched_getaffinity(0)))
   layouts = {"decoder": "decoder", "t5": "encoder_decoder"}
   rows = max(args.rows * (args.steps + 1), 200)
   stores = {family: mini_store(layouts[family], rows) for family in args.families}
   for family, store in stores.items():
-    pace, waited = ours(SHAPES[family], store, args.rows, args.steps)
+    pace, waited = alone(ours, SHAPES[family], store.directory, args.rows, args.steps)
     tell(
       Figure(
         f"tuning on `mini`, {family}: waiting for batches",
@@ -69,7 +71,7 @@ def main() -> None:
     )
     paces = {"packed": pace}
     for strategy in PEERS:
-      paces[strategy] = theirs(SHAPES[family], features_of(store), strategy, args.steps)
+      paces[strategy] = alone(theirs, SHAPES[family], store.directory, strategy, args.steps)
     for strategy, (peer, mark) in PEERS.items():
       tell(
         Figure(
@@ -81,8 +83,14 @@ def main() -> None:
       )
 
 
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+  """In a process of its own, which has the memory to itself."""
+  with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    return pool.submit(function, *arguments).result()
+
+
 def ours(
-  config: DecoderConfig | EncoderDecoderConfig, store: Store, rows: int, steps: int
+  config: DecoderConfig | EncoderDecoderConfig, store: Path, rows: int, steps: int
 ) -> tuple[float, float]:
   """Useful tokens a second, and which part of the time the steps waited for their batch."""
   model = build_model(config)
@@ -90,7 +98,7 @@ def ours(
   step = make_train_step(SupervisedLoss(model), optimizer)
   state = TrainState.create(jax.jit(model.init)(jax.random.key(0)), optimizer)
   useful, begun, waited = 0, 0.0, 0.0
-  batches = iter(Batches(store, rows))
+  batches = iter(Batches(Store.open(store), rows))
   for number in range(steps + 1):
     asked = time.perf_counter()
     batch = next(batches)
@@ -143,10 +151,11 @@ class Pace(TrainerCallback):
 
 def theirs(
   config: DecoderConfig | EncoderDecoderConfig,
-  examples: Sequence[dict[str, list[int]]],
+  store: Path,
   strategy: str,
   steps: int,
 ) -> float:
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
   decoder = isinstance(config, DecoderConfig)
   model = (
     training_step.llama(config) if decoder else training_step.t5_for_conditional_generation(config)
@@ -176,7 +185,7 @@ def theirs(
         disable_tqdm=True,
       ),
       data_collator=collated,
-      train_dataset=list(examples),
+      train_dataset=features_of(Store.open(store)),
       callbacks=[pace],
     )
     trainer.train()
