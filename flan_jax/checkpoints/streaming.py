@@ -46,7 +46,7 @@ class Part(NamedTuple):
 
 def parts_of(model: LanguageModel, family: Family) -> list[Part]:
   """Every layer of every parameter, in the order of the family's table."""
-  names, shapes, parts = family.names(model.config), _flat(_shapes(model)), []
+  names, shapes, parts = family.names(model.config), _flat(model.shapes()), []
   for path in sorted(shapes, key=list(names).index):
     stacked = "layers" in path.split("/")
     for layer in range(shapes[path].shape[0]) if stacked else [None]:
@@ -72,7 +72,7 @@ def load_params(
     CheckpointError: tensors hold numbers that are not finite; all are named at once.
   """
   parts, tensors = parts_of(model, family), _with_base(model, family, tensors)
-  shapes, by_path = _flat(_shapes(model)), dict[str, list[Part]]()
+  shapes, by_path = _flat(model.shapes()), dict[str, list[Part]]()
   for part in parts:
     by_path.setdefault(part.path, []).append(part)
   places, params, bad = _flat(shardings), {}, dict[str, None]()
@@ -122,7 +122,7 @@ def check_tensors(
 ) -> None:
   """Raises CheckpointError with every tensor that is missing, left over or misshapen."""
   parts, tensors = parts_of(model, family), _with_base(model, family, tensors)
-  shapes, wrong = _flat(_shapes(model)), []
+  shapes, wrong = _flat(model.shapes()), []
   for part in parts:
     wanted = _own_shape(part, shapes[part.path].shape)
     ours = part.path if part.layer is None else f"{part.path}[{part.layer}]"
@@ -213,10 +213,6 @@ def _inner(sharding: NamedSharding) -> NamedSharding:
 
 def _own_shape(part: Part, shape: tuple[int, ...]) -> tuple[int, ...]:
   return shape if part.layer is None else shape[1:]
-
-
-def _shapes(model: LanguageModel) -> PyTree:
-  return jax.eval_shape(model.init, jax.random.key(0))
 
 
 def _flat(tree: PyTree) -> dict[str, Any]:

@@ -126,8 +126,7 @@ def _lowerable(setup: Setup, layout: Layout) -> tuple[Any, tuple[Any, ...]]:
   loss = AdaptedLoss(supervised, setup.lora) if setup.lora else supervised
   frozen = None
   if setup.lora:
-    shapes = jax.eval_shape(setup.model.init, jax.random.key(0))
-    frozen = jax.tree.map(_placed, shapes, param_shardings(setup.model, layout))
+    frozen = jax.tree.map(_placed, setup.model.shapes(), param_shardings(setup.model, layout))
   step = make_train_step(
     loss,
     tx,

@@ -69,7 +69,7 @@ def convert(
   else:
     lora, opened = model.trained.lora, model.trained.base
     magnitudes = lora.config.magnitudes
-    params = opened.load(layout, key) if magnitudes else jax.eval_shape(model.model.init, key)
+    params = opened.load(layout, key) if magnitudes else model.model.shapes()
     trained = model.trained.load(layout)
     _write_adapters(model, Path(folder), lora, trained, params, base or opened.origin)
   if is_first():

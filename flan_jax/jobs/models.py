@@ -252,11 +252,9 @@ def tuned(
 
   def saved(layout: Layout) -> PyTree:
     trained = lora or model
-    with layout.active():
-      shapes = jax.eval_shape(trained.init, jax.random.key(0))
     abstract = jax.tree.map(
       lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-      shapes,
+      trained.shapes(),
       param_shardings(trained, layout),
     )
     restore = checkpoints.restore_averages if averages else checkpoints.restore_params

@@ -41,7 +41,7 @@ class Optimizer:
       tx = self.make(model.logical_axes())
       # optax mixes dtypes that strict promotion refuses
       with jax.numpy_dtype_promotion("standard"):
-        jax.eval_shape(lambda key: tx.init(model.init(key)), jax.random.key(0))
+        jax.eval_shape(tx.init, model.shapes())
     except ConfigError as error:
       raise ConfigError(f"{self.name}.{error}") from error
     return tx

@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 from jax.sharding import AbstractMesh, Mesh
 
 from flan_jax.errors import ConfigError, MeshError
@@ -178,7 +177,7 @@ def make_plan(setup: Setup, device: Device, devices: int) -> Plan:
   layout = setup.layout(make_abstract_mesh(setup.mesh, devices))
   tx = setup.optimizer.transformation(setup.trained)
   shapes, shardings = abstract_state(setup.trained, tx, layout)
-  whole = jax.eval_shape(setup.model.init, jax.random.key(0))
+  whole = setup.model.shapes()
   kernels = placed(whole, param_shardings(setup.model, layout))
   frozen = kernels if setup.lora else []
   trained = placed(shapes.params, shardings.params)

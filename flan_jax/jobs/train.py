@@ -323,10 +323,9 @@ class _Run:
 
   def flops(self, optimizer: Optimizer) -> Callable[[Mapping[str, Any]], float]:
     """From a batch to the FLOPs that the model needs for it."""
-    key, model = jax.random.key(0), self.model.model
-    of_all = shapes_by_path(jax.eval_shape(model.init, key))
-    changed = jax.eval_shape((self.model.lora or model).init, key)
-    of_trained = shapes_by_path(optimizer.trained(changed))
+    model = self.model.model
+    of_all = shapes_by_path(model.shapes())
+    of_trained = shapes_by_path(optimizer.trained((self.model.lora or model).shapes()))
     return lambda batch: batch_flops(model.config, batch, of_trained, of_all).total
 
   def judge(self, params: PyTree, frozen: PyTree) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def transferred(model: ModelSource, source: ModelSource, patterns: Sequence[str]
   """
   if model.lora is not None or source.lora is not None:
     raise ConfigError("transferred takes models without @lora(): give @lora() the transferred one.")
-  ours, theirs = (jax.eval_shape(each.model.init, jax.random.key(0)) for each in (model, source))
+  ours, theirs = (each.model.shapes() for each in (model, source))
   require_matches(ours, "transferred.patterns", patterns)
   shapes = {path_of(path): leaf.shape for path, leaf in _leaves(theirs)}
   chosen = {

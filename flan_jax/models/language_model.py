@@ -86,6 +86,10 @@ class LanguageModel:
     """Fresh parameters: a plain nested dict, unboxed, layers stacked on a leading axis."""
     return jax.tree.map(lambda box: box.value, _boxed(self.module, key), is_leaf=_is_box)
 
+  def shapes(self) -> dict[str, Any]:
+    """The tree of `init` with shape and dtype of every parameter; nothing is made."""
+    return jax.tree.map(lambda box: box.value, _boxed_shapes(self.module), is_leaf=_is_box)
+
   def logical_axes(self) -> dict[str, Any]:
     """The tree of `init` with a tuple of logical axis names (or None) for every parameter."""
     return jax.tree.map(lambda box: tuple(box.names), _boxed_shapes(self.module), is_leaf=_is_box)
@@ -293,8 +297,7 @@ def build_model(config: ModelConfig) -> LanguageModel:
 
 def parameter_count(model: LanguageModel) -> int:
   """Numbers in the model's parameters, counted without making them."""
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
-  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.shapes()))
 
 
 def _boxed(module: Decoder | EncoderDecoder, key: jax.Array) -> dict[str, Any]:
@@ -307,7 +310,7 @@ def _zeros(shape: tuple[int, ...], dtype: Any) -> KeyValues:
 
 @functools.lru_cache(maxsize=32)
 def _boxed_shapes(module: Decoder | EncoderDecoder) -> dict[str, Any]:
-  """Kept, for tracing a model takes a while and its axes are asked for often."""
+  """Kept, for tracing a model takes a while and its shapes and axes are asked for often."""
   return jax.eval_shape(functools.partial(_boxed, module), jax.random.key(0))
 
 

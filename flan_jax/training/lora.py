@@ -74,6 +74,10 @@ class Lora:
         leaves[_beside(path, "lora_magnitude")] = jnp.zeros((*layers, columns), jnp.float32)
     return traverse_util.unflatten_dict(leaves)
 
+  def shapes(self) -> dict[str, Any]:
+    """The tree of `init` with shape and dtype of every adapter; nothing is made."""
+    return jax.eval_shape(self.init, jax.random.key(0))
+
   def logical_axes(self) -> dict[str, Any]:
     """The tree of `init` with logical axis names: A and B are cut as the kernel's own sides are."""
     names, leaves = _flat(self.model.logical_axes()), {}
@@ -111,8 +115,7 @@ class Lora:
 
   def summary(self) -> str:
     """How many parameters are trained, in a sentence."""
-    shapes = jax.eval_shape(self.init, jax.random.key(0))
-    trained, frozen = _count(jax.tree.leaves(shapes)), _count(self._shapes.values())
+    trained, frozen = _count(jax.tree.leaves(self.shapes())), _count(self._shapes.values())
     return (
       f"LoRA: {trained:,} of {trained + frozen:,} parameters are trained "
       f"({100 * trained / (trained + frozen):.1f} %): {trained * 4 / 1e6:,.1f} MB in place of "
@@ -121,7 +124,7 @@ class Lora:
 
   @functools.cached_property
   def _shapes(self) -> dict[Path, jax.ShapeDtypeStruct]:
-    return _flat(jax.eval_shape(self.model.init, jax.random.key(0)))
+    return _flat(self.model.shapes())
 
   @functools.cached_property
   def _kernels(self) -> dict[Path, tuple[int, ...]]:

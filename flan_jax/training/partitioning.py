@@ -58,6 +58,8 @@ class ShardedModel(Protocol):
 
   def init(self, key: jax.Array) -> PyTree: ...
 
+  def shapes(self) -> PyTree: ...
+
   def logical_axes(self) -> PyTree: ...
 
 
@@ -417,7 +419,7 @@ def _check_no_axis_twice(
 def _dimension_sizes(model: ShardedModel) -> dict[str, dict[int, str]]:
   """For each logical name, the sizes that the model gives it, each with an array that has it."""
   sizes: dict[str, dict[int, str]] = {}
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  shapes = model.shapes()
   axes = jax.tree.leaves(model.logical_axes(), is_leaf=lambda x: isinstance(x, tuple))
   for (path, leaf), names in zip(jax.tree_util.tree_leaves_with_path(shapes), axes, strict=True):
     for name, size in zip(names, leaf.shape, strict=True):

@@ -56,9 +56,7 @@ def abstract_state(
   window: int | None = None,
 ) -> tuple[TrainState, TrainState]:
   """Shapes and shardings of the state that training a model begins with; nothing is made."""
-  shapes = jax.eval_shape(
-    lambda key: TrainState.create(model.init(key), tx, window), jax.random.key(0)
-  )
+  shapes = jax.eval_shape(lambda params: TrainState.create(params, tx, window), model.shapes())
   everywhere: Any = NamedSharding(layout.mesh, PartitionSpec())
   params = param_shardings(model, layout)
   opt_state = state_shardings(tx, shapes.params, params)

@@ -32,6 +32,9 @@ class Table:
     table, out = jax.random.split(key)
     return {"table": jax.random.normal(table, (64, 16)), "out": jax.random.normal(out, (16, 64))}
 
+  def shapes(self):
+    return jax.eval_shape(self.init, jax.random.key(0))
+
   def logical_axes(self):
     return {"table": ("vocab", "embed"), "out": ("embed", "vocab")}
 
