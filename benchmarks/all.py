@@ -88,7 +88,7 @@ def table() -> list[str]:
 def row_of(script: str, figure: Figure) -> str:
   way = "at most" if figure.at_most else "at least"
   mark = f"{way} {figure.mark:g}" + ("" if figure.reached else ", NOT reached")
-  found = f"{figure.ratio:.3g} {figure.unit}"
+  found = f"{figure.ratio:.4g} {figure.unit}"
   today = datetime.date.today().isoformat()
   return f"| {figure.what} | {figure.found} | {found} | {mark} | `{script}.py` | {today} |"
 

@@ -39,7 +39,7 @@ class Figure(NamedTuple):
 
 def tell(figure: Figure) -> None:
   print(
-    f"{figure.what}: {figure.found}; {figure.ratio:.3g} {figure.unit}, "
+    f"{figure.what}: {figure.found}; {figure.ratio:.4g} {figure.unit}, "
     f"{'at most' if figure.at_most else 'at least'} {figure.mark:g} wanted",
     flush=True,
   )
