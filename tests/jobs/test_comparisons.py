@@ -40,6 +40,7 @@ def compared(run):
   return json.loads((run / "comparison.json").read_text())
 
 
+@pytest.mark.slow
 def test_phases_begin_alike_and_are_compared_at_the_end(flan_jax, recipes):
   done = flan_jax("train", *RECIPE)
   run = recipes / "runs/tuned"

@@ -68,6 +68,7 @@ def test_an_encoder_decoder_trains_on_a_users_task_with_its_vocabulary(flan_jax,
   assert (about["kind"], about["extra_ids"]) == ("bytes", 0)
 
 
+@pytest.mark.slow
 def test_a_prefix_lm_trains_on_it_from_a_prepared_store_and_answers(flan_jax, folder, tmp_path):
   flan_jax("prepare", *LAUNCH, *DECODER, "--gin.prepare.evaluation=None")
   [store] = (tmp_path / "home/stores").glob("capitals-*")

@@ -52,6 +52,7 @@ def test_a_folder_of_dataset_files_can_be_named_in_place_of_a_module(flan_jax, f
   assert "tickets train" in shown
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_stops_with_a_report_and_debugging_names_the_layer(flan_jax, folder):
   hot = ("--gin.LEARNING_RATE=1e15", "--gin.train.max_bad_steps=2")
   done = flan_jax("train", *RECIPE, *hot, status=2)
@@ -71,6 +72,7 @@ def test_adafactor_at_a_constant_rate(flan_jax, folder):
   assert rows[-1]["loss"] < rows[0]["loss"]
 
 
+@pytest.mark.slow
 def test_a_run_with_averages_is_judged_by_them_and_so_is_whoever_opens_it(flan_jax, folder):
   judged = "--gin.train.evaluation=@evaluation()"
   flan_jax("train", *RECIPE, judged, "--gin.LEARNING_RATE=3e-2", "--gin.adamw.ema_decay=0.5")
@@ -141,6 +143,7 @@ def mixture_with_a_gap(folder):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_what_cannot_be_had_is_told_by_the_report_or_stops_a_strict_launch(
   flan_jax, folder, mixture_with_a_gap
@@ -163,6 +166,7 @@ def test_what_cannot_be_had_is_told_by_the_report_or_stops_a_strict_launch(
   flan_jax("mixtures", "gap", "--module", "tasks.py", "--strict", status=2)
 
 
+@pytest.mark.slow
 def test_a_run_is_judged_and_goes_out_with_its_checkpoints(flan_jax, folder):
   settings = [
     "--gin.STEPS=8",
@@ -196,6 +200,7 @@ def test_a_run_is_judged_and_goes_out_with_its_checkpoints(flan_jax, folder):
   ).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_early_is_reported_and_is_a_phase_that_is_done(flan_jax, folder):
   tickets = folder / "support/tickets.yaml"
   with_validation = "{train: 0.6, validation: 0.2, test: 0.2}"
