@@ -64,10 +64,8 @@ def register_dataset(
   known = _given.get(name)
   if known and (known.data, known.folder) == (spec.data, spec.folder):
     return known
-  if name in dataset_files():
-    raise ConfigError(
-      f"the dataset {name!r} is described twice: {dataset_files()[name]} and by register_dataset."
-    )
+  if path := dataset_file(name):
+    raise ConfigError(f"the dataset {name!r} is described twice: {path} and by register_dataset.")
   _given[name] = spec
   return spec
 
@@ -103,13 +101,22 @@ def dataset_spec(name: str) -> DatasetSpec:
     UnknownName: there is none.
     TemplateError: the file is wrong.
   """
-  files = dataset_files()
-  if name not in files:
-    raise UnknownName("dataset", name, files, "`flan-jax templates` lists them.")
+  path = dataset_file(name)
+  if path is None:
+    raise UnknownName("dataset", name, dataset_files(), "`flan-jax templates` lists them.")
   if name in _given:
     return _given[name]
-  path = files[name]
   return _read(path, path.stat().st_mtime_ns)
+
+
+def dataset_file(name: str) -> Path | None:
+  """That of one dataset, as `dataset_files` has it, whose time does not grow with their number; None: there is none."""
+  if name in _given:
+    return _given[name].path
+  for files in map(_dataset_files, reversed(_template_folders)):
+    if name in files:
+      return files[name]
+  return _library_files().get(name)
 
 
 def dataset_files() -> dict[str, Path]:

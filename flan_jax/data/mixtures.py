@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from flan_jax.data.library import dataset_files, dataset_spec, import_library
+from flan_jax.data.library import dataset_file, dataset_files, dataset_spec, import_library
 from flan_jax.data.texts import CLUSTER, registered_texts
 from flan_jax.errors import ConfigError, UnknownName
 
@@ -269,12 +269,12 @@ def is_mixture(name: str) -> bool:
   """Whether a member is a mixture itself."""
   import_library()
   if name in _mixtures:
-    if name in dataset_files():
-      raise ConfigError(f"{name!r} is both a mixture and a dataset ({dataset_files()[name]}).")
+    if path := dataset_file(name):
+      raise ConfigError(f"{name!r} is both a mixture and a dataset ({path}).")
     return True
-  members = [*dataset_files(), *registered_texts()]
-  if name not in members:
-    raise UnknownName("dataset, text or mixture", name, [*members, *_mixtures])
+  if dataset_file(name) is None and name not in registered_texts():
+    known = [*dataset_files(), *registered_texts(), *_mixtures]
+    raise UnknownName("dataset, text or mixture", name, known)
   return False
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flan_jax.data.library import dataset_files, dataset_spec
+from flan_jax.data.library import dataset_file, dataset_spec
 from flan_jax.data.mixtures import (
   Mixture,
   as_mixture,
@@ -192,7 +192,7 @@ def _tasks(
         held_out=held[name],
         available=sizes[name],
         max_examples=leaf.max_examples,
-        examples=min(sizes[name], leaf.max_examples) if name in dataset_files() else sizes[name],
+        examples=min(sizes[name], leaf.max_examples) if dataset_file(name) else sizes[name],
         cap=leaf.cap,
         rate=leaf.rate,
         share=leaf.rate / total if total else 0.0,
