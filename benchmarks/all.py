@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-from common import TOLD, Figure
+from figures import TOLD, Figure
 
 SCRIPTS = {
   "rendering": [],

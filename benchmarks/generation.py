@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import SMOLLM2, Figure, tell
+from figures import SMOLLM2, Figure, tell
 from transformers import AutoModelForCausalLM
 
 from flan_jax import load

@@ -53,7 +53,7 @@ EXAMPLE = (200, 16)
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("shapes", nargs="*", choices=[*SHAPES, []], default=[])
+  parser.add_argument("shapes", nargs="*", default=[], help=", ".join(SHAPES))
   parser.add_argument("--store", help="a prepared store, by path or URL")
   parser.add_argument("--rows", type=int, default=8)
   parser.add_argument("--steps", type=int, default=10)
@@ -111,16 +111,17 @@ def drawn(layout: str, words: int, rows: int) -> Iterator[dict[str, np.ndarray]]
   if layout == "decoder":
     sizes, capacities = (inputs + targets - 1,), (sum(lengths.values()),)
     weights = np.concatenate([np.zeros(inputs, np.float32), weights])
-    tokens = lambda: ((), draw.integers(3, words, inputs + targets))  # noqa: E731
   else:
     sizes, capacities = EXAMPLE, tuple(lengths.values())
-    tokens = lambda: (draw.integers(3, words, inputs), draw.integers(3, words, targets))  # noqa: E731
   in_row = len(pack([sizes] * 100, capacities)[0])
+
+  def example() -> StoredExample:
+    tokens = draw.integers(3, words, inputs + targets)
+    read = 0 if layout == "decoder" else inputs
+    return StoredExample(tokens[:read], tokens[read:], weights)
+
   while True:
-    examples = [
-      [StoredExample(*map(np.asarray, tokens()), weights) for _ in range(in_row)]
-      for _ in range(rows)
-    ]
+    examples = [[example() for _ in range(in_row)] for _ in range(rows)]
     yield make_features(examples, layout, lengths)
 
 

@@ -4,7 +4,7 @@
 
 The exponent is the slope between the two largest sizes, on a log-log scale: 1 is as much more work as there is more of
 it. `rows` and `length` are of a tuning step of a small decoder (8 layers of 256, 4,096 words), at 512 tokens a row and
-at 4 rows; attention's own part, which grows with the square of the length, is told as the part of the FLOPs that it is.
+at 4 rows; beside the length stand the FLOPs of the step, of which attention's grow with its square.
 `datasets` have 40 records and a template each: the time to build and pack all of them from nothing, and to open
 the store that is there and take its first batch, each in a process of its own. `devices` are not there: seconds that
 the compiler takes for a step of T5 1.1 small over so many of them with fsdp, a row each, and the bytes that each
@@ -75,7 +75,7 @@ def over_rows() -> None:
 def over_length() -> None:
   sizes = [128, 256, 512, 1024, 2048]
   seconds = [step_seconds(4, length) for length in sizes]
-  shapes = shapes_by_path(jax.eval_shape(build_model(SMALL).init, jax.random.key(0)))
+  shapes = shapes_by_path(build_model(SMALL).shapes())
   works = [Workload(4, 1, 0, length, length / 8) for length in sizes]
   executed = [step_flops(SMALL, work, shapes, shapes).executed / 1e9 for work in works]
   show("tokens a row", sizes, {"a step, s": seconds, "of FLOPs, G": executed})

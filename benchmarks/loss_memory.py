@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common import Figure, tell
+from figures import Figure, tell
 
 from flan_jax.models import LMHead
 from flan_jax.training.cross_entropy import token_scores

@@ -27,7 +27,7 @@ import numpy as np
 import optax
 import torch
 import training_step
-from common import Figure, examples_of, mini_store, tell
+from figures import Figure, examples_of, mini_store, tell
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from flan_jax.data import StoredExample

@@ -11,9 +11,10 @@ Ours packs windows of so many examples, on one core. SeqIO's is `trim_and_pack_d
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
-from common import Figure, examples_of, mini_store, tell
+from figures import Figure, examples_of, mini_store, tell
 
 from flan_jax.data import StoredExample
 from flan_jax.data.batches import make_features
@@ -123,7 +124,7 @@ def main() -> None:
   for name in settings.peers:
     peer, function = PEERS[name]
     function(examples[:300])  # what is compiled or imported once
-    pace, _ = measured(peer, examples, lambda: function(examples))  # noqa: B023
+    pace, _ = measured(peer, examples, partial(function, examples))
     if name == "grain":
       tell(
         Figure(

@@ -15,6 +15,7 @@ same datasets.
 """
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import start_flan2021
-from common import Figure, tell
+from figures import Figure, tell
 
 from flan_jax.data import dataset_spec, training_datasets
 from flan_jax.data.batches import Batches
@@ -38,6 +39,7 @@ from flan_jax.data.rates import training_tasks
 from flan_jax.data.records import load_records
 from flan_jax.data.store import StoreConfig
 from flan_jax.data.training_text import training_text
+from flan_jax.errors import RecordError
 from flan_jax.prompting import DatasetSpec, Draw, Template
 from flan_jax.vocabularies import PlainFormat, SentencePieceVocabulary
 from flan_jax.vocabularies.sentencepiece_training import train_sentencepiece
@@ -165,8 +167,8 @@ def first_of_seqio(model: None, rows: int) -> dict[str, float]:
   shares = {}
   for name in training_datasets("flan2021"):
     spec = dataset_spec(name)
-    places = start_flan2021._numbered_places(spec)
-    numbered = (start_flan2021._numbered(spec.record, places, i) for i in range(RECORDS))
+    places = start_flan2021.numbered_places(spec)
+    numbered = (start_flan2021.numbered(spec.record, places, i) for i in range(RECORDS))
     records = [record for each in numbered if (record := spec.derive_record(each)) is not None]
     templates = spec.training_templates()
     ten = [templates[i % len(templates)] for i in range(10)]
@@ -183,8 +185,6 @@ def registered(
   vocabulary: Any,
 ) -> dict[str, float]:
   """A SeqIO task for each template, with its share."""
-  import functools
-
   import seqio
 
   found = {}
@@ -220,7 +220,7 @@ def columns_of(records: Sequence[Mapping[str, Any]], template: Template) -> Colu
   for number, record in enumerate(records):
     try:
       rendering = template.render(record, Draw(number))
-    except Exception:  # a record that this template is not for
+    except RecordError:  # a record that this template is not for
       continue
     given = {
       "options": "\n".join(f"- {option}" for option in rendering.options),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
-from common import Figure, tell
+from figures import Figure, tell
 
 from flan_jax.errors import RecordError
 from flan_jax.prompting import Draw

@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-from common import Figure, tell
+from figures import Figure, tell
 
 from flan_jax.data import dataset_names, dataset_spec
 from flan_jax.prompting import Answer, Draw, Template, TurnText

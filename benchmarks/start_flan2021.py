@@ -88,9 +88,9 @@ def _hub_records(examples: int) -> Callable[..., Any]:
 
   def records(source: FilesSource, part: str) -> Iterator[dict[str, Any]]:
     (spec,) = (spec for spec in specs if spec.source == source.settings)
-    places = _numbered_places(spec)
+    places = numbered_places(spec)
     for number in _numbers(part, examples):
-      yield _numbered(spec.record, places, number)
+      yield numbered(spec.record, places, number)
 
   return records
 
@@ -117,11 +117,11 @@ def _as_dataset(examples: int) -> Callable[..., Any]:
     spec = specs.get(f"{builder.name}/{config}") or specs[builder.name]
     features = builder.info.features
     signature = features.get_tensor_spec()
-    places = _numbered_places(spec, features)
+    places = numbered_places(spec, features)
 
     def records() -> Iterator[Any]:
       for number in _numbers(str(split), examples):
-        record = features.encode_example(_numbered(spec.record, places, number))
+        record = features.encode_example(numbered(spec.record, places, number))
         yield _tensors(signature, record)
 
     return tf.data.Dataset.from_generator(records, output_signature=signature)
@@ -129,11 +129,11 @@ def _as_dataset(examples: int) -> Callable[..., Any]:
   return as_dataset
 
 
-def _numbered_places(spec: DatasetSpec, features: Any = None) -> list[Place]:
+def numbered_places(spec: DatasetSpec, features: Any = None) -> list[Place]:
   """The texts of the dataset's example that may end in a number: it stays an example of the dataset."""
   places: list[Place] = []
   for place in _places(spec.record):
-    record = _numbered(spec.record, [*places, place], 12345)
+    record = numbered(spec.record, [*places, place], 12345)
     try:
       if features is not None:
         features.encode_example(record)
@@ -156,7 +156,7 @@ def _places(value: Any, place: Place = ()) -> Iterator[Place]:
       yield from _places(item, (*place, index))
 
 
-def _numbered(record: Mapping[str, Any], places: Iterable[Place], number: int) -> dict[str, Any]:
+def numbered(record: Mapping[str, Any], places: Iterable[Place], number: int) -> dict[str, Any]:
   """The record with a number behind some of its texts."""
   numbered = copy.deepcopy(dict(record))
   for *way, last in places:

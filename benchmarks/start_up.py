@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import Figure, tell
+from figures import Figure, tell
 
 LAUNCH = (
   "flan-jax",

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
-from common import Figure, tell
+from figures import Figure, tell
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig, build_model
@@ -90,7 +90,7 @@ def floor(config: DecoderConfig | EncoderDecoderConfig, args: argparse.Namespace
   """Seconds that the products of our step take at the best rate of one with the model's widths."""
   inputs = 0 if isinstance(config, DecoderConfig) else args.length
   length = args.targets if inputs else args.length
-  shapes = shapes_by_path(jax.eval_shape(build_model(config).init, jax.random.key(0)))
+  shapes = shapes_by_path(build_model(config).shapes())
   flops = step_flops(config, Workload(args.rows, 1, inputs, length, args.targets), shapes, shapes)
   tokens = args.rows * args.length
   wide = [(tokens, config.emb_dim, config.mlp_dim), (tokens, config.mlp_dim, config.emb_dim)]

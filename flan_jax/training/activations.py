@@ -257,8 +257,15 @@ def _attention(
     _of_tokens(
       rows, keys, "key and value", "kv", narrow, 2 * size, _NONE | _DOTS | _AGAIN_FULL | _FORWARD
     ),
+    # Of the splash kernel's result "dots" keeps nothing.
     _of_tokens(
-      rows, length, "attended", "heads", wide, size, _NONE | _DOTS | _AGAIN_FULL | _FORWARD
+      rows,
+      length,
+      "attended",
+      "heads",
+      wide,
+      size,
+      _NONE | _FORWARD | (_AGAIN if _splash(c) else _DOTS | _AGAIN_FULL),
     ),
   ]
   axes = ("batch", "heads", "length", None)
