@@ -60,6 +60,7 @@ def main() -> None:
     told, gradients, needed = [], {}, {}
     for name, way in WAYS.items():
       compiled = jax.jit(jax.value_and_grad(way, argnums=(0, 1))).lower(*arguments).compile()
+      jax.block_until_ready(compiled(*arguments))
       seconds = []
       for _ in range(args.turns):
         begun = time.perf_counter()
@@ -77,7 +78,7 @@ def main() -> None:
     print(f"{words:<8,} {size:6.2f} GiB " + "".join(told) + f"   {apart:.1e}", flush=True)
   tell(
     Figure(
-      f"memory of the loss and its gradients, over that of the logits, {VOCABULARIES[-1]:,} words",
+      f"memory of loss and gradients, beside themselves, over that of the logits, {VOCABULARIES[-1]:,} words",
       "; ".join(
         f"{share:.2f} at {words:,}" for share, words in zip(shares, VOCABULARIES, strict=True)
       ),

@@ -55,13 +55,14 @@ def main() -> None:
       )
       told = json.loads((run / "attempts.jsonl").read_text().splitlines()[0])
       ready, seconds = told["begun"] - begun, told["seconds"]
+      whole = ready + seconds["feed"] + seconds["compile"]
       print(
-        f"{'warm' if turn else 'cold'}: {ready + seconds['compile']:.1f} s ({ready:.1f} until the first step, of which "
+        f"{'warm' if turn else 'cold'}: {whole:.1f} s ({ready:.1f} until the first step, of which "
         f"{seconds['prepare']:.1f} the store and {seconds['restore']:.1f} the parameters; "
         f"{seconds['compile']:.1f} to compile)",
         flush=True,
       )
-      warm += [ready + seconds["compile"]] if turn else []
+      warm += [whole] if turn else []
   tell(
     Figure(
       "from the start of a launch until the first step of SmolLM2-135M, warm",
