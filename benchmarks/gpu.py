@@ -1,22 +1,29 @@
-"""Model FLOPs utilisation of tuning on one GPU, and how near writing comes to its bandwidth. Needs JAX, no TensorFlow.
+"""Model FLOPs utilisation of tuning on one GPU, and tokens a second written beside transformers. Needs no TensorFlow.
 
-  python benchmarks/gpu.py [decoder_1b decoder_3b t5_large t5_xl] [--store FOLDER] [--rows 8] [--steps 10]
-  python benchmarks/gpu.py --writing
+  python benchmarks/gpu.py [decoder_1b decoder_3b t5_large t5_xl] [--store FOLDER] [--rows 8] [--steps 20]
+  python benchmarks/gpu.py decoder_1b --writing
 
-Packed rows, of 2048 tokens or of 1024 inputs and 256 targets, AdamW, bfloat16 over float32 parameters. With `--store`
-the rows are those of a prepared store that was carried here, else examples of 200 and 16 random tokens, packed. The
-utilisation is the FLOPs that the mathematics asks for (`flan_jax.training.flops`: padding, masked scores and what is
-computed again count nothing) over the peak that the maker tells. The first step compiles and is not counted.
-`--writing` tells tokens a second of one prompt and of 32, of the shape of decoder_1b in bfloat16, and the bytes of
-parameters that are read a second for it.
+Each shape has a process, and so the memory, of its own. Packed rows, of 2048 tokens or of 1024 inputs and 256 targets,
+AdamW, bfloat16 over float32 parameters. With `--store` the rows are those of a prepared store that was carried here,
+else examples of 200 and 16 random tokens, packed. The utilisation is the FLOPs that the mathematics asks for
+(`flan_jax.training.flops`: padding, masked scores, embeddings, logits of inputs and what is computed again count
+nothing) over the peak that the maker tells; beside it, for comparison with those who count so, 6 for each parameter and
+token. The first two steps are not counted.
+
+With `--writing` tokens a second of one prompt and of 32, in bfloat16: the time of 256 tokens more than 64, so that
+reading the prompt is left out. The floor is the time in which the parameters can be read, at the bandwidth of a copy.
+transformers writes with its default cache and with a static one, and the faster counts.
 """
 
 import argparse
 import dataclasses
 import itertools
+import multiprocessing
+import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +34,7 @@ from flan_jax.data import StoredExample
 from flan_jax.data.batches import Batches, make_features
 from flan_jax.data.packing import pack
 from flan_jax.data.store import Store
+from flan_jax.errors import ConfigError
 from flan_jax.inference import Engine, Sampling
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig, build_model, parameter_count
 from flan_jax.training.devices import device_of
@@ -48,23 +56,33 @@ LENGTHS = {
   "decoder": {"inputs": 1792, "targets": 256},
   "encoder_decoder": {"inputs": 1024, "targets": 256},
 }
+ROWS = {"decoder": 8, "encoder_decoder": 32}
 EXAMPLE = (200, 16)
+WARM_UP = 2  # Steps.
+PROMPT, SHORT, LONG, TURNS = 64, 64, 320, 3
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("shapes", nargs="*", default=[], help=", ".join(SHAPES))
+  parser.add_argument("shapes", nargs="*", help=", ".join(SHAPES))
   parser.add_argument("--store", help="a prepared store, by path or URL")
-  parser.add_argument("--rows", type=int, default=8)
-  parser.add_argument("--steps", type=int, default=10)
+  parser.add_argument("--rows", type=int, help="of a step; 8 of a decoder, 32 of T5")
+  parser.add_argument("--steps", type=int, default=20)
   parser.add_argument("--remat", default="dots")
   parser.add_argument("--writing", action="store_true")
   args = parser.parse_args()
-  print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}", flush=True)
-  for name in args.shapes or ([] if args.writing else list(SHAPES)[:4]):
-    tune(name, args)
-  if args.writing:
-    write(SHAPES[args.shapes[0] if args.shapes else "decoder_1b"])
+  os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+  for name in args.shapes or (["decoder_1b"] if args.writing else list(SHAPES)[:4]):
+    if args.writing:
+      compare_writing(name)
+    else:
+      alone(tune, name, args)
+
+
+def alone(function: Callable, *arguments: object) -> dict:
+  """In a process of its own, which has the memory of the GPU to itself."""
+  with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    return pool.submit(function, *arguments).result()
 
 
 def tune(name: str, args: argparse.Namespace) -> None:
@@ -74,33 +92,51 @@ def tune(name: str, args: argparse.Namespace) -> None:
   step = make_train_step(SupervisedLoss(model), optimizer)
   state = TrainState.create(jax.jit(model.init)(jax.random.key(0)), optimizer)
   shapes = shapes_by_path(state.params)
-  seconds, flops, useful = [], [], []
-  for batch in itertools.islice(batches(config, args), args.steps + 1):
+  seconds, flops, useful, places = [], [], [], []
+  begun = time.perf_counter()
+  for batch in itertools.islice(batches(config, args), args.steps + WARM_UP):
     flops.append(batch_flops(config, batch, shapes, shapes).total)
-    useful.append(
-      sum(np.count_nonzero(ids) for key, ids in batch.items() if key.endswith("segment_ids"))
-    )
-    begun = time.perf_counter()
+    segments = [ids for key, ids in batch.items() if key.endswith("segment_ids")]
+    useful.append(sum(map(np.count_nonzero, segments)))
+    places.append(sum(ids.size for ids in segments))
     state, metrics = step(state, batch, jax.random.key(1))
     jax.block_until_ready((state, metrics))
     seconds.append(time.perf_counter() - begun)
-  pace = sum(flops[1:]) / sum(seconds[1:])
-  peak = device_of(jax.devices()[0].device_kind).peak
-  memory = jax.devices()[0].memory_stats() or {}
+    begun = time.perf_counter()
+  if len(seconds) <= WARM_UP:
+    raise ConfigError(f"{args.store} has rows for {len(seconds)} steps, of which {WARM_UP} warm up")
+  seconds, flops, useful, places = (x[WARM_UP:] for x in (seconds, flops, useful, places))
+  spent, parameters = sum(seconds), parameter_count(model)
+  device = jax.devices()[0]
+  peak, memory = device_of(device.device_kind).peak, device.memory_stats() or {}
+
+  def rate(flops: float) -> str:
+    return f"{flops / spent / 1e12:.3g} TFLOP/s" + (
+      f" ({flops / spent / peak:.1%})" if peak else ""
+    )
+
   print(
-    f"{name}: {statistics.median(seconds[1:]):.3f} s a step of {args.rows} rows, "
-    f"{sum(useful[1:]) / sum(seconds[1:]):,.0f} useful tokens/s, {pace / 1e12:.3g} TFLOP/s"
-    + (f", {pace / peak:.1%} of {peak / 1e12:.0f}" if peak else "")
-    + f"; {memory.get('peak_bytes_in_use', 0) / 2**30:.1f} GiB at the peak; {seconds[0]:.0f} s to compile",
+    f"{name} on {device.device_kind}, JAX {jax.__version__}: {parameters / 1e9:.2f} billion parameters, "
+    f"{spent / len(seconds):.3f} s a step (median {statistics.median(seconds):.3f}) of {places[0]:,} places, "
+    f"{sum(useful) / sum(places):.0%} full, {sum(useful) / spent:,.0f} useful tokens/s, {rate(sum(flops))}; "
+    f"at 6 a parameter and token {rate(6 * parameters * sum(useful))}; "
+    f"{memory.get('peak_bytes_in_use', 0) / 2**30:.1f} GiB at the peak",
     flush=True,
   )
 
 
 def batches(config: Config, args: argparse.Namespace) -> Iterator[dict[str, np.ndarray]]:
   layout = "decoder" if isinstance(config, DecoderConfig) else "encoder_decoder"
-  if args.store:
-    return iter(Batches(Store.open(args.store), args.rows))
-  return drawn(layout, config.vocab_size, args.rows)
+  rows = args.rows or ROWS[layout]
+  if not args.store:
+    return drawn(layout, config.vocab_size, rows)
+  store = Store.open(args.store)
+  if store.layout != layout or store.encoder().vocabulary.size > config.vocab_size:
+    raise ConfigError(
+      f"{args.store} has rows for the layout {store.layout!r} and {store.encoder().vocabulary.size:,} words; "
+      f"this shape reads {layout!r} and knows {config.vocab_size:,}"
+    )
+  return iter(Batches(store, rows))
 
 
 def drawn(layout: str, words: int, rows: int) -> Iterator[dict[str, np.ndarray]]:
@@ -125,23 +161,85 @@ def drawn(layout: str, words: int, rows: int) -> Iterator[dict[str, np.ndarray]]
     yield make_features(examples, layout, lengths)
 
 
-def write(config: Config) -> None:
-  model = build_model(dataclasses.replace(config, dtype="bfloat16", param_dtype="bfloat16"))
-  params = jax.jit(model.init)(jax.random.key(0))
-  draw = np.random.default_rng(0)
+def compare_writing(name: str) -> None:
   for count in (1, 32):
-    prompts = [draw.integers(3, config.vocab_size, 64).tolist() for _ in range(count)]
-    engine = Engine(model, params, stop_ids=(), slots=count, length=320)
-    settings = [Sampling(256)] * count
-    engine.run(prompts, settings)
-    begun = time.perf_counter()
-    engine.run(prompts, settings)
-    pace = 256 * count / (time.perf_counter() - begun)
-    read = parameter_count(model) * jnp.dtype("bfloat16").itemsize * pace / count
+    ours = alone(ours_writes, name, count)
+    theirs = {
+      cache: alone(transformers_writes, name, count, cache) for cache in ("default", "static")
+    }
+    cache = min(theirs, key=lambda cache: theirs[cache]["seconds"])
+    pace, peers = (count / each["seconds"] for each in (ours, theirs[cache]))
     print(
-      f"{count} prompts: {pace:,.0f} tokens/s, parameters read at {read / 1e9:,.0f} GB/s",
+      f"{name}, {count} prompts: {pace:,.0f} tokens/s against {peers:,.0f} ({cache} cache), {pace / peers:.2f} times; "
+      f"parameters alone, at the {ours['bandwidth'] / 1e9:,.0f} GB/s of a copy, would take "
+      f"{ours['bytes'] / ours['bandwidth'] / ours['seconds']:.0%} of that",
       flush=True,
     )
+
+
+def ours_writes(name: str, count: int) -> dict[str, float]:
+  config = dataclasses.replace(SHAPES[name], dtype="bfloat16", param_dtype="bfloat16")
+  model = build_model(config)
+  params = jax.jit(model.init)(jax.random.key(0))
+  prompts = prompts_of(config, count).tolist()
+  engine = Engine(model, params, stop_ids=(), slots=count, length=PROMPT + LONG, block=32)
+  seconds = a_token(lambda new: engine.run(prompts, [Sampling(new)] * count))
+  size = parameter_count(model) * jnp.dtype("bfloat16").itemsize
+  return {"seconds": seconds, "bytes": size, "bandwidth": bandwidth()}
+
+
+def transformers_writes(name: str, count: int, cache: str) -> dict[str, float]:
+  import torch
+  from training_step import llama
+
+  where = "cuda" if torch.cuda.is_available() else "cpu"
+  model = llama(SHAPES[name]).to(where, torch.bfloat16).eval()
+  ids = torch.tensor(prompts_of(SHAPES[name], count), device=where)
+  settings = {} if cache == "default" else {"cache_implementation": cache}
+
+  def write(new: int) -> None:
+    with torch.inference_mode():
+      model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=new,
+        min_new_tokens=new,
+        do_sample=False,
+        pad_token_id=0,
+        **settings,
+      )
+    if where == "cuda":
+      torch.cuda.synchronize()
+
+  return {"seconds": a_token(write)}
+
+
+def prompts_of(config: Config, count: int) -> np.ndarray:
+  return np.random.default_rng(0).integers(3, config.vocab_size, (count, PROMPT))
+
+
+def a_token(write: Callable[[int], object]) -> float:
+  """Seconds of each token that LONG has more than SHORT; the median of turns."""
+  found: list[float] = []
+  for turn in range(TURNS + 1):
+    times = []
+    for new in (SHORT, LONG):
+      begun = time.perf_counter()
+      write(new)
+      times.append(time.perf_counter() - begun)
+    found += [(times[1] - times[0]) / (LONG - SHORT)] if turn else []
+  return statistics.median(found)
+
+
+def bandwidth() -> float:
+  """Bytes a second that a copy of 1 GiB reads and writes, at its best."""
+  x, seconds = jnp.ones(2**29, jnp.bfloat16), []
+  copy = jax.jit(lambda x: x + 1)
+  for _ in range(10):
+    begun = time.perf_counter()
+    copy(x).block_until_ready()
+    seconds.append(time.perf_counter() - begun)
+  return 2 * x.nbytes / min(seconds)
 
 
 if __name__ == "__main__":

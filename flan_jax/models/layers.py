@@ -106,8 +106,8 @@ def matmul(x: Float[Array, "*B D"], kernel: Float[Array, "D F"]) -> Float[Array,
   It is computed as (g^T x)^T where g is the narrower: XLA on CPU turns the first operand round, and
   fuses what made it into a strided loop. JAX's own rule, which always turns g, made the backward
   pass of a feed-forward layer take 1.6 times as long, and turning x alone took a fifth of a tuning
-  step (`benchmarks/training_step.py`). It also sums the gradient of float32 parameters in float32
-  where activations are narrower.
+  step (`benchmarks/training_step.py`). The gradient of float32 parameters is summed in float32 also
+  where activations are narrower; x is then turned, for XLA on CPU has no such product of the other.
   """
   return x @ kernel.astype(x.dtype)
 
@@ -122,8 +122,10 @@ def _matmul_backward(saved, g):
   batch = tuple(range(x.ndim - 1))
   product = partial(jax.lax.dot_general, preferred_element_type=kernel.dtype)
   summed = ((batch, batch), ((), ()))
-  narrow = x.shape[-1] <= g.shape[-1]
-  kernel_gradient = product(x, g, summed) if narrow else product(g, x, summed).T
+  if x.shape[-1] <= g.shape[-1] or x.dtype != kernel.dtype:
+    kernel_gradient = product(x, g, summed)
+  else:
+    kernel_gradient = product(g, x, summed).T
   return g @ kernel.astype(g.dtype).T, kernel_gradient
 
 

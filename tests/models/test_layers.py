@@ -16,18 +16,20 @@ def normal(*shape: int, seed: int = 0) -> jax.Array:
   return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def test_the_product_has_the_gradients_of_a_plain_one():
-  x, kernel, g = normal(2, 3, 4), normal(4, 5, seed=1), normal(2, 3, 5, seed=2)
+@pytest.mark.parametrize(("width", "out"), [(4, 5), (5, 4)])
+def test_the_product_has_the_gradients_of_a_plain_one(width, out):
+  x, kernel, g = normal(2, 3, width), normal(width, out, seed=1), normal(2, 3, out, seed=2)
   ours = jax.vjp(matmul, x, kernel)[1](g)
   plain = jax.vjp(lambda x, kernel: x @ kernel, x, kernel)[1](g)
   for a, b in zip(ours, plain, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_a_narrow_product_gives_a_float32_kernel_a_float32_gradient():
-  x, kernel = normal(2, 300, 4).astype(jnp.bfloat16), normal(4, 5, seed=1)
+@pytest.mark.parametrize(("width", "out"), [(4, 5), (5, 4)])
+def test_a_bfloat16_product_gives_a_float32_kernel_a_float32_gradient(width, out):
+  x, kernel = normal(2, 300, width).astype(jnp.bfloat16), normal(width, out, seed=1)
   gradient = jax.grad(lambda kernel: matmul(x, kernel).astype(jnp.float32).sum())(kernel)
-  exact = jnp.broadcast_to(x.astype(jnp.float32).sum((0, 1))[:, None], (4, 5))
+  exact = jnp.broadcast_to(x.astype(jnp.float32).sum((0, 1))[:, None], (width, out))
   assert gradient.dtype == jnp.float32
   np.testing.assert_allclose(gradient, exact, rtol=1e-5, atol=1e-5)
 
