@@ -12,14 +12,16 @@ import json
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 from figures import Figure, tell
 
+FLAN_JAX = str(Path(sys.executable).with_name("flan-jax"))
 LAUNCH = (
-  "flan-jax",
+  FLAN_JAX,
   "train",
   "--gin_file=recipes/quickstart.gin",
   "--gin.STEPS=1",
@@ -36,7 +38,7 @@ def main() -> None:
   helped = []
   for _ in range(args.turns):
     begun = time.time()
-    subprocess.run(["flan-jax", "--help"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([FLAN_JAX, "--help"], check=True, stdout=subprocess.DEVNULL)
     helped.append(time.time() - begun)
   seconds = statistics.median(helped)
   tell(Figure("`flan-jax --help`", f"median of {args.turns}", seconds, 1, "s", at_most=True))

@@ -105,8 +105,8 @@ def matmul(x: Float[Array, "*B D"], kernel: Float[Array, "D F"]) -> Float[Array,
 
   It is computed as (g^T x)^T where g is the narrower: XLA on CPU turns the first operand round, and
   fuses what made it into a strided loop. JAX's own rule, which always turns g, made the backward
-  pass of a feed-forward layer take 1.6 times as long, and turning x alone took a fifth of a tuning
-  step (`benchmarks/training_step.py`). The gradient of float32 parameters is summed in float32 also
+  pass of a feed-forward layer take 1.6 times as long, and turning x alone made a decoder's tuning
+  step 5 % longer (`benchmarks/training_step.py`). The gradient of float32 parameters is summed in float32 also
   where activations are narrower; x is then turned, for XLA on CPU has no such product of the other.
   """
   return x @ kernel.astype(x.dtype)
