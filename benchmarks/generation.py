@@ -63,9 +63,10 @@ def main() -> None:
         pad_token_id=0,
       )
 
-  for name, peers_way, asked, wanted, slots in (
-    ("one prompt", "", [prompts[0]], [args.new], 1),
-    (f"{args.requests} prompts", "' one batch of them", prompts, lengths, args.slots),
+  many = f"{args.requests} prompts, against transformers' one batch of them"
+  for name, asked, wanted, slots in (
+    ("one prompt, against transformers", [prompts[0]], [args.new], 1),
+    (many, prompts, lengths, args.slots),
   ):
     room = max(len(p) + n for p, n in zip(asked, wanted, strict=True))
     engine = Engine(
@@ -88,7 +89,7 @@ def main() -> None:
     uneven = max(wanted) / (sum(wanted) / len(wanted))
     tell(
       Figure(
-        f"writing with SmolLM2-135M, {name}, against transformers{peers_way}",
+        f"writing with SmolLM2-135M, {name}",
         f"{sum(wanted):,} tokens, longest over mean {uneven:.2f}: "
         f"{pace['ours']:.1f} tokens/s against {pace['transformers']:.1f}",
         pace["ours"] / pace["transformers"],

@@ -18,17 +18,16 @@ transformers writes with its default cache and with a static one, and the faster
 import argparse
 import dataclasses
 import itertools
-import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from figures import alone
 
 from flan_jax.data import StoredExample
 from flan_jax.data.batches import Batches, make_features
@@ -77,12 +76,6 @@ def main() -> None:
       compare_writing(name)
     else:
       alone(tune, name, args)
-
-
-def alone(function: Callable, *arguments: object) -> dict:
-  """In a process of its own, which has the memory of the GPU to itself."""
-  with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-    return pool.submit(function, *arguments).result()
 
 
 def tune(name: str, args: argparse.Namespace) -> None:

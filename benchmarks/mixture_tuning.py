@@ -14,12 +14,10 @@ compiled.
 
 import argparse
 import dataclasses
-import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ import numpy as np
 import optax
 import torch
 import training_step
-from figures import Figure, examples_of, mini_store, tell
+from figures import Figure, alone, examples_of, mini_store, tell
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from flan_jax.data import StoredExample
@@ -87,12 +85,6 @@ def main() -> None:
           mark[family],
         )
       )
-
-
-def alone(function: Callable[..., Any], *arguments: Any) -> Any:
-  """In a process of its own, which has the memory to itself."""
-  with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-    return pool.submit(function, *arguments).result()
 
 
 def ours(
