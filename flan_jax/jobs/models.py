@@ -159,7 +159,7 @@ def pretrained(
     dropout_rate: in training, where the model's configuration says; what it was published with is not taken.
     vocabulary: in place of the one that it came with; T5X's checkpoints come without.
     adapters: a folder of PEFT's, which is merged into the model.
-    attention: of a decoder; see `DecoderConfig`.
+    attention: see `DecoderConfig`.
   """
   from flan_jax.checkpoints.pretrained import content_digest, open_pretrained
 
@@ -376,14 +376,7 @@ def describe_model(source: ModelSource, format: Format, run_dir: Path) -> None:
 
 def _attending(config: ModelConfig, attention: str | None) -> ModelConfig:
   """With another implementation of attention; None: its own."""
-  if isinstance(config, DecoderConfig):
-    return config if attention is None else dataclasses.replace(config, attention=attention)
-  if attention not in (None, "xla"):
-    raise ConfigError(
-      f"attention={attention!r} is for decoders: T5's relative positions are a bias of the scores, which no kernel "
-      "here takes. Leave it 'xla'."
-    )
-  return config
+  return config if attention is None else dataclasses.replace(config, attention=attention)
 
 
 class _Description(NamedTuple):

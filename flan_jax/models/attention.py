@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from flan_jax.models.cudnn_attention import cudnn_attention
 from flan_jax.models.dot_product_attention import (
   HIDDEN,
   LowerTriangular,
   Mask,
   dot_product_attention,
 )
+from flan_jax.models.flash_attention import SameSegment, flash_attention
 from flan_jax.models.layers import Dense, Initializer, constrain, dropout_mask
 from flan_jax.models.positions import Angles, rotate
 from flan_jax.models.splash_attention import Causal, splash_attention
@@ -47,6 +49,8 @@ class Attention(nn.Module):
     head_norm: makes the norm of queries and keys by its name; None: there is none.
     softcap: of the scores.
     window: of a `Causal` mask, what a token sees at most; other masks have it in them.
+    kernel: as `attention` of the model's config. Masks of "splash" and "flash" are `Causal` and `SameSegment`;
+      "cudnn" computes all but a float mask and what goes through a cache.
   """
 
   num_heads: int
@@ -62,12 +66,13 @@ class Attention(nn.Module):
   head_norm: Callable[..., nn.Module] | None = None
   softcap: float | None = None
   window: int | None = None
+  kernel: str = "xla"
 
   @nn.compact
   def __call__(
     self,
     x: Float[Array, "B T D"],
-    mask: Mask | LowerTriangular | Causal,
+    mask: Mask | LowerTriangular | Causal | SameSegment,
     bias: Float[Array, "#B N T S"] | None = None,
     rotary: Angles | None = None,
     source: Float[Array, "B S D"] | None = None,
@@ -78,7 +83,7 @@ class Attention(nn.Module):
 
     Args:
       mask: True where a query may see a key; a float mask is added to the scores instead, so that
-        one can differentiate with respect to it. `Causal`: of `x` to itself, by the splash kernel.
+        one can differentiate with respect to it. `Causal`: of `x` to itself, by the splash or flash kernel.
       cache: earlier keys and values. With `slots` the new ones are written there first (a slot
         outside the cache is dropped); without, the cache is all there is (cross attention).
 
@@ -109,9 +114,15 @@ class Attention(nn.Module):
       if cache is not None and slots is not None:
         held = _written(cache, (key, value), slots)
         key, value = map(_turned, held)
-    if isinstance(mask, Causal):
+    if isinstance(mask, SameSegment) or (self.kernel == "flash" and isinstance(mask, Causal)):
+      attended = flash_attention(
+        query, key, value, mask, bias, self.scale, self.softcap, self.window
+      )
+    elif isinstance(mask, Causal):
       attended = splash_attention(query, key, value, mask, self.scale, self.softcap, self.window)
       attended = attended.reshape(*x.shape[:-1], heads * size)
+    elif self.kernel == "cudnn" and cache is None and not _adds(mask):
+      attended = cudnn_attention(query, key, value, mask, bias, self.scale)
     else:
       pairs = (x.shape[0], kv_heads, x.shape[1], heads // kv_heads, key.shape[1])
       kept = dropout_mask(self, self.dropout_rate, pairs)
@@ -175,6 +186,10 @@ def _written(cache: KeyValues, new: Sequence[jax.Array], slots: Int[Array, "B T"
     return held.at[rows, :, slots].set(fresh.astype(held.dtype), mode="drop")
 
   return KeyValues(*map(write, cache, new))
+
+
+def _adds(mask: Mask | LowerTriangular) -> TypeGuard[Float[Array, "#B #T S"]]:
+  return not isinstance(mask, LowerTriangular) and mask.dtype != jnp.bool_
 
 
 def _split_heads(x: Float[Array, "B T F"], heads: int, axis: str) -> Float[Array, "B T N H"]:

@@ -15,7 +15,7 @@ NORMS = ("rms", "rms_plus_one", "layer")
 BLOCKS = ("sequential", "parallel", "parallel_shared_norm")
 BIASES = ("query_key_value", "attention_out", "mlp", "logits")
 ROPE_SCALINGS = ("linear", "llama3")
-ATTENTIONS = ("xla", "splash")
+ATTENTIONS = ("xla", "splash", "flash", "cudnn")
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,10 @@ class DecoderConfig:
     remat: what the backward pass computes again: "none"; "full", everything but each layer's
       input; "dots", everything but products with weights and attention.
     dropout_rate: on the embeddings and on what each layer adds; active where a key is given.
-    attention: "xla", or "splash", a kernel for TPUs that makes no array of all scores; it computes whole rows
-      under the model's own causal mask, so that caches and masks of a caller's are left to XLA.
+    attention: "xla"; or a kernel that makes no array of scores: "splash" for TPUs, "flash" and "cudnn" for GPUs,
+      in bfloat16 or float16. Splash and flash compute whole rows under the model's own mask, and pass over
+      what packing hides; cuDNN computes under every mask of booleans. What they cannot, and all that goes through a
+      cache, is left to XLA.
   """
 
   vocab_size: int
@@ -142,12 +144,13 @@ class DecoderConfig:
       raise ConfigError(f"sliding_window={self.sliding_window} must be 1 or more, or None.")
     if not self.window_pattern:
       raise ConfigError("window_pattern is empty: (True,) gives every layer the window.")
-    _choose("attention", self.attention, ATTENTIONS)
-    if self.attention == "splash" and len(set(self.windowed)) > 1:
+    if self.attention in ("splash", "flash") and len(set(self.windowed)) > 1:
       raise ConfigError(
-        "attention='splash' has one mask for all layers, and window_pattern gives some a window and some none: "
-        "leave attention='xla'."
+        f"attention={self.attention!r} has one mask for all layers, and window_pattern gives some a window and some "
+        "none: leave attention='xla'."
       )
+    if self.attention == "cudnn" and self.attention_softcap is not None:
+      raise ConfigError("attention='cudnn' knows no attention_softcap: leave attention='xla'.")
 
   @property
   def windowed(self) -> tuple[bool, ...]:
@@ -170,6 +173,8 @@ class EncoderDecoderConfig:
     relative_max_distance: every distance from here on shares the last bucket.
     dropout_rate: on embeddings, attention weights, the feed-forward layer, what each layer adds,
       and each stack's output; active where a key is given.
+    attention: "xla", or "flash" or "cudnn" for GPUs; see `DecoderConfig`. They drop no attention weights, and cuDNN
+      adds the relative positions to the scores in `dtype`.
   """
 
   vocab_size: int
@@ -190,6 +195,7 @@ class EncoderDecoderConfig:
   param_dtype: str = "float32"
   scan_layers: bool = True
   remat: str = "none"
+  attention: str = "xla"
 
   def __post_init__(self) -> None:
     object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
@@ -200,6 +206,16 @@ class EncoderDecoderConfig:
       raise ConfigError(
         f"relative_buckets={self.relative_buckets} must be 4 or more, and relative_max_distance="
         f"{self.relative_max_distance} larger than half of it: that many distances have buckets of their own."
+      )
+    if self.attention == "splash":
+      raise ConfigError(
+        "attention='splash' takes no bias, which T5's relative positions are: leave attention='xla', or set "
+        "'flash' on GPUs."
+      )
+    if self.attention != "xla" and self.dropout_rate:
+      raise ConfigError(
+        f"attention={self.attention!r} drops no attention weights, and dropout_rate={self.dropout_rate} of T5 drops "
+        "some: set dropout_rate=0.0, or leave attention='xla'."
       )
 
 
@@ -262,6 +278,9 @@ def _check(config: ModelConfig) -> None:
     if field.type is int and (not isinstance(value, int) or value < 1):
       raise ConfigError(f"{field.name}={value!r} of the model must be a positive whole number.")
   _choose("remat", config.remat, REMAT_POLICIES)
+  _choose("attention", config.attention, ATTENTIONS)
+  if config.attention in _HEADS:
+    _check_kernel(config)
   _choose("dtype", config.dtype, DTYPES)
   _choose("param_dtype", config.param_dtype, DTYPES)
   if not 0.0 <= config.dropout_rate < 1.0:
@@ -272,6 +291,23 @@ def _check(config: ModelConfig) -> None:
     raise ConfigError(
       f"mlp_activations={config.mlp_activations} is neither one activation nor an activation and "
       "'linear'."
+    )
+
+
+_HEADS = {"flash": (16, 32, 64, 128), "cudnn": tuple(range(8, 257, 8))}
+
+
+def _check_kernel(config: ModelConfig) -> None:
+  kernel, sizes = config.attention, _HEADS[config.attention]
+  if config.dtype == "float32":
+    raise ConfigError(
+      f"attention={kernel!r} computes in bfloat16 or float16, and dtype is 'float32': set dtype='bfloat16', or leave "
+      "attention='xla'."
+    )
+  if config.head_dim not in sizes:
+    raise ConfigError(
+      f"attention={kernel!r} takes heads of {sizes[0]}, {sizes[1]}, ... {sizes[-1]} numbers, and "
+      f"head_dim={config.head_dim}: leave attention='xla'."
     )
 
 

@@ -115,6 +115,7 @@ class DecoderLayer(nn.Module):
       head_norm=head_norm if c.qk_norm else None,
       softcap=c.attention_softcap,
       window=c.sliding_window if any(c.windowed) else None,
+      kernel=c.attention,
       name="attention",
     )
 
@@ -178,9 +179,11 @@ class Decoder(nn.Module):
     if positions is None:
       positions = jnp.broadcast_to(index, (batch, length))
     mask: Mask | LowerTriangular | Causal | None = attention_mask
-    if mask is None and self.config.attention == "splash":
+    if mask is None and self.config.attention in ("splash", "flash"):
       if prefix is not None:
-        raise ConfigError("attention='splash' is causal, and the batch has inputs that are not.")
+        raise ConfigError(
+          f"attention={self.config.attention!r} is causal, and the batch has inputs that are not."
+        )
       mask = Causal(segment_ids)
     if mask is None:
       rows = 1 if segment_ids is None and prefix is None else batch
@@ -269,7 +272,7 @@ def _sight(
     return context.local
   if isinstance(windowed, bool):
     return context.local if windowed else context.whole
-  # Splash's masks are chosen here no more: its config has one for all layers.
+  # A kernel's masks are chosen here no more: its config has one for all layers.
   assert not isinstance(context.local.mask, Causal) and not isinstance(context.whole.mask, Causal)
   mask = jax.tree.map(partial(jnp.where, windowed), context.local.mask, context.whole.mask)
   if context.whole.rotary is None or context.local.rotary is None:

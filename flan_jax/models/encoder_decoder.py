@@ -23,6 +23,7 @@ from flan_jax.models.attention import (
 )
 from flan_jax.models.config import EncoderDecoderConfig
 from flan_jax.models.dot_product_attention import LowerTriangular, Mask
+from flan_jax.models.flash_attention import SameSegment
 from flan_jax.models.layers import (
   FAN_IN_NORMAL,
   FAN_IN_TRUNCATED,
@@ -34,22 +35,23 @@ from flan_jax.models.layers import (
   dropout,
 )
 from flan_jax.models.positions import RelativeBias
+from flan_jax.models.splash_attention import Causal
 from flan_jax.models.stack import SeparateLayers, stacked
 
 
 class EncoderContext(NamedTuple):
   """What every encoder layer is given alike."""
 
-  mask: EncoderMask
+  mask: EncoderMask | SameSegment
   bias: Float[Array, "#B N S S"]
 
 
 class DecoderContext(NamedTuple):
   """What every decoder layer is given alike: `encoded` without a cache, `slots` with one."""
 
-  mask: Mask | LowerTriangular
+  mask: Mask | LowerTriangular | Causal
   bias: Float[Array, "#B N T S"]
-  cross_mask: Mask
+  cross_mask: Mask | SameSegment
   encoded: Float[Array, "B S D"] | None = None
   slots: Int[Array, "B T"] | None = None
 
@@ -181,9 +183,10 @@ class EncoderDecoder(nn.Module):
   ) -> Float[Array, "B S D"]:
     """The encoder's output for embedded tokens."""
     positions = _bias_positions(x, positions, attention_mask)
-    if attention_mask is None:
-      attention_mask = _segment_mask(x, x, segment_ids, segment_ids)
-    context = EncoderContext(attention_mask, self.encoder.bias(positions, positions))
+    mask: EncoderMask | SameSegment | None = attention_mask
+    if mask is None:
+      mask = self._same_segment(x, x, segment_ids, segment_ids)
+    context = EncoderContext(mask, self.encoder.bias(positions, positions))
     return self.encoder(x, None, context)[0]
 
   def hidden(
@@ -199,14 +202,17 @@ class EncoderDecoder(nn.Module):
     """Final-normed decoder states of embedded tokens, scaled so that logits are their product with
     the unembedding."""
     positions = _bias_positions(x, positions, attention_mask)
-    mask: SelfMask | LowerTriangular | None = attention_mask
+    mask: SelfMask | LowerTriangular | Causal | None = attention_mask
+    if mask is None and self.config.attention == "flash":
+      mask = Causal(segment_ids)
     if mask is None:
       rows = x.shape[0] if segment_ids is not None else 1
       mask = LowerTriangular(causal_mask(rows, x.shape[1], segment_ids))
-    if cross_mask is None:
-      cross_mask = _segment_mask(x, encoded, segment_ids, encoder_segment_ids)
+    seen: Mask | SameSegment | None = cross_mask
+    if seen is None:
+      seen = self._same_segment(x, encoded, segment_ids, encoder_segment_ids)
     bias = self.decoder.bias(positions, positions)
-    context = DecoderContext(mask, bias, cross_mask, encoded)
+    context = DecoderContext(mask, bias, seen, encoded)
     return self._scaled(self.decoder(x, None, context)[0])
 
   def decode(
@@ -235,6 +241,24 @@ class EncoderDecoder(nn.Module):
       caches = LayerCache(own, cross)
     x, written = self.decoder(self.embed(tokens), caches, context)
     return self._scaled(x), written
+
+  def _same_segment(
+    self,
+    x: Float[Array, "B T D"],
+    source: Float[Array, "B S D"],
+    segment_ids: Int[Array, "B T"] | None,
+    source_segment_ids: Int[Array, "B S"] | None,
+  ) -> Mask | SameSegment:
+    """Same segment; where only the source has segment ids, everything that is not padding."""
+    if source_segment_ids is None:
+      source_segment_ids = jnp.ones(source.shape[:2], jnp.int32)
+      segment_ids = None
+    elif segment_ids is None:
+      source_segment_ids = (source_segment_ids > 0).astype(jnp.int32)
+    if segment_ids is None:
+      segment_ids = jnp.ones(x.shape[:2], jnp.int32)
+    segments = SameSegment(segment_ids, source_segment_ids)
+    return segments if self.config.attention == "flash" else same_segment(*segments)
 
   def _scaled(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     return x * self.config.emb_dim**-0.5 if self.config.scaled_outputs else x
@@ -269,6 +293,7 @@ def _attention(config: EncoderDecoderConfig, name: str) -> Attention:
     config.dtype,
     config.param_dtype,
     config.dropout_rate,
+    kernel=config.attention,
     name=name,
   )
 
@@ -288,18 +313,3 @@ def _bias_positions(
   if mask is None or positions is None:
     return jnp.arange(x.shape[1], dtype=jnp.int32)[None, :]
   return positions
-
-
-def _segment_mask(
-  x: Float[Array, "B T D"],
-  source: Float[Array, "B S D"],
-  segment_ids: Int[Array, "B T"] | None,
-  source_segment_ids: Int[Array, "B S"] | None,
-) -> Mask:
-  """Same segment; where only the source has segment ids, everything that is not padding."""
-  if source_segment_ids is None:
-    return jnp.ones((1, x.shape[1], source.shape[1]), jnp.bool_)
-  if segment_ids is None:
-    seen = source_segment_ids[:, None, :] > 0
-    return jnp.broadcast_to(seen, (source.shape[0], x.shape[1], source.shape[1]))
-  return same_segment(segment_ids, source_segment_ids)

@@ -79,8 +79,10 @@ class LanguageModel:
   def __post_init__(self) -> None:
     if self.bidirectional_inputs and self.layout != "decoder":
       raise ConfigError("bidirectional_inputs is for decoders: an encoder reads both ways anyway.")
-    if self.bidirectional_inputs and getattr(self.config, "attention", "xla") == "splash":
-      raise ConfigError("attention='splash' is causal: bidirectional_inputs needs attention='xla'.")
+    if self.bidirectional_inputs and self.config.attention in ("splash", "flash"):
+      raise ConfigError(
+        f"attention={self.config.attention!r} is causal: bidirectional_inputs needs attention='xla'."
+      )
 
   def init(self, key: jax.Array) -> dict[str, Any]:
     """Fresh parameters: a plain nested dict, unboxed, layers stacked on a leading axis."""

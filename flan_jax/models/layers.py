@@ -327,6 +327,12 @@ def _masked_gather(
   return jax.lax.psum(rows, vocab)
 
 
+def platform() -> str:
+  """Of the mesh in force, be its devices there or not; without one, of what there is: "cpu", "gpu" or "tpu"."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
 def mesh_axes(name: str | None, mesh: Any, size: int | None = None) -> tuple[str, ...]:
   """The mesh axes of more than one device that shard a logical axis (of `size`, if they must
   divide it)."""

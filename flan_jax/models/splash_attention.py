@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from flan_jax.models.layers import mesh_axes
+from flan_jax.models.layers import mesh_axes, platform
 
 _LANES = 128  # What a block's sides are multiples of.
 _LARGEST_BLOCK = 512
@@ -127,7 +127,7 @@ def _kernel(
     head_shards=head_shards,
     q_seq_shards=pieces,
     attn_logits_soft_cap=softcap,
-    interpret=not _on_tpu(),
+    interpret=platform() != "tpu",
   )
 
 
@@ -144,9 +144,3 @@ def _block(length: int) -> int:
   while length % block:
     block //= 2
   return block
-
-
-def _on_tpu() -> bool:
-  """Whether the mesh in force is of TPUs, be they there or not; without one, what there is."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return (jax.default_backend() if device is None else device.platform) == "tpu"

@@ -1,18 +1,30 @@
 """A stack of equal layers: one set of stacked parameters, scanned or unrolled, with remat; or each with its own."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.extend
 
 from flan_jax.models.dot_product_attention import ATTENDED
 
+
+def _of_cudnn(primitive: jax.extend.core.Primitive, *_: Any, **__: Any) -> bool:
+  """Whether it is the forward pass of cuDNN's attention, whose backward pass reads what it gave."""
+  return primitive.name == "dot_product_attention_fwd_wrapper"
+
+
 _POLICIES = {
   "full": None,
-  "dots": jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names(ATTENDED),
+  "dots": functools.reduce(
+    jax.checkpoint_policies.save_from_both_policies,
+    (
+      jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+      jax.checkpoint_policies.save_only_these_names(ATTENDED),
+      _of_cudnn,
+    ),
   ),
 }
 

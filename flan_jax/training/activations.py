@@ -25,8 +25,9 @@ products is fused into them (`in_backward_pass`; read off the schedules of the T
   none        the scores and their gradient alone
 
 and before that, while "full" computes the attention again, its scores twice (`in_forward_pass_again`).
-Of causal scores one block exists at a time; with the splash kernel, they are 128 numbers a query. T5's bias,
-4 N S S, is kept for all layers of a stack.
+Of causal scores one block exists at a time. A kernel has none: with "splash" they are 128 numbers a query, with
+"flash" and "cudnn" 1, and of T5 cuDNN is given the bias of every row, b N S. T5's bias, 4 N S S, is kept for all
+layers of a stack.
 
 Under rules, "batch" and "length" cut the tokens, "heads", "kv" and "mlp" the widths; D and S are whole.
 """
@@ -193,7 +194,7 @@ def _outside(
   found = [make("last norm", None, c.emb_dim, size, _NONE)]
   if dropout:
     found.append(make("dropout", None, c.emb_dim, 2, _NONE))
-  if not _splash(c):
+  if c.attention in ("xla", "cudnn"):
     found += [make("mask", None, each, 1, _NONE) for each in keys]
   return found
 
@@ -257,7 +258,7 @@ def _attention(
     _of_tokens(
       rows, keys, "key and value", "kv", narrow, 2 * size, _NONE | _DOTS | _AGAIN_FULL | _FORWARD
     ),
-    # Of the splash kernel's result "dots" keeps nothing.
+    # Of the splash kernel's result "dots" keeps nothing, of the others' all that their backward pass reads.
     _of_tokens(
       rows,
       length,
@@ -265,13 +266,18 @@ def _attention(
       "heads",
       wide,
       size,
-      _NONE | _FORWARD | (_AGAIN if _splash(c) else _DOTS | _AGAIN_FULL),
+      _NONE | _FORWARD | (_AGAIN if c.attention == "splash" else _DOTS | _AGAIN_FULL),
     ),
   ]
   axes = ("batch", "heads", "length", None)
-  if _splash(c):
-    found.append(Kept("normalisers", axes, (rows, c.num_heads, length, 1), 4, _NONE))
-    return [*found, Kept("scores", axes, (rows, c.num_heads, length, _LANES), 4, _AGAIN | _FORWARD)]
+  if c.attention != "xla":
+    kept = _NONE if c.attention == "splash" else _NONE | _DOTS
+    found.append(Kept("normalisers", axes, (rows, c.num_heads, length, 1), 4, kept))
+    if c.attention == "cudnn" and isinstance(c, EncoderDecoderConfig):
+      shape, each = (rows, c.num_heads, length, keys), float(size)
+    else:
+      shape, each = (rows, c.num_heads, length, _LANES if c.attention == "splash" else 1), 4.0
+    return [*found, Kept("scores", axes, shape, each, _AGAIN | _FORWARD)]
   found.append(
     Kept("highest score and sum", axes, (rows, c.num_heads, length, 2), 4, _NONE | _DOTS)
   )
@@ -320,10 +326,6 @@ def _of_tokens(
   policies: frozenset[str],
 ) -> Kept:
   return Kept(name, ("batch", "length", axis), (rows, tokens, width), size, policies)
-
-
-def _splash(config: DecoderConfig | EncoderDecoderConfig) -> bool:
-  return isinstance(config, DecoderConfig) and config.attention == "splash"
 
 
 def _pieces(layout: Layout, axis: str | None, size: int) -> int:

@@ -339,9 +339,11 @@ def check_kernels(model: ShardedModel, mesh: Mesh | AbstractMesh) -> None:
   """Raises MeshError where the model asks for a kernel that the devices of the mesh do not have."""
   attention = getattr(getattr(model, "config", None), "attention", "xla")
   device = mesh.devices.flat[0] if isinstance(mesh, Mesh) else None
-  if attention == "splash" and device and device.platform != "tpu":
+  kernels = {"splash": ("tpu", "TPUs"), "flash": ("gpu", "GPUs"), "cudnn": ("gpu", "GPUs")}
+  if attention in kernels and device and device.platform != kernels[attention][0]:
     raise MeshError(
-      f"attention='splash' is a kernel for TPUs, and these devices are {device.device_kind}: set attention='xla'."
+      f"attention={attention!r} is a kernel for {kernels[attention][1]}, and these devices are {device.device_kind}: "
+      "set attention='xla'."
     )
 
 

@@ -1,0 +1,273 @@
+"""Kernels for GPUs against the plain path: hidden states and gradients, T5's relative positions among them.
+
+Off a GPU flash attention is interpreted, and JAX's plain attention stands in for cuDNN's, so that what is tested of it
+is all around it. On one: `pytest -c /dev/null --noconftest tests/models/test_gpu_attention.py`.
+"""
+
+import dataclasses
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+import flan_jax.models.cudnn_attention as cudnn_attention_module
+from flan_jax.errors import ConfigError, MeshError
+from flan_jax.models import DecoderConfig, EncoderDecoderConfig, build_model
+from flan_jax.models.attention import causal_mask, same_segment, within_window
+from flan_jax.models.cudnn_attention import cudnn_attention
+from flan_jax.models.dot_product_attention import LowerTriangular, dot_product_attention
+from flan_jax.models.flash_attention import SameSegment, flash_attention
+from flan_jax.models.splash_attention import Causal
+from flan_jax.training.partitioning import (
+  MeshConfig,
+  check_kernels,
+  make_layout,
+  make_mesh,
+  param_shardings,
+)
+
+ON_GPU = jax.default_backend() == "gpu"
+DECODER = DecoderConfig(64, 64, 2, 4, 2, 64, 96, dtype="bfloat16", remat="dots")
+T5 = EncoderDecoderConfig(
+  64, 64, 4, 64, 2, 2, 96, tied_embeddings=True, dtype="bfloat16", remat="dots"
+)
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+  """JAX's plain attention mixes dtypes that strict promotion refuses."""
+  with jax.numpy_dtype_promotion("standard"):
+    yield
+
+
+def segments_of(rows, length, lengths, seed=0):
+  """Packed examples of about so many tokens; every other row ends in padding."""
+  draw, found = np.random.default_rng(seed), np.zeros((rows, length), np.int32)
+  for row, ids in enumerate(found):
+    at, end = 0, length - (row % 2) * (length // 5)
+    for segment in range(1, length):
+      size = int(draw.integers(max(1, lengths // 2), 2 * lengths))
+      ids[at : min(at + size, end)] = segment
+      at += size
+      if at >= end:
+        break
+  return found
+
+
+def batch_of(layout, rows=4, inputs=300, targets=140):
+  draw = np.random.default_rng(0)
+
+  def tokens(length):
+    return draw.integers(0, 64, (rows, length), np.int32)
+
+  def decoder(length, lengths):
+    return {
+      "decoder_input_tokens": tokens(length),
+      "decoder_segment_ids": segments_of(rows, length, lengths),
+      "decoder_positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
+    }
+
+  if layout == "decoder":
+    return decoder(inputs, 60)
+  segments, targets = segments_of(rows, inputs, 60), decoder(targets, 28)
+  # Only examples that the encoder has.
+  targets["decoder_segment_ids"][targets["decoder_segment_ids"] > segments.max(1)[:, None]] = 0
+  return {
+    "encoder_input_tokens": tokens(inputs),
+    "encoder_segment_ids": segments,
+    "encoder_positions": np.tile(np.arange(inputs, dtype=np.int32), (rows, 1)),
+    **targets,
+  }
+
+
+def prefixed(batch):
+  """Inputs of every example that are read in both directions."""
+  inside = np.arange(batch["decoder_segment_ids"].shape[1]) % 60 < 30
+  return {**batch, "decoder_causal_attention": inside * (batch["decoder_segment_ids"] > 0)}
+
+
+def hidden_and_gradients(config, batch, params):
+  model = build_model(config)
+
+  def loss(params):
+    hidden = model.hidden(params, batch)
+    real = batch["decoder_segment_ids"][..., None] > 0
+    shown = jnp.where(real, hidden, 0).astype(jnp.float32)
+    return jnp.mean(jnp.sin(shown)), shown
+
+  (_, hidden), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  return {"hidden": hidden, **gradients}
+
+
+def distance(found, wanted):
+  """|found - wanted| / |wanted|, of every array."""
+  norm = jnp.linalg.norm
+  return jax.tree.map(
+    lambda x, y: float(norm(jnp.ravel(x - y)) / norm(jnp.ravel(y))), found, wanted
+  )
+
+
+KINDS = {
+  "grouped heads": (DECODER, {}, "decoder"),
+  "window": (DECODER, {"sliding_window": 40}, "decoder"),
+  "prefix": (DECODER, {"scan_layers": False}, "prefix"),
+  "T5": (T5, {}, "encoder_decoder"),
+  "T5 of blocks": (T5, {"remat": "full"}, "blocks"),
+}
+
+
+@pytest.mark.parametrize("kernel", ["flash", "cudnn"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_as_near_to_float32_as_the_plain_path_in_bfloat16(kind, kernel):
+  config, settings, layout = KINDS[kind]
+  if kind == "prefix" and kernel == "flash":
+    pytest.skip("flash attention is causal in decoders")
+  config = dataclasses.replace(config, **settings)
+  batch = {
+    "decoder": partial(batch_of, "decoder"),
+    "prefix": lambda: prefixed(batch_of("decoder")),
+    "encoder_decoder": partial(batch_of, "encoder_decoder"),
+    "blocks": partial(batch_of, "encoder_decoder", inputs=256, targets=128),
+  }[layout]()
+  params = build_model(config).init(jax.random.key(0))
+  run = partial(hidden_and_gradients, batch=batch, params=params)
+  exact = run(dataclasses.replace(config, dtype="float32"))
+  plain = distance(run(config), exact)
+  fused = distance(run(dataclasses.replace(config, attention=kernel)), exact)
+  for (path, found), wanted in zip(
+    jax.tree_util.tree_leaves_with_path(fused), jax.tree.leaves(plain), strict=True
+  ):
+    assert found < 1.5 * wanted + 1e-3, (jax.tree_util.keystr(path), found, wanted)
+    print(f"{jax.tree_util.keystr(path)}: {found:.2e} of {kernel}, {wanted:.2e} plain")
+
+
+@pytest.mark.parametrize(("config", "calls"), [(DECODER, 1), (T5, 3)], ids=["decoder", "T5"])
+def test_dots_does_not_run_the_forward_kernel_of_cudnn_twice(config, calls, monkeypatch):
+  monkeypatch.setattr(cudnn_attention_module, "platform", lambda: "gpu")
+  monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91_300)
+  monkeypatch.setattr(cudnn, "check_is_flash_attention", lambda *_, **__: None)
+  model = build_model(dataclasses.replace(config, attention="cudnn"))
+  batch = batch_of(model.layout)
+  params = build_model(config).init(jax.random.key(0))
+  jaxpr = jax.make_jaxpr(jax.grad(lambda params: jnp.sum(model.hidden(params, batch), dtype="f4")))
+  assert len(re.findall(r"\bdot_product_attention_fwd_wrapper\b", str(jaxpr(params)))) == calls
+
+
+def by_cudnn(query, key, value, segments, bias, softcap, causal, window):
+  assert softcap is None
+  return cudnn_attention(query, key, value, bools(segments, causal, window), bias, 0.5)
+
+
+def by_flash(query, key, value, segments, bias, softcap, causal, window):
+  asked = Causal(segments.keys) if causal else segments
+  return flash_attention(query, key, value, asked, bias, 0.5, softcap, window)
+
+
+def plain(query, key, value, segments, bias, softcap, causal, window):
+  mask = bools(segments, causal, window)
+  return dot_product_attention(query, key, value, mask, bias, 0.5, softcap=softcap)
+
+
+def bools(segments, causal, window):
+  if not causal:
+    return same_segment(*segments)
+  mask = LowerTriangular(causal_mask(*segments.keys.shape, segments.keys))
+  places = jnp.arange(segments.keys.shape[1])[None]
+  return mask if window is None else within_window(mask, places, places, window)
+
+
+SHAPES = {
+  "encoder with positions": {"with_bias": True, "keys": 130, "kv_heads": 4},
+  "grouped cross attention": {"keys": 200},
+  "grouped causal": {"causal": True},
+  "causal with positions, softcap and window": {
+    "causal": True,
+    "with_bias": True,
+    "kv_heads": 4,
+    "softcap": 3.0,
+    "window": 20,
+  },
+}
+
+
+@pytest.mark.skipif(ON_GPU, reason="of float32, which the kernels do not compute in there")
+@pytest.mark.parametrize("attend", [by_flash, by_cudnn])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_value_and_gradients_in_float32_are_those_of_the_plain_path(attend, shape):
+  settings = {"causal": False, "with_bias": False, "softcap": None, "window": None}
+  settings |= {"keys": 130, "kv_heads": 2} | SHAPES[shape]
+  with_bias, keys, kv_heads = (settings.pop(name) for name in ("with_bias", "keys", "kv_heads"))
+  if attend is by_cudnn and settings["softcap"]:
+    settings["softcap"] = None
+  rows, tokens = 2, keys if settings["causal"] else 130
+  shapes = [(rows, tokens, 4, 16), (rows, keys, kv_heads, 16), (rows, keys, kv_heads, 16)]
+  shapes += [(1, 4, tokens, keys)] if with_bias else []
+  arrays = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
+  ids = segments_of(rows, keys, 30)
+  segments = SameSegment(ids[:, :tokens], ids)
+  real = segments.queries[..., None] > 0
+
+  def value_and_gradients(attend):
+    def loss(arrays):
+      query, key, value, *bias = arrays
+      out = attend(query, key, value, segments, bias[0] if bias else None, **settings)
+      out = jnp.where(real, out, 0)
+      return jnp.sum(jnp.sin(out)), out
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(arrays)
+
+  close = partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5)
+  jax.tree.map(close, value_and_gradients(attend), value_and_gradients(plain))
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
+@pytest.mark.parametrize(
+  "mesh",
+  [MeshConfig(2, 2, 1, 2), MeshConfig(1, 2, 2, 2), MeshConfig(1, 2, 1, 4)],
+  ids=["rows and heads", "sequence", "more devices than key heads"],
+)
+@pytest.mark.parametrize("config", [DECODER, T5], ids=["decoder", "T5"])
+@pytest.mark.parametrize("kernel", ["flash", "cudnn"])
+def test_on_a_mesh_every_device_has_its_rows_heads_and_queries(config, mesh, kernel):
+  if config is T5 and mesh.tensor == 4:
+    pytest.skip("T5 has as many key heads as query heads")
+  config = dataclasses.replace(config, attention=kernel)
+  model = build_model(config)
+  batch = batch_of(model.layout, inputs=128, targets=64)
+  params = model.init(jax.random.key(0))
+  wanted = hidden_and_gradients(config, batch, params)
+  layout = make_layout(model, make_mesh(mesh))
+  with pytest.raises(MeshError, match="kernel for GPUs"):
+    check_kernels(model, layout.mesh)
+  with layout.active():
+    placed = jax.device_put(params, param_shardings(model, layout))
+    found = hidden_and_gradients(config, batch, placed)
+  for path, error in jax.tree_util.tree_leaves_with_path(distance(found, wanted)):
+    assert error < 0.02, (jax.tree_util.keystr(path), error)
+
+
+@pytest.mark.parametrize(
+  ("config", "settings", "message"),
+  [
+    (DECODER, {"dtype": "float32"}, "set dtype='bfloat16'"),
+    (DECODER, {"head_dim": 260}, "head_dim=260"),
+    (DECODER, {"attention_softcap": 3.0}, "no attention_softcap"),
+    (T5, {"dropout_rate": 0.1}, "set dropout_rate=0.0"),
+    (DECODER, {"attention": "flash", "head_dim": 48}, "16, 32, ... 128 numbers"),
+    (
+      DECODER,
+      {"attention": "flash", "sliding_window": 8, "window_pattern": (True, False)},
+      "one mask for all layers",
+    ),
+    (T5, {"attention": "flash", "dropout_rate": 0.1}, "set dropout_rate=0.0"),
+    (T5, {"attention": "splash"}, "'flash' on GPUs"),
+    (T5, {"attention": "cuddn"}, "Did you mean 'cudnn'"),
+  ],
+)
+def test_what_the_kernel_cannot_compute_is_refused(config, settings, message):
+  with pytest.raises(ConfigError, match=message):
+    dataclasses.replace(config, **{"attention": "cudnn", **settings})
