@@ -25,7 +25,6 @@ from flan_jax.models import (
   DecoderConfig,
   EncoderDecoderConfig,
   LanguageModel,
-  ModelConfig,
   build_model,
   described,
 )
@@ -163,10 +162,15 @@ def pretrained(
   """
   from flan_jax.checkpoints.pretrained import content_digest, open_pretrained
 
-  own: dict[str, Any] = {"dtype": dtype, "remat": remat, "dropout_rate": dropout_rate}
+  own: dict[str, Any] = {
+    "dtype": dtype,
+    "remat": remat,
+    "dropout_rate": dropout_rate,
+    "attention": attention,
+  }
   if current_phase().planning and vocabulary is not None:
     config = published_config(source, param_dtype, adapters, data_home())
-    config = _attending(dataclasses.replace(config, param_dtype=param_dtype, **own), attention)
+    config = dataclasses.replace(config, param_dtype=param_dtype, **own)
     return dataclasses.replace(scratch(config, vocabulary), origin=source)
   settings: dict[str, Any] = {
     "source": source,
@@ -188,7 +192,7 @@ def pretrained(
       f"{source} came without a tokenizer: set pretrained.vocabulary, such as "
       "@sentencepiece(), or put its tokenizer.json beside it."
     )
-  model = build_model(_attending(dataclasses.replace(found.config, **own), attention))
+  model = build_model(dataclasses.replace(found.config, **own))
 
   def load(layout: Layout, key: jax.Array) -> PyTree:
     del key
@@ -226,8 +230,8 @@ def tuned(
     CheckpointError: there is no such run or step, or the base of its adapters is gone or has changed.
   """
   about = _Description.read(Path(run_dir))
-  remat = about.config.remat if remat is None else remat
-  config = _attending(dataclasses.replace(about.config, remat=remat), attention)
+  asked: dict[str, Any] = {"remat": remat, "attention": attention}
+  config = dataclasses.replace(about.config, **{k: v for k, v in asked.items() if v is not None})
   model = dataclasses.replace(
     build_model(config),
     bidirectional_inputs=about.bidirectional_inputs,
@@ -372,11 +376,6 @@ def describe_model(source: ModelSource, format: Format, run_dir: Path) -> None:
     about["lora"] = dataclasses.asdict(source.lora.config)
     about["base"] = {"from": opener, "settings": settings, "fingerprint": source.fingerprint}
   write_whole(run_dir / _DESCRIPTION, [json.dumps(about, indent=2), "\n"])
-
-
-def _attending(config: ModelConfig, attention: str | None) -> ModelConfig:
-  """With another implementation of attention; None: its own."""
-  return config if attention is None else dataclasses.replace(config, attention=attention)
 
 
 class _Description(NamedTuple):

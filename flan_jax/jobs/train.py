@@ -416,7 +416,9 @@ def _say_of_model(model: ModelSource, layout: Layout) -> None:
       "@tuned() for the result of an earlier run."
     )
   if is_first():
-    told = [*layout.fallbacks, *([model.lora.summary()] if model.lora else [])]
+    kernel = model.model.config.attention
+    told = [] if kernel == "xla" else [f"attention by the kernel {kernel!r}"]
+    told += [*layout.fallbacks, *([model.lora.summary()] if model.lora else [])]
     sys.stderr.writelines(f"{line}\n" for line in told)
 
 

@@ -209,10 +209,14 @@ def test_executed_flops_are_those_that_the_compiler_counts(family, length):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "remat"), [("decoder", "none"), ("t5", "full")])
+@pytest.mark.parametrize(
+  ("family", "remat"),
+  [("decoder", "none"), ("decoder", "dots"), ("decoder", "full"), ("t5", "none")],
+)
 def test_memory_is_near_what_the_compiler_asks_for(family, remat):
   config = dataclasses.replace(CONFIGS[family], remat=remat, scan_layers=True)
-  setup = setup_of(config, mesh=MeshConfig(2, 2, 1, 2), rows=64, length=256, scored=64)
+  # Rows of one block: of several, XLA on CPU holds all scores at once. The compiler for TPUs is asked elsewhere.
+  setup = setup_of(config, mesh=MeshConfig(2, 2, 1, 2), rows=256, length=64, scored=16)
   memory = make_plan(setup, CPU, 8).memory
   asked = compile_step(setup, jax.devices(), "CPU")
   assert memory.parameters + memory.optimizer <= asked.arguments

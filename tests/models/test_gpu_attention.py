@@ -58,7 +58,7 @@ def segments_of(rows, length, lengths, seed=0):
   return found
 
 
-def batch_of(layout, rows=4, inputs=300, targets=140):
+def batch_of(layout, rows=2, inputs=150, targets=70):
   draw = np.random.default_rng(0)
 
   def tokens(length):
@@ -72,8 +72,8 @@ def batch_of(layout, rows=4, inputs=300, targets=140):
     }
 
   if layout == "decoder":
-    return decoder(inputs, 60)
-  segments, targets = segments_of(rows, inputs, 60), decoder(targets, 28)
+    return decoder(inputs, 40)
+  segments, targets = segments_of(rows, inputs, 40), decoder(targets, 18)
   # Only examples that the encoder has.
   targets["decoder_segment_ids"][targets["decoder_segment_ids"] > segments.max(1)[:, None]] = 0
   return {
@@ -120,12 +120,19 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kernel", ["flash", "cudnn"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+  ("kind", "kernel"),
+  [
+    (kind, kernel)
+    if (kind, kernel) in QUICK
+    else pytest.param(kind, kernel, marks=pytest.mark.slow)
+    for kind in KINDS
+    for kernel in ("flash", "cudnn")
+    if (kind, kernel) != ("prefix", "flash")  # It is causal in decoders.
+  ],
+)
 def test_it_is_as_near_to_float32_as_the_plain_path_in_bfloat16(kind, kernel):
   config, settings, layout = KINDS[kind]
-  if kind == "prefix" and kernel == "flash":
-    pytest.skip("flash attention is causal in decoders")
   config = dataclasses.replace(config, **settings)
   batch = {
     "decoder": partial(batch_of, "decoder"),
@@ -224,20 +231,38 @@ def test_value_and_gradients_in_float32_are_those_of_the_plain_path(attend, shap
   jax.tree.map(close, value_and_gradients(attend), value_and_gradients(plain))
 
 
+MESHES = {
+  "rows and heads": MeshConfig(2, 2, 1, 2),
+  "sequence": MeshConfig(1, 2, 2, 2),
+  "more devices than key heads": MeshConfig(1, 2, 1, 4),  # Of the decoder's.
+}
+
+
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
 @pytest.mark.parametrize(
-  "mesh",
-  [MeshConfig(2, 2, 1, 2), MeshConfig(1, 2, 2, 2), MeshConfig(1, 2, 1, 4)],
-  ids=["rows and heads", "sequence", "more devices than key heads"],
+  ("kernel", "family", "mesh"),
+  [
+    ("flash", "decoder", "sequence"),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in (
+        ("flash", "T5", "rows and heads"),
+        ("flash", "T5", "sequence"),
+        ("flash", "decoder", "rows and heads"),
+        ("flash", "decoder", "more devices than key heads"),
+        ("cudnn", "T5", "rows and heads"),
+        ("cudnn", "T5", "sequence"),
+        ("cudnn", "decoder", "sequence"),
+        ("cudnn", "decoder", "more devices than key heads"),
+      )
+    ),
+  ],
 )
-@pytest.mark.parametrize("config", [DECODER, T5], ids=["decoder", "T5"])
-@pytest.mark.parametrize("kernel", ["flash", "cudnn"])
-def test_on_a_mesh_every_device_has_its_rows_heads_and_queries(config, mesh, kernel):
-  if config is T5 and mesh.tensor == 4:
-    pytest.skip("T5 has as many key heads as query heads")
+def test_on_a_mesh_every_device_has_its_rows_heads_and_queries(kernel, family, mesh):
+  config, mesh = {"T5": T5, "decoder": DECODER}[family], MESHES[mesh]
   config = dataclasses.replace(config, attention=kernel)
   model = build_model(config)
-  batch = batch_of(model.layout, inputs=128, targets=64)
+  batch = batch_of(model.layout, rows=4, inputs=128, targets=64)
   params = model.init(jax.random.key(0))
   wanted = hidden_and_gradients(config, batch, params)
   layout = make_layout(model, make_mesh(mesh))
