@@ -1,17 +1,18 @@
-"""How cost grows: seconds against rows, length, datasets and devices, with the exponent of each.
+"""How cost grows: seconds against rows, length, vocabulary, datasets and devices, with the exponent of each.
 
-  python benchmarks/growth.py [rows] [length] [datasets] [devices]
+  python benchmarks/growth.py [rows] [length] [vocabulary] [datasets] [devices]
 
 The exponent is the slope between the two largest sizes, on a log-log scale: 1 is as much more work as there is more of
-it. `rows` and `length` are of a tuning step of a small decoder (8 layers of 256, 4,096 words), at 512 tokens a row and
-at 4 rows; beside the length stand the FLOPs of the step, of which attention's grow with its square. `datasets` have 40
-records and a template each: the time to build the records of all from nothing and to pack one window of their mixture,
-and to open the store that is there and take its first batch, each in a process of its own. `devices` are not there:
-seconds that the compiler takes for a step of T5 1.1 small over so many of them with fsdp, a row each, and the bytes
-that each receives, calculated.
+it. `rows`, `length` and `vocabulary` are of a tuning step of a small decoder (8 layers of 256, 4,096 words), at 512
+tokens a row and at 4 rows; beside the length stand the FLOPs of the step, of which attention's grow with its square,
+beside the vocabulary those and the parameters. `datasets` have 40 records and a template each: the time to build the
+records of all from nothing and to pack one window of their mixture, and to open the store that is there and take its
+first batch, each in a process of its own. `devices` are not there: seconds that the compiler takes for a step of T5
+1.1 small over so many of them with fsdp, a row each, and the bytes that each receives, calculated.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -28,13 +29,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import flan_jax.jobs.configurables  # noqa: F401  what gin files name
 from flan_jax.data import Mixture, register_dataset
 from flan_jax.data.batches import Batches
 from flan_jax.data.prepare import prepare
 from flan_jax.data.store import StoreConfig
 from flan_jax.jobs.compiled_plan import compiled_plans
 from flan_jax.jobs.plan import make_plans
-from flan_jax.models import DecoderConfig, build_model
+from flan_jax.models import DecoderConfig, build_model, parameter_count
 from flan_jax.training.activations import Workload
 from flan_jax.training.devices import DEVICES
 from flan_jax.training.flops import shapes_by_path, step_flops
@@ -75,23 +77,35 @@ def over_rows() -> None:
 def over_length() -> None:
   sizes = [128, 256, 512, 1024, 2048]
   seconds = [step_seconds(4, length) for length in sizes]
-  shapes = shapes_by_path(build_model(SMALL).shapes())
-  works = [Workload(4, 1, 0, length, length / 8) for length in sizes]
-  executed = [step_flops(SMALL, work, shapes, shapes).executed / 1e9 for work in works]
+  executed = [flops(SMALL, 4, length) / 1e9 for length in sizes]
   show("tokens a row", sizes, {"a step, s": seconds, "of FLOPs, G": executed})
 
 
-def step_seconds(rows: int, length: int) -> float:
+def over_vocabulary() -> None:
+  sizes = [4096, 16_384, 65_536, 262_144]
+  configs = [dataclasses.replace(SMALL, vocab_size=words) for words in sizes]
+  seconds = [step_seconds(4, 512, config) for config in configs]
+  executed = [flops(config, 4, 512) / 1e9 for config in configs]
+  parameters = [parameter_count(build_model(config)) / 1e6 for config in configs]
+  show("words", sizes, {"a step, s": seconds, "of FLOPs, G": executed, "parameters, M": parameters})
+
+
+def flops(config: DecoderConfig, rows: int, length: int) -> float:
+  shapes = shapes_by_path(build_model(config).shapes())
+  return step_flops(config, Workload(rows, 1, 0, length, length / 8), shapes, shapes).executed
+
+
+def step_seconds(rows: int, length: int, config: DecoderConfig = SMALL) -> float:
   """An eighth of the tokens carry loss."""
   draw = np.random.default_rng(0)
-  tokens = draw.integers(1, SMALL.vocab_size, (rows, length + 1), np.int32)
+  tokens = draw.integers(1, config.vocab_size, (rows, length + 1), np.int32)
   batch = {
     "decoder_input_tokens": tokens[:, :-1],
     "decoder_target_tokens": tokens[:, 1:],
     "decoder_loss_weights": (np.arange(length) >= length * 7 // 8) * np.ones((rows, 1), np.float32),
     "decoder_segment_ids": np.ones((rows, length), np.int32),
   }
-  model = build_model(SMALL)
+  model = build_model(config)
   optimizer = adamw(optax.constant_schedule(1e-4), clip_norm=None)
   step = make_train_step(SupervisedLoss(model), optimizer)
   state = TrainState.create(jax.jit(model.init)(jax.random.key(0)), optimizer)
@@ -169,6 +183,7 @@ def over_devices() -> None:
 TABLES: dict[str, Callable[[], None]] = {
   "rows": over_rows,
   "length": over_length,
+  "vocabulary": over_vocabulary,
   "datasets": over_datasets,
   "devices": over_devices,
 }
