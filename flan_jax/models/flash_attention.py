@@ -11,16 +11,17 @@ Padding sees nothing here, and gets zeros.
 import math
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from flan_jax.errors import ConfigError
 from flan_jax.models.dot_product_attention import ATTENDED, HIDDEN
 from flan_jax.models.layers import mesh_axes, platform
 from flan_jax.models.splash_attention import Causal
@@ -468,6 +469,18 @@ def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
   return jnp.dot(x, y, preferred_element_type=jnp.float32)
 
 
+def _triton() -> ModuleType:
+  """Imported late: JAX means to remove it."""
+  try:
+    from jax.experimental.pallas import triton
+  except ImportError:
+    raise ConfigError(
+      "attention='flash' is written for Pallas' Triton backend, which this release of JAX has no more: set "
+      "attention='cudnn' or 'xla'."
+    ) from None
+  return triton
+
+
 def _run(kernel, grid: tuple[int, ...], blocks: Blocks, inputs: dict, outputs: dict) -> dict:
   """The kernel over arrays that are given with the shape of a block and where a program's block lies."""
   inputs = {name: given for name, given in inputs.items() if given[0] is not None}
@@ -481,7 +494,7 @@ def _run(kernel, grid: tuple[int, ...], blocks: Blocks, inputs: dict, outputs: d
     in_specs=(specs(inputs),),
     out_specs=specs(outputs),
     out_shape={name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, (x, _, _) in outputs.items()},
-    compiler_params=triton.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
+    compiler_params=_triton().CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
     interpret=platform() != "gpu",
   )
   return run({name: x for name, (x, _, _) in inputs.items()})
