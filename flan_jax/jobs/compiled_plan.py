@@ -93,7 +93,7 @@ def compiled_plans(
 def compile_step(setup: Setup, fake: Sequence[jax.Device], compiler: str) -> Compiled:
   """Compiles one training step for devices that it will never run on."""
   mesh = make_mesh(setup.mesh, fake)
-  check_kernels(setup.model, mesh)
+  check_kernels(setup.model.config, mesh)
   layout = setup.layout(mesh)
   step, arguments = _lowerable(setup, layout)
   begun = time.perf_counter()

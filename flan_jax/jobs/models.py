@@ -28,6 +28,7 @@ from flan_jax.models import (
   build_model,
   described,
 )
+from flan_jax.models.config import KERNEL_PLATFORMS
 from flan_jax.training.lora import Lora, LoraConfig
 from flan_jax.training.partitioning import Layout, param_shardings
 from flan_jax.vocabularies import (
@@ -224,14 +225,19 @@ def tuned(
   Args:
     best: by what, of the checkpoints that are kept, such as "lowest loss" or "lowest tasks/boolq".
     averages: take the moving average of each parameter that the run kept one of (`ema_decay`).
-    remat, attention: None: as the run had them.
+    remat, attention: None: as the run had them; of attention, where these devices have its kernel.
 
   Raises:
     CheckpointError: there is no such run or step, or the base of its adapters is gone or has changed.
   """
   about = _Description.read(Path(run_dir))
-  asked: dict[str, Any] = {"remat": remat, "attention": attention}
-  config = dataclasses.replace(about.config, **{k: v for k, v in asked.items() if v is not None})
+  remat = about.config.remat if remat is None else remat
+  if attention is None:
+    attention = about.config.attention
+    here = jax.default_backend()
+    if KERNEL_PLATFORMS.get(attention, here) != here and not current_phase().planning:
+      attention = "xla"
+  config = dataclasses.replace(about.config, remat=remat, attention=attention)
   model = dataclasses.replace(
     build_model(config),
     bidirectional_inputs=about.bidirectional_inputs,

@@ -160,7 +160,7 @@ def train(
       model = continued(model, run.parent / phase.before)
   lora = model.lora
   layout = make_layout(model.model, make_mesh(mesh), axis_rules)
-  check_kernels(model.model, layout.mesh)
+  check_kernels(model.model.config, layout.mesh)
   if not phase.rehearsal:
     _say_of_model(model, layout)
   config = TrainerConfig(

@@ -16,6 +16,8 @@ BLOCKS = ("sequential", "parallel", "parallel_shared_norm")
 BIASES = ("query_key_value", "attention_out", "mlp", "logits")
 ROPE_SCALINGS = ("linear", "llama3")
 ATTENTIONS = ("xla", "splash", "flash", "cudnn")
+KERNEL_PLATFORMS = {"splash": "tpu", "flash": "gpu", "cudnn": "gpu"}
+"""Of each kernel for attention, the platform whose devices have it."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class DecoderConfig:
     if self.attention in ("splash", "flash") and len(set(self.windowed)) > 1:
       raise ConfigError(
         f"attention={self.attention!r} has one mask for all layers, and window_pattern gives some a window and some "
-        "none: leave attention='xla'."
+        "none: leave attention='xla', or set 'cudnn' on NVIDIA GPUs."
       )
     if self.attention == "cudnn" and self.attention_softcap is not None:
       raise ConfigError("attention='cudnn' knows no attention_softcap: leave attention='xla'.")
@@ -307,7 +309,7 @@ def _check_kernel(config: ModelConfig) -> None:
   if config.head_dim not in sizes:
     raise ConfigError(
       f"attention={kernel!r} takes heads of {sizes[0]}, {sizes[1]}, ... {sizes[-1]} numbers, and "
-      f"head_dim={config.head_dim}: leave attention='xla'."
+      f"head_dim={config.head_dim}: leave attention='xla'{', or set cudnn' if kernel == 'flash' else ''}."
     )
 
 

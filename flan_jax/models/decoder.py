@@ -182,7 +182,8 @@ class Decoder(nn.Module):
     if mask is None and self.config.attention in ("splash", "flash"):
       if prefix is not None:
         raise ConfigError(
-          f"attention={self.config.attention!r} is causal, and the batch has inputs that are not."
+          f"attention={self.config.attention!r} is causal, and the batch has inputs that are not: set attention='xla', "
+          "or 'cudnn' on NVIDIA GPUs."
         )
       mask = Causal(segment_ids)
     if mask is None:

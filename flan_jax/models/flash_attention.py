@@ -5,11 +5,12 @@ of keys that share an example with it, and pass over the others, forward and bac
 arXiv 2307.08691, algorithms 1 and 2). T5's relative positions are added in float32; their gradient, which all rows
 share, is summed over the rows within a kernel. Off a GPU the kernels are interpreted: the same numbers, slowly.
 
-Padding sees nothing here, and gets zeros.
+What sees nothing, as padding does, gets zeros here. There are first derivatives only, and beyond scores of 1e4 float32
+holds a row's normaliser less exactly than bfloat16 holds the scores themselves.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -29,6 +30,8 @@ from flan_jax.models.splash_attention import Causal
 Heads = Float[Array, "B T N H"]
 Bias = Float[Array, "1 N T S"]
 OfRows = Float[Array, "B N T"]
+_Placed = Mapping[str, tuple[Any, tuple[int | None, ...], Callable[..., tuple]]]
+"""Arrays, each with the shape of a program's block and where that lies."""
 
 
 class SameSegment(NamedTuple):
@@ -94,6 +97,7 @@ def flash_attention(
   """
   mesh = jax.sharding.get_abstract_mesh()
   rows, tokens, count, _ = query.shape
+  assert bias is None or bias.shape == (1, count, tokens, key.shape[1])
   causal = isinstance(segments, Causal)
   if isinstance(segments, Causal):
     own = segments.segment_ids
@@ -148,23 +152,12 @@ def _attend(
 
 
 def _forward(rules: _Rules, query, key, value, bias, who):
-  rows, tokens, heads, size = query.shape
-  keys, group = key.shape[1], heads // key.shape[2]
-  first, end = _range(_shared(rules, who, _FORWARD), axis=2)
-  inputs = {
-    "query": (query, (None, _FORWARD.queries, None, size), lambda b, n, i: (b, i, n, 0)),
-    "key": (key, (None, keys, None, size), lambda b, n, i: (b, 0, n // group, 0)),
-    "value": (value, (None, keys, None, size), lambda b, n, i: (b, 0, n // group, 0)),
-    "segments": (who.queries, (None, _FORWARD.queries), lambda b, n, i: (b, i)),
-    "places": (who.places, (_FORWARD.queries,), lambda b, n, i: (i,)),
-    "key_segments": (who.keys, (None, keys), lambda b, n, i: (b, 0)),
-    "first": (first, (None, None), lambda b, n, i: (b, i)),
-    "end": (end, (None, None), lambda b, n, i: (b, i)),
-    "bias": (bias, (None, None, _FORWARD.queries, keys), lambda b, n, i: (0, n, i, 0)),
-  }
+  rows, tokens, heads, _ = query.shape
+  inputs = _of_query_block(rules, query, key, value, bias, who, _FORWARD)
+  of_queries = inputs["query"]
   normaliser = jax.ShapeDtypeStruct((rows, heads, tokens), jnp.float32)
   outputs = {
-    "out": (query, (None, _FORWARD.queries, None, size), lambda b, n, i: (b, i, n, 0)),
+    "out": of_queries,
     "normaliser": (normaliser, (None, None, _FORWARD.queries), lambda b, n, i: (b, n, i)),
   }
   grid = (rows, heads, tokens // _FORWARD.queries)
@@ -172,6 +165,25 @@ def _forward(rules: _Rules, query, key, value, bias, who):
   found["out"] = found["out"].reshape(rows, tokens, -1)
   out, normaliser = (checkpoint_name(found[name], ATTENDED) for name in outputs)
   return out, (query, key, value, bias, who, out, normaliser)
+
+
+def _of_query_block(rules: _Rules, query, key, value, bias, who: _Who, blocks: Blocks) -> _Placed:
+  """What a program reads that has a block of queries of one head, and passes over the keys."""
+  (_, _, heads, size), (_, keys, kv_heads, _) = query.shape, key.shape
+  group = heads // kv_heads
+  first, end = _range(_shared(rules, who, blocks), axis=2)
+  of_keys = (None, keys, None, size), lambda b, n, i: (b, 0, n // group, 0)
+  return {
+    "query": (query, (None, blocks.queries, None, size), lambda b, n, i: (b, i, n, 0)),
+    "key": (key, *of_keys),
+    "value": (value, *of_keys),
+    "segments": (who.queries, (None, blocks.queries), lambda b, n, i: (b, i)),
+    "places": (who.places, (blocks.queries,), lambda b, n, i: (i,)),
+    "key_segments": (who.keys, (None, keys), lambda b, n, i: (b, 0)),
+    "first": (first, (None, None), lambda b, n, i: (b, i)),
+    "end": (end, (None, None), lambda b, n, i: (b, i)),
+    "bias": (bias, (None, None, blocks.queries, keys), lambda b, n, i: (0, n, i, 0)),
+  }
 
 
 def _forward_kernel(rules: _Rules, refs, outs) -> None:
@@ -227,29 +239,19 @@ class _Saved(NamedTuple):
 
 
 def _of_queries(rules: _Rules, x: _Saved) -> Heads:
-  rows, tokens, heads, size = x.query.shape
-  keys, group = x.key.shape[1], heads // x.key.shape[2]
-  first, end = _range(_shared(rules, x.who, _OF_QUERIES), axis=2)
-  of_queries = (None, _OF_QUERIES.queries, None, size), lambda b, n, i: (b, i, n, 0)
-  of_keys = (None, keys, None, size), lambda b, n, i: (b, 0, n // group, 0)
+  rows, tokens, heads, _ = x.query.shape
+  inputs = _of_query_block(rules, x.query, x.key, x.value, x.bias, x.who, _OF_QUERIES)
+  of_queries = inputs["query"]
   of_rows = (None, None, _OF_QUERIES.queries), lambda b, n, i: (b, n, i)
   inputs = {
-    "query": (x.query, *of_queries),
-    "gradient": (x.gradient, *of_queries),
-    "key": (x.key, *of_keys),
-    "value": (x.value, *of_keys),
+    **inputs,
+    "gradient": (x.gradient, *of_queries[1:]),
     "normaliser": (x.normaliser, *of_rows),
     "mean": (x.mean, *of_rows),
-    "segments": (x.who.queries, (None, _OF_QUERIES.queries), lambda b, n, i: (b, i)),
-    "places": (x.who.places, (_OF_QUERIES.queries,), lambda b, n, i: (i,)),
-    "key_segments": (x.who.keys, (None, keys), lambda b, n, i: (b, 0)),
-    "first": (first, (None, None), lambda b, n, i: (b, i)),
-    "end": (end, (None, None), lambda b, n, i: (b, i)),
-    "bias": (x.bias, (None, None, _OF_QUERIES.queries, keys), lambda b, n, i: (0, n, i, 0)),
   }
   grid = (rows, heads, tokens // _OF_QUERIES.queries)
   kernel = partial(_of_queries_kernel, rules)
-  return _run(kernel, grid, _OF_QUERIES, inputs, {"query": (x.query, *of_queries)})["query"]
+  return _run(kernel, grid, _OF_QUERIES, inputs, {"query": of_queries})["query"]
 
 
 def _of_queries_kernel(rules: _Rules, refs, outs) -> None:
@@ -449,7 +451,7 @@ def _shared(rules: _Rules, who: _Who, blocks: Blocks) -> Bool[Array, "B I J"]:
 
 
 def _range(shared: Bool[Array, "B I J"], axis: int) -> tuple[jax.Array, jax.Array]:
-  """The first block and that behind the last; examples are contiguous, so that none between them is left out."""
+  """The first block and that behind the last; examples are contiguous, so that few between them share nothing."""
   count = shared.shape[axis]
   first = jnp.argmax(shared, axis=axis)
   end = count - jnp.argmax(jnp.flip(shared, axis), axis=axis)
@@ -481,11 +483,12 @@ def _triton() -> ModuleType:
   return triton
 
 
-def _run(kernel, grid: tuple[int, ...], blocks: Blocks, inputs: dict, outputs: dict) -> dict:
-  """The kernel over arrays that are given with the shape of a block and where a program's block lies."""
+def _run(
+  kernel, grid: tuple[int, ...], blocks: Blocks, inputs: _Placed, outputs: _Placed
+) -> dict[str, jax.Array]:
   inputs = {name: given for name, given in inputs.items() if given[0] is not None}
 
-  def specs(of: dict) -> dict:
+  def specs(of: _Placed) -> dict[str, pl.BlockSpec]:
     return {name: pl.BlockSpec(shape, index) for name, (_, shape, index) in of.items()}
 
   run = pl.pallas_call(

@@ -81,7 +81,8 @@ class LanguageModel:
       raise ConfigError("bidirectional_inputs is for decoders: an encoder reads both ways anyway.")
     if self.bidirectional_inputs and self.config.attention in ("splash", "flash"):
       raise ConfigError(
-        f"attention={self.config.attention!r} is causal: bidirectional_inputs needs attention='xla'."
+        f"attention={self.config.attention!r} is causal: bidirectional_inputs needs attention='xla', or 'cudnn' on "
+        "NVIDIA GPUs."
       )
 
   def init(self, key: jax.Array) -> dict[str, Any]:

@@ -15,7 +15,8 @@ that carry loss.
 FLOPs utilisation, PaLM, arXiv 2204.02311, appendix B). `batch_flops` counts it of a batch, padding left
 out; `step_flops` of a plan. `StepFlops.executed` is what our step computes: attention over whole rows,
 masked, of a causal one the blocks before each query's end; scores and the logits' forward pass again; and
-what remat computes again. Flash attention compares what sees each other, and makes its scores once more.
+what remat computes again. Flash attention compares what sees each other, and makes its scores once
+more, and again for the gradient of T5's positions.
 Norms, softmax, activations and the optimizer are left out of both: a few for each number.
 """
 
@@ -110,11 +111,13 @@ def step_flops(
   forward = _forward_of_kernels(counts, {**model, **trained})
   flash = config.attention == "flash"
   pairs = counts.pairs if flash else _pairs_compared(config, work)
+  # In units of a product of scores and one with values.
+  products = (5.5 if isinstance(config, EncoderDecoderConfig) else 4.5) if flash else 3.5
   scores = 4 * config.num_heads * config.head_dim * pairs
   head, _ = _head(config, trained, model)
   executed = (
     flops.kernels
-    + (4.5 if flash else 3.5) * scores
+    + products * scores
     + flops.logits
     + 2 * work.rows * work.scored * head
     + (forward + scores if config.remat == "full" else 0)

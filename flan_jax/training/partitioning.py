@@ -27,6 +27,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flan_jax.errors import ConfigError, MeshError, UnknownName
+from flan_jax.models.config import KERNEL_PLATFORMS, ModelConfig
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 OPEN_AXES = ("expert", "stage")
@@ -335,15 +336,21 @@ def check_batch(batch_size: int, accumulation: int, layout: Layout) -> None:
     )
 
 
-def check_kernels(model: ShardedModel, mesh: Mesh | AbstractMesh) -> None:
+def check_kernels(config: ModelConfig, mesh: Mesh | AbstractMesh) -> None:
   """Raises MeshError where the model asks for a kernel that the devices of the mesh do not have."""
-  attention = getattr(getattr(model, "config", None), "attention", "xla")
-  device = mesh.devices.flat[0] if isinstance(mesh, Mesh) else None
-  kernels = {"splash": ("tpu", "TPUs"), "flash": ("gpu", "GPUs"), "cudnn": ("gpu", "GPUs")}
-  if attention in kernels and device and device.platform != kernels[attention][0]:
+  kernel, device = config.attention, mesh.devices.flat[0] if isinstance(mesh, Mesh) else None
+  if kernel == "xla" or device is None:
+    return
+  platform = KERNEL_PLATFORMS[kernel]
+  if device.platform != platform:
     raise MeshError(
-      f"attention={attention!r} is a kernel for {kernels[attention][1]}, and these devices are {device.device_kind}: "
-      "set attention='xla'."
+      f"attention={kernel!r} is a kernel for {platform.upper()}s, and these devices are {device.device_kind}: set "
+      "attention='xla'."
+    )
+  if kernel == "cudnn" and config.head_dim > 128 and float(device.compute_capability) < 9:
+    raise MeshError(
+      f"attention='cudnn' takes heads of {config.head_dim} numbers from Hopper on, and of 128 on these "
+      f"{device.device_kind}: set attention='xla'."
     )
 
 

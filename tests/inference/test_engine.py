@@ -18,6 +18,7 @@ CONFIGS = {
   "decoder": DecoderConfig(40, 16, 2, 4, 2, 8, 32, sliding_window=24, window_pattern=(True, False)),
   "t5": EncoderDecoderConfig(40, 16, 4, 8, 2, 2, 32),
 }
+QUICK = ["decoder", pytest.param("t5", marks=pytest.mark.slow)]
 # Longer than one chunk, than the shortest width, and of one token.
 PROMPTS = [[5, 9, 2], [7, 3] * 45, [3], [11, 30, 8, 21, 4], [*range(1, 39)], [2, 2, 2], [6] * 33]
 LENGTHS = [9, 3, 14, 1, 6, 20, 11]
@@ -66,7 +67,7 @@ def test_a_mesh_changes_no_token(family, mesh):
   assert [text.tokens for text in texts] == alone(family)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", QUICK)
 def test_nothing_is_compiled_once_warm(family):
   engine = Engine(*trained(family), slots=9, **SIZES)
   engine.warm_up()
@@ -111,7 +112,7 @@ def test_the_probability_told_is_the_model_s_own():
   np.testing.assert_allclose(found.logprobs, own, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", QUICK)
 def test_an_answer_begins_as_it_is_told(family):
   model, params = trained(family)
   free = generate(model, params, PROMPTS[:4], 8, ())

@@ -1,6 +1,8 @@
 """Models that begin with some of the parameters of another one, and runs that change what changes no number."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -37,6 +39,17 @@ def test_the_parameters_of_a_run_that_patterns_choose_begin_another_model(flan_j
     taken = name.startswith(("encoder/", "embed/")) and "norm" not in name
     expected = dict(jax.tree_util.tree_leaves_with_path(trained if taken else fresh))[path]
     np.testing.assert_array_equal(leaf, expected, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_run_tuned_with_a_kernel_is_opened_without_it_where_there_is_none(flan_jax, folder):
+  flan_jax("train", *RECIPE, "--gin.STEPS=2")
+  description = Path("runs/tuned/model.json")
+  about = json.loads(description.read_text())
+  about["config"] |= {"attention": "flash", "dtype": "bfloat16"}
+  description.write_text(json.dumps(about))
+  assert tuned("runs/tuned").model.config.attention == "xla"
+  assert tuned("runs/tuned", attention="flash").model.config.attention == "flash"
 
 
 def test_what_does_not_fit_is_told_by_name():

@@ -91,7 +91,7 @@ def test_on_a_mesh_every_device_has_its_rows_heads_and_queries(mesh):
   wanted = hidden_and_gradients(CONFIG, batch, params)
   layout = make_layout(model, make_mesh(mesh))
   with pytest.raises(MeshError, match="kernel for TPUs"):
-    check_kernels(model, layout.mesh)
+    check_kernels(config, layout.mesh)
   with layout.active():
     placed = jax.device_put(params, param_shardings(model, layout))
     found = hidden_and_gradients(config, batch, placed)
