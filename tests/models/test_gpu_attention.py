@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
+from jax.sharding import AbstractDevice, AbstractMesh
 
 import flan_jax.models.cudnn_attention as cudnn_attention_module
 from flan_jax.errors import ConfigError, MeshError
@@ -229,6 +230,27 @@ def test_value_and_gradients_in_float32_are_those_of_the_plain_path(attend, shap
 
   close = partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5)
   jax.tree.map(close, value_and_gradients(attend), value_and_gradients(plain))
+
+
+@pytest.mark.parametrize(
+  ("shape", "kernels"), [("encoder with positions", 4), ("grouped causal", 3)]
+)
+def test_the_kernels_can_be_compiled_for_a_gpu_that_is_not_here(shape, kernels):
+  causal, with_bias = SHAPES[shape].get("causal", False), SHAPES[shape].get("with_bias", False)
+  shapes = [(2, 128, 4, 64), (2, 128, 2, 64), (2, 128, 2, 64)] + (
+    [(1, 4, 128, 128)] if with_bias else []
+  )
+  arrays = [jnp.ones(shape, jnp.bfloat16) for shape in shapes]
+  ids = segments_of(2, 128, 30)
+
+  def loss(arrays):
+    asked = Causal(ids) if causal else SameSegment(ids, ids)
+    return jnp.sum(flash_attention(*arrays[:3], asked, *arrays[3:]), dtype="f4")
+
+  mesh = AbstractMesh((1,), ("data",), abstract_device=AbstractDevice("NVIDIA H200", None, "gpu"))
+  with jax.sharding.use_abstract_mesh(mesh):
+    lowered = jax.jit(jax.grad(loss)).trace(arrays).lower(lowering_platforms=("cuda",))
+  assert lowered.as_text().count("__gpu$xla.gpu.triton") == kernels
 
 
 MESHES = {
