@@ -115,8 +115,18 @@ class Attention(nn.Module):
         held = _written(cache, (key, value), slots)
         key, value = map(_turned, held)
     if isinstance(mask, SameSegment) or (self.kernel == "flash" and isinstance(mask, Causal)):
+      drops = self.dropout_rate > 0 and self.has_rng("dropout")
       attended = flash_attention(
-        query, key, value, mask, bias, self.scale, self.softcap, self.window
+        query,
+        key,
+        value,
+        mask,
+        bias,
+        self.scale,
+        self.softcap,
+        self.window,
+        self.dropout_rate,
+        self.make_rng("dropout") if drops else None,
       )
     elif isinstance(mask, Causal):
       attended = splash_attention(query, key, value, mask, self.scale, self.softcap, self.window)

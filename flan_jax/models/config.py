@@ -175,8 +175,8 @@ class EncoderDecoderConfig:
     relative_max_distance: every distance from here on shares the last bucket.
     dropout_rate: on embeddings, attention weights, the feed-forward layer, what each layer adds,
       and each stack's output; active where a key is given.
-    attention: "xla", or "flash" or "cudnn" for GPUs; see `DecoderConfig`. They drop no attention weights, and cuDNN
-      adds the relative positions to the scores in `dtype`.
+    attention: "xla", or "flash" or "cudnn" for GPUs; see `DecoderConfig`. cuDNN drops no attention weights, and adds
+      the relative positions to the scores in `dtype`.
   """
 
   vocab_size: int
@@ -214,10 +214,10 @@ class EncoderDecoderConfig:
         "attention='splash' takes no bias, which T5's relative positions are: leave attention='xla', or set "
         "'flash' on GPUs."
       )
-    if self.attention != "xla" and self.dropout_rate:
+    if self.attention == "cudnn" and self.dropout_rate:
       raise ConfigError(
-        f"attention={self.attention!r} drops no attention weights, and dropout_rate={self.dropout_rate} of T5 drops "
-        "some: set dropout_rate=0.0, or leave attention='xla'."
+        f"attention='cudnn' drops no attention weights, and dropout_rate={self.dropout_rate} of T5 drops some: set "
+        "attention='flash' or 'xla', or dropout_rate=0.0."
       )
 
 

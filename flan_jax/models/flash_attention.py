@@ -3,7 +3,9 @@
 A row of examples is mostly pairs that do not see each other. These kernels find, of each block of queries, the blocks
 of keys that share an example with it, and pass over the others, forward and backward (arXiv 2205.14135; Dao,
 arXiv 2307.08691, algorithms 1 and 2). T5's relative positions are added in float32; their gradient, which all rows
-share, is summed over the rows within a kernel. Off a GPU the kernels are interpreted: the same numbers, slowly.
+share, is summed over the rows within a kernel. Dropout is drawn within the kernels too, from a number for each row and
+head and the places of query and key, so that every kernel and every mesh draws the same. Off a GPU the kernels are
+interpreted: the same numbers, slowly.
 
 What sees nothing, as padding does, gets zeros here. There are first derivatives only, and beyond scores of 1e4 float32
 holds a row's normaliser less exactly than bfloat16 holds the scores themselves.
@@ -20,7 +22,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from flan_jax.errors import ConfigError
 from flan_jax.models.dot_product_attention import ATTENDED, HIDDEN
@@ -66,14 +68,20 @@ class _Rules(NamedTuple):
   softcap: float | None
   causal: bool
   window: int | None
+  dropout_rate: float
 
 
 class _Who(NamedTuple):
-  """Which example a token is of, and its place in the row. Padding among the queries is -1, among the keys -2."""
+  """Which example a token is of, and its place in the row. Padding among the queries is -1, among the keys -2.
+
+  Attributes:
+    streams: what dropout is drawn from.
+  """
 
   queries: Int[Array, "B T"]
   keys: Int[Array, "B S"]
   places: Int[Array, "T"]
+  streams: UInt32[Array, "B N"] | None
 
 
 def flash_attention(
@@ -85,6 +93,8 @@ def flash_attention(
   scale: float = 1.0,
   softcap: float | None = None,
   window: int | None = None,
+  dropout_rate: float = 0.0,
+  dropout_key: jax.Array | None = None,
 ) -> Float[Array, "B T N*H"]:
   """softmax(scale * q k^T + bias) v over what each token sees, heads joined; G = N / K query heads share a key head.
 
@@ -94,6 +104,7 @@ def flash_attention(
     query, key, value: on a GPU bfloat16 or float16, heads of 16, 32, 64 or 128 numbers.
     softcap: scores become cap * tanh(score / cap) before the bias.
     window: under a causal mask a token sees at most so many, itself counted; None: all.
+    dropout_rate: of the attention weights. Without a key nothing is dropped.
   """
   mesh = jax.sharding.get_abstract_mesh()
   rows, tokens, count, _ = query.shape
@@ -122,14 +133,17 @@ def flash_attention(
     jnp.where(ids > 0, ids, -1),
     jnp.where(key_ids > 0, key_ids, -2),
     jnp.arange(tokens + more_queries, dtype=jnp.int32),
+    None if dropout_key is None else jax.random.bits(dropout_key, (rows, count), jnp.uint32),
   )
-  attend: Callable[..., jax.Array] = partial(_attend, _Rules(scale, softcap, causal, window))
+  rules = _Rules(scale, softcap, causal, window, dropout_rate)
+  attend: Callable[..., jax.Array] = partial(_attend, rules)
   if batch + length + heads:
     spec: Any = PartitionSpec
     of_queries, of_keys = (
       spec(batch or None, axes or None, heads or None) for axes in (length, ())
     )
-    of_who = _Who(spec(batch or None, length or None), spec(batch or None), spec(length or None))
+    of_ids, of_heads = spec(batch or None, length or None), spec(batch or None, heads or None)
+    of_who = _Who(of_ids, spec(batch or None), spec(length or None), of_heads)
     of_bias = spec(None, heads or None, length or None)
     attend = jax.shard_map(
       attend,
@@ -183,6 +197,7 @@ def _of_query_block(rules: _Rules, query, key, value, bias, who: _Who, blocks: B
     "first": (first, (None, None), lambda b, n, i: (b, i)),
     "end": (end, (None, None), lambda b, n, i: (b, i)),
     "bias": (bias, (None, None, blocks.queries, keys), lambda b, n, i: (0, n, i, 0)),
+    "stream": (who.streams, (None, None), lambda b, n, i: (b, n)),
   }
 
 
@@ -199,6 +214,8 @@ def _forward_kernel(rules: _Rules, refs, outs) -> None:
     weights = jnp.where(seen, jnp.exp(scores - new_top[:, None]), 0.0)
     shrunk = jnp.exp(top - new_top)
     total = total * shrunk + jnp.sum(weights, axis=1)
+    kept = _kept(rules, _stream(refs, ...), places, _places(j, _FORWARD.keys))
+    weights = _dropped(rules, kept, weights)
     value = refs["value"][at, :]
     return new_top, total, out * shrunk[:, None] + _dot(weights.astype(value.dtype), value)
 
@@ -262,8 +279,10 @@ def _of_queries_kernel(rules: _Rules, refs, outs) -> None:
   def add(j, total):
     at = pl.ds(j * _OF_QUERIES.keys, _OF_QUERIES.keys)
     key = refs["key"][at, :]
-    seen = _seen(rules, segments, places, refs["key_segments"][at], _places(j, _OF_QUERIES.keys))
-    tile = _Tile(query, key, refs["value"][at, :], gradient, normaliser, mean, seen)
+    key_places = _places(j, _OF_QUERIES.keys)
+    seen = _seen(rules, segments, places, refs["key_segments"][at], key_places)
+    kept = _kept(rules, _stream(refs, ...), places, key_places)
+    tile = _Tile(query, key, refs["value"][at, :], gradient, normaliser, mean, seen, kept)
     pulled = _pulled(rules, tile, _bias(refs, slice(None), at))
     return total + _dot(pulled.of_products.astype(key.dtype), key)
 
@@ -293,6 +312,7 @@ def _of_keys(rules: _Rules, x: _Saved) -> tuple[jax.Array, jax.Array]:
     "first": (first, (None, None), lambda b, k, j: (b, j)),
     "end": (end, (None, None), lambda b, k, j: (b, j)),
     "bias": (x.bias, (None, group, tokens, _OF_KEYS.keys), lambda b, k, j: (0, k, 0, j)),
+    "stream": (x.who.streams, (None, group), lambda b, k, j: (b, k)),
   }
   outputs = {"key": (x.key, *of_keys), "value": (x.value, *of_keys)}
   grid = (rows, kv_heads, keys // _OF_KEYS.keys)
@@ -312,8 +332,10 @@ def _of_keys_kernel(rules: _Rules, group: int, refs, outs) -> None:
       at = pl.ds(i * _OF_KEYS.queries, _OF_KEYS.queries)
       query, gradient = refs["query"][at, head, :], refs["gradient"][at, head, :]
       normaliser, mean = refs["normaliser"][head, at], refs["mean"][head, at]
-      seen = _seen(rules, refs["segments"][at], refs["places"][at], key_segments, key_places)
-      tile = _Tile(query, key, value, gradient, normaliser, mean, seen)
+      places = refs["places"][at]
+      seen = _seen(rules, refs["segments"][at], places, key_segments, key_places)
+      kept = _kept(rules, _stream(refs, head), places, key_places)
+      tile = _Tile(query, key, value, gradient, normaliser, mean, seen, kept)
       pulled = _pulled(rules, tile, _bias(refs, head, at, slice(None)))
       of_value += _dot(pulled.weights.astype(gradient.dtype).T, gradient)
       of_key += _dot(pulled.of_products.astype(query.dtype).T, query)
@@ -348,6 +370,7 @@ def _of_bias(rules: _Rules, x: _Saved) -> Bias:
     "key_segments": (x.who.keys, (rows, _OF_BIAS.keys), lambda n, i, j: (0, j)),
     "shared": (shared, (rows, None, None), lambda n, i, j: (0, i, j)),
     "bias": (x.bias, *of_tile),
+    "stream": (x.who.streams, (rows, None), lambda n, i, j: (0, n)),
   }
   grid = (heads, tokens // _OF_BIAS.queries, keys // _OF_BIAS.keys)
   outputs = {"bias": (jax.ShapeDtypeStruct(x.bias.shape, jnp.float32), *of_tile)}
@@ -369,7 +392,8 @@ def _of_bias_kernel(rules: _Rules, rows: int, refs, outs) -> None:
         refs[name][row, :, :] for name in ("query", "key", "value", "gradient")
       )
       normaliser, mean = refs["normaliser"][row, :], refs["mean"][row, :]
-      tile = _Tile(query, key, value, gradient, normaliser, mean, seen)
+      kept = _kept(rules, _stream(refs, row), places, key_places)
+      tile = _Tile(query, key, value, gradient, normaliser, mean, seen, kept)
       return total + _pulled(rules, tile, bias).of_scores
 
     return jax.lax.cond(refs["shared"][row] > 0, of_row, lambda: total)
@@ -391,10 +415,11 @@ class _Tile(NamedTuple):
   normaliser: Float[Array, "Q"]
   mean: Float[Array, "Q"]
   seen: Bool[Array, "Q S"]
+  kept: Bool[Array, "Q S"] | None
 
 
 class _Pulled(NamedTuple):
-  """A tile's attention weights, and the gradients of its scores and of its products q k^T."""
+  """A tile's attention weights after dropout, and the gradients of its scores and of its products q k^T."""
 
   weights: Float[Array, "Q S"]
   of_scores: Float[Array, "Q S"]
@@ -404,8 +429,10 @@ class _Pulled(NamedTuple):
 def _pulled(rules: _Rules, x: _Tile, bias: Float[Array, "Q S"] | None) -> _Pulled:
   scores, slope = _scores(rules, x.query, x.key, bias, x.seen)
   weights = jnp.where(x.seen, jnp.exp(scores - x.normaliser[:, None]), 0.0)
-  of_scores = weights * (_dot(x.gradient, x.value.T) - x.mean[:, None])
-  return _Pulled(weights, of_scores, of_scores if slope is None else of_scores * slope)
+  of_weights = _dropped(rules, x.kept, _dot(x.gradient, x.value.T))
+  of_scores = weights * (of_weights - x.mean[:, None])
+  of_products = of_scores if slope is None else of_scores * slope
+  return _Pulled(_dropped(rules, x.kept, weights), of_scores, of_products)
 
 
 def _scores(rules: _Rules, query, key, bias, seen) -> tuple[jax.Array, jax.Array | None]:
@@ -457,6 +484,31 @@ def _range(shared: Bool[Array, "B I J"], axis: int) -> tuple[jax.Array, jax.Arra
   end = count - jnp.argmax(jnp.flip(shared, axis), axis=axis)
   end = jnp.where(jnp.any(shared, axis=axis), end, first)
   return first.astype(jnp.int32), end.astype(jnp.int32)
+
+
+def _kept(rules: _Rules, stream, places, key_places) -> Bool[Array, "Q S"] | None:
+  """What dropout leaves of a tile, whichever kernel asks; None: all."""
+  if stream is None:
+    return None
+  of_queries = _mixed(stream ^ (places.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)))
+  of_keys = key_places.astype(jnp.uint32) * jnp.uint32(0x85EBCA77)
+  drawn = _mixed(of_queries[:, None] ^ of_keys[None, :])
+  return drawn >= jnp.uint32(rules.dropout_rate * 2**32)
+
+
+def _mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+  """Every bit of it depends on all bits of `x`: the last step of MurmurHash3 (Appleby, 2011)."""
+  for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+    x = (x ^ (x >> jnp.uint32(shift))) * jnp.uint32(factor)
+  return x ^ (x >> jnp.uint32(16))
+
+
+def _dropped(rules: _Rules, kept: Bool[Array, "Q S"] | None, x: jax.Array) -> jax.Array:
+  return x if kept is None else jnp.where(kept, x / (1.0 - rules.dropout_rate), 0.0)
+
+
+def _stream(refs, index) -> jax.Array | None:
+  return refs["stream"][index] if "stream" in refs else None
 
 
 def _places(block: Any, size: int) -> jax.Array:

@@ -16,6 +16,7 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.sharding import AbstractDevice, AbstractMesh
 
 import flan_jax.models.cudnn_attention as cudnn_attention_module
+import flan_jax.models.flash_attention as flash_attention_module
 from flan_jax.errors import ConfigError, MeshError
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig, build_model
 from flan_jax.models.attention import causal_mask, same_segment, within_window
@@ -91,11 +92,11 @@ def prefixed(batch):
   return {**batch, "decoder_causal_attention": inside * (batch["decoder_segment_ids"] > 0)}
 
 
-def hidden_and_gradients(config, batch, params):
+def hidden_and_gradients(config, batch, params, key=None):
   model = build_model(config)
 
   def loss(params):
-    hidden = model.hidden(params, batch)
+    hidden = model.hidden(params, batch, dropout_key=key)
     real = batch["decoder_segment_ids"][..., None] > 0
     shown = jnp.where(real, hidden, 0).astype(jnp.float32)
     return jnp.mean(jnp.sin(shown)), shown
@@ -165,19 +166,36 @@ def test_dots_does_not_run_the_forward_kernel_of_cudnn_twice(config, calls, monk
   assert len(re.findall(r"\bdot_product_attention_fwd_wrapper\b", str(jaxpr(params)))) == calls
 
 
-def by_cudnn(query, key, value, segments, bias, softcap, causal, window):
-  assert softcap is None
+RATE, KEY = 0.3, jax.random.key(7)
+
+
+def by_cudnn(query, key, value, segments, bias, softcap, causal, window, dropout):
+  assert softcap is None and not dropout
   return cudnn_attention(query, key, value, bools(segments, causal, window), bias, 0.5)
 
 
-def by_flash(query, key, value, segments, bias, softcap, causal, window):
+def by_flash(query, key, value, segments, bias, softcap, causal, window, dropout):
   asked = Causal(segments.keys) if causal else segments
-  return flash_attention(query, key, value, asked, bias, 0.5, softcap, window)
+  drawn = (RATE, KEY) if dropout else ()
+  return flash_attention(query, key, value, asked, bias, 0.5, softcap, window, *drawn)
 
 
-def plain(query, key, value, segments, bias, softcap, causal, window):
-  mask = bools(segments, causal, window)
-  return dot_product_attention(query, key, value, mask, bias, 0.5, softcap=softcap)
+def plain(query, key, value, segments, bias, softcap, causal, window, dropout):
+  mask, kept = bools(segments, causal, window), None
+  if dropout:
+    rows, tokens, heads, _ = query.shape
+    kept = drawn(rows, heads, tokens, key.shape[1])
+    kept = jnp.swapaxes(kept.reshape(rows, key.shape[2], -1, *kept.shape[2:]), 2, 3)
+  return dot_product_attention(query, key, value, mask, bias, 0.5, kept, RATE, softcap)
+
+
+def drawn(rows, heads, tokens, keys):
+  """What dropout leaves, [B, N, T, S], of all pairs at once."""
+  rules = flash_attention_module._Rules(1.0, None, False, None, RATE)
+  of_head = partial(
+    flash_attention_module._kept, rules, places=jnp.arange(tokens), key_places=jnp.arange(keys)
+  )
+  return jax.vmap(jax.vmap(of_head))(jax.random.bits(KEY, (rows, heads)))
 
 
 def bools(segments, causal, window):
@@ -191,6 +209,8 @@ def bools(segments, causal, window):
 SHAPES = {
   "encoder with positions": {"with_bias": True, "keys": 130, "kv_heads": 4},
   "grouped cross attention": {"keys": 200},
+  "grouped, with dropout": {"keys": 150, "dropout": True},
+  "encoder with positions and dropout": {"with_bias": True, "kv_heads": 4, "dropout": True},
   "grouped causal": {"causal": True},
   "causal with positions, softcap and window": {
     "causal": True,
@@ -203,10 +223,21 @@ SHAPES = {
 
 
 @pytest.mark.skipif(ON_GPU, reason="of float32, which the kernels do not compute in there")
-@pytest.mark.parametrize("attend", [by_flash, by_cudnn])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+  ("attend", "shape"),
+  [
+    *((by_flash, shape) for shape in SHAPES),
+    *((by_cudnn, shape) for shape in SHAPES if "dropout" not in shape),
+  ],
+)
 def test_value_and_gradients_in_float32_are_those_of_the_plain_path(attend, shape):
-  settings = {"causal": False, "with_bias": False, "softcap": None, "window": None}
+  settings = {
+    "causal": False,
+    "with_bias": False,
+    "softcap": None,
+    "window": None,
+    "dropout": False,
+  }
   settings |= {"keys": 130, "kv_heads": 2} | SHAPES[shape]
   with_bias, keys, kv_heads = (settings.pop(name) for name in ("with_bias", "keys", "kv_heads"))
   if attend is by_cudnn and settings["softcap"]:
@@ -245,12 +276,29 @@ def test_the_kernels_can_be_compiled_for_a_gpu_that_is_not_here(shape, kernels):
 
   def loss(arrays):
     asked = Causal(ids) if causal else SameSegment(ids, ids)
-    return jnp.sum(flash_attention(*arrays[:3], asked, *arrays[3:]), dtype="f4")
+    bias = arrays[3] if with_bias else None
+    out = flash_attention(*arrays[:3], asked, bias, dropout_rate=RATE, dropout_key=KEY)
+    return jnp.sum(out, dtype="f4")
 
   mesh = AbstractMesh((1,), ("data",), abstract_device=AbstractDevice("NVIDIA H200", None, "gpu"))
   with jax.sharding.use_abstract_mesh(mesh):
     lowered = jax.jit(jax.grad(loss)).trace(arrays).lower(lowering_platforms=("cuda",))
   assert lowered.as_text().count("__gpu$xla.gpu.triton") == kernels
+
+
+def test_dropout_leaves_its_share_whatever_the_neighbour():
+  left = np.asarray(drawn(2, 4, 256, 256), np.float32)
+  spread = np.sqrt(RATE * (1 - RATE) / left.size)
+  assert abs(left.mean() - (1 - RATE)) < 4 * spread
+  apart = left - (1 - RATE)
+  neighbours = [apart[:, :, 1:] * apart[:, :, :-1], apart[..., 1:] * apart[..., :-1]]
+  neighbours += [apart[:, 1:] * apart[:, :-1], apart[1:] * apart[:-1]]
+  neighbours += [apart[:, :, 1:, 1:] * apart[:, :, :-1, :-1], apart * np.swapaxes(apart, 2, 3)]
+  neighbours[-1] = neighbours[-1][..., np.triu_indices(256, 1)[0], np.triu_indices(256, 1)[1]]
+  for products in neighbours:
+    assert abs(products.mean()) < 4 * RATE * (1 - RATE) / np.sqrt(products.size)
+  rows = left.mean(axis=3)
+  assert 0.9 < rows.std() / np.sqrt(RATE * (1 - RATE) / 256) < 1.1
 
 
 MESHES = {
@@ -282,17 +330,18 @@ MESHES = {
 )
 def test_on_a_mesh_every_device_has_its_rows_heads_and_queries(kernel, family, mesh):
   config, mesh = {"T5": T5, "decoder": DECODER}[family], MESHES[mesh]
-  config = dataclasses.replace(config, attention=kernel)
+  dropout = 0.1 if (kernel, family) == ("flash", "T5") else 0.0
+  config = dataclasses.replace(config, attention=kernel, dropout_rate=dropout)
   model = build_model(config)
   batch = batch_of(model.layout, rows=4, inputs=128, targets=64)
   params = model.init(jax.random.key(0))
-  wanted = hidden_and_gradients(config, batch, params)
+  wanted = hidden_and_gradients(config, batch, params, KEY)
   layout = make_layout(model, make_mesh(mesh))
   with pytest.raises(MeshError, match="kernel for GPUs"):
     check_kernels(config, layout.mesh)
   with layout.active():
     placed = jax.device_put(params, param_shardings(model, layout))
-    found = hidden_and_gradients(config, batch, placed)
+    found = hidden_and_gradients(config, batch, placed, KEY)
   for path, error in jax.tree_util.tree_leaves_with_path(distance(found, wanted)):
     assert error < 0.02, (jax.tree_util.keystr(path), error)
 
@@ -303,14 +352,13 @@ def test_on_a_mesh_every_device_has_its_rows_heads_and_queries(kernel, family, m
     (DECODER, {"dtype": "float32"}, "set dtype='bfloat16'"),
     (DECODER, {"head_dim": 260}, "head_dim=260"),
     (DECODER, {"attention_softcap": 3.0}, "no attention_softcap"),
-    (T5, {"dropout_rate": 0.1}, "set dropout_rate=0.0"),
+    (T5, {"dropout_rate": 0.1}, "set attention='flash'"),
     (DECODER, {"attention": "flash", "head_dim": 48}, "16, 32, ... 128 numbers"),
     (
       DECODER,
       {"attention": "flash", "sliding_window": 8, "window_pattern": (True, False)},
       "one mask for all layers",
     ),
-    (T5, {"attention": "flash", "dropout_rate": 0.1}, "set dropout_rate=0.0"),
     (T5, {"attention": "splash"}, "'flash' on GPUs"),
     (T5, {"attention": "cuddn"}, "Did you mean 'cudnn'"),
   ],
