@@ -16,13 +16,13 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.sharding import AbstractDevice, AbstractMesh
 
 import flan_jax.models.cudnn_attention as cudnn_attention_module
-import flan_jax.models.flash_attention as flash_attention_module
 from flan_jax.errors import ConfigError, MeshError
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig, build_model
 from flan_jax.models.attention import causal_mask, same_segment, within_window
 from flan_jax.models.cudnn_attention import cudnn_attention
 from flan_jax.models.dot_product_attention import LowerTriangular, dot_product_attention
 from flan_jax.models.flash_attention import SameSegment, flash_attention
+from flan_jax.models.flash_kernels import Rules, kept_of
 from flan_jax.models.splash_attention import Causal
 from flan_jax.training.partitioning import (
   MeshConfig,
@@ -191,10 +191,8 @@ def plain(query, key, value, segments, bias, softcap, causal, window, dropout):
 
 def drawn(rows, heads, tokens, keys):
   """What dropout leaves, [B, N, T, S], of all pairs at once."""
-  rules = flash_attention_module._Rules(1.0, None, False, None, RATE)
-  of_head = partial(
-    flash_attention_module._kept, rules, places=jnp.arange(tokens), key_places=jnp.arange(keys)
-  )
+  rules = Rules(1.0, None, False, None, RATE)
+  of_head = partial(kept_of, rules, places=jnp.arange(tokens), key_places=jnp.arange(keys))
   return jax.vmap(jax.vmap(of_head))(jax.random.bits(KEY, (rows, heads)))
 
 
