@@ -17,7 +17,7 @@ from flan_jax.models.dot_product_attention import LowerTriangular
 from flan_jax.models.layers import mesh_axes, platform
 
 _BLOCK = 128
-"""Of tokens: with a mask, gradients were wrong where a length was no multiple of it (pytorch issue 196678)."""
+"""Of tokens: with a mask, gradients were wrong where a length was no multiple of it (pytorch#196678)."""
 
 
 def cudnn_attention(
