@@ -119,19 +119,20 @@ def tune(name: str, args: argparse.Namespace) -> None:
         f"{args.store} has {store.rows:,} rows for the layout {store.layout!r}; {name} reads {model.layout!r}, and "
         f"{rows} rows a step, of which {WARM_UP} steps warm up"
       )
-  for batch in feed[:WARM_UP]:
+  warm_up, counted = feed[:WARM_UP], feed[WARM_UP:]
+  for batch in warm_up:
     state, metrics = step(state, batch, jax.random.key(1))
   jax.block_until_ready((state, metrics))
   with jax.profiler.trace(args.trace) if args.trace else contextlib.nullcontext():
     begun = time.perf_counter()
-    for batch in feed[WARM_UP:]:
+    for batch in counted:
       before = metrics
       state, metrics = step(state, batch, jax.random.key(1))
       jax.block_until_ready(before)
     jax.block_until_ready((state, metrics))
     spent = time.perf_counter() - begun
   flops, useful, places = 0.0, 0, 0
-  for batch in feed[WARM_UP:]:
+  for batch in counted:
     flops += batch_flops(config, batch, shapes, shapes).total
     segments = [ids for key, ids in batch.items() if key.endswith("segment_ids")]
     useful += sum(map(np.count_nonzero, segments))
@@ -148,7 +149,7 @@ def tune(name: str, args: argparse.Namespace) -> None:
   print(
     f"{name} on {device.device_kind}, JAX {jax.__version__}, attention {args.attention}, remat {args.remat}"
     f"{', unrolled' if args.unroll else ''}: "
-    f"{parameters / 1e9:.2f} billion parameters, {spent / args.steps:.3f} s a step of {places // args.steps:,} places, "
+    f"{parameters / 1e9:.2f} billion parameters, {spent / len(counted):.3f} s a step of {places // len(counted):,} places, "
     f"{useful / places:.0%} full, {useful / spent:,.0f} useful tokens/s, {rate(flops)}; "
     f"at 6 a parameter and token {rate(6 * parameters * useful)}; "
     f"{memory.get('peak_bytes_in_use', 0) / 2**30:.1f} GiB at the peak",
