@@ -131,7 +131,7 @@ def tune(name: str, args: argparse.Namespace) -> None:
       jax.block_until_ready(before)
     jax.block_until_ready((state, metrics))
     spent = time.perf_counter() - begun
-  flops, useful, places = 0.0, 0, 0
+  steps, flops, useful, places = len(counted), 0.0, 0, 0
   for batch in counted:
     flops += batch_flops(config, batch, shapes, shapes).total
     segments = [ids for key, ids in batch.items() if key.endswith("segment_ids")]
@@ -149,7 +149,7 @@ def tune(name: str, args: argparse.Namespace) -> None:
   print(
     f"{name} on {device.device_kind}, JAX {jax.__version__}, attention {args.attention}, remat {args.remat}"
     f"{', unrolled' if args.unroll else ''}: "
-    f"{parameters / 1e9:.2f} billion parameters, {spent / len(counted):.3f} s a step of {places // len(counted):,} places, "
+    f"{parameters / 1e9:.2f} billion parameters, {spent / steps:.3f} s a step of {places // steps:,} places, "
     f"{useful / places:.0%} full, {useful / spent:,.0f} useful tokens/s, {rate(flops)}; "
     f"at 6 a parameter and token {rate(6 * parameters * useful)}; "
     f"{memory.get('peak_bytes_in_use', 0) / 2**30:.1f} GiB at the peak",
