@@ -13,7 +13,7 @@ counted.
 
 With `--writing` tokens a second of one prompt and of 32, in bfloat16: the time of 128 tokens more than 64, so that
 reading the prompt is left out. The floor is the time in which the parameters can be read, at the bandwidth of a copy.
-transformers writes with its default cache and, compiled by torch, with a static one, and the faster counts.
+transformers writes with its default cache and with a static one, and the faster counts.
 """
 
 import argparse

@@ -9,12 +9,11 @@ import math
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from flan_jax.models.dot_product_attention import LowerTriangular
-from flan_jax.models.layers import mesh_axes, platform
+from flan_jax.models.layers import attention_cuts, padded, platform
 
 _BLOCK = 128
 """Of tokens: with a mask, gradients were wrong where a length was no multiple of it (pytorch#196678)."""
@@ -38,20 +37,17 @@ def cudnn_attention(
     bias: added to the scores in the dtype of `query`; batch 1 for all rows alike.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  rows, tokens, count, _ = query.shape
-  batch = mesh_axes("batch", mesh, rows)
-  length = mesh_axes("length", mesh, tokens)
-  heads = mesh_axes("heads", mesh, count)
-  if heads != mesh_axes("kv", mesh, key.shape[2]):
-    # A device's query heads would not find theirs among the key heads.
-    groups = count // key.shape[2]
-    key, value = jnp.repeat(key, groups, axis=2), jnp.repeat(value, groups, axis=2)
+  rows, tokens = query.shape[:2]
+  (batch, length, heads), key, value = attention_cuts(query, key, value)
   seen = mask.seen if isinstance(mask, LowerTriangular) else mask
   pieces = math.prod(mesh.shape[axis] for axis in length)
   of_queries, of_keys = -tokens % (_BLOCK * pieces), -key.shape[1] % _BLOCK
-  pad_queries, pad_keys = partial(_pad, axis=1, by=of_queries), partial(_pad, axis=1, by=of_keys)
+  pad_queries, pad_keys = (
+    partial(padded, axis=1, by=of_queries),
+    partial(padded, axis=1, by=of_keys),
+  )
   added = [seen[:, None]] + ([] if bias is None else [bias.astype(query.dtype)])
-  added = [_pad(_pad(x, axis=2, by=of_queries), axis=3, by=of_keys) for x in added]
+  added = [padded(padded(x, axis=2, by=of_queries), axis=3, by=of_keys) for x in added]
   # A device that has a piece of the queries does not know which keys stand behind them.
   attend = partial(_attend, scale, isinstance(mask, LowerTriangular) and not length)
   if batch + length + heads:
@@ -93,8 +89,3 @@ def _attend(
     is_causal=causal,
     implementation="cudnn" if platform() == "gpu" else "xla",
   )
-
-
-def _pad(x: jax.Array, axis: int, by: int) -> jax.Array:
-  """Zeros behind: keys that nobody sees, queries that nobody asks for."""
-  return jnp.pad(x, [(0, by if axis == i else 0) for i in range(x.ndim)]) if by else x

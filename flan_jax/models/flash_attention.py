@@ -39,7 +39,7 @@ from flan_jax.models.flash_kernels import (
   of_keys_kernel,
   of_queries_kernel,
 )
-from flan_jax.models.layers import mesh_axes, platform
+from flan_jax.models.layers import attention_cuts, padded, platform
 from flan_jax.models.splash_attention import Causal
 
 Heads = Float[Array, "B T N H"]
@@ -99,21 +99,15 @@ def flash_attention(
     own = segments.segment_ids
     own = jnp.ones((rows, tokens), jnp.int32) if own is None else own
     segments = SameSegment(own, own)
-  batch = mesh_axes("batch", mesh, rows)
-  length = mesh_axes("length", mesh, tokens)
-  heads = mesh_axes("heads", mesh, count)
-  if heads != mesh_axes("kv", mesh, key.shape[2]):
-    # A device's query heads would not find theirs among the key heads.
-    groups = count // key.shape[2]
-    key, value = jnp.repeat(key, groups, axis=2), jnp.repeat(value, groups, axis=2)
+  (batch, length, heads), key, value = attention_cuts(query, key, value)
   pieces = math.prod(mesh.shape[axis] for axis in length)
   more_queries, more_keys = -tokens % (TOKENS * pieces), -key.shape[1] % TOKENS
-  query = _padded(query, 1, more_queries)
-  key, value = (_padded(x, 1, more_keys) for x in (key, value))
+  query = padded(query, 1, more_queries)
+  key, value = (padded(x, 1, more_keys) for x in (key, value))
   if bias is not None:
-    bias = _padded(_padded(bias, 2, more_queries), 3, more_keys)
-  ids = _padded(segments.queries, 1, more_queries)
-  key_ids = _padded(segments.keys, 1, more_keys)
+    bias = padded(padded(bias, 2, more_queries), 3, more_keys)
+  ids = padded(segments.queries, 1, more_queries)
+  key_ids = padded(segments.keys, 1, more_keys)
   who = _Who(
     jnp.where(ids > 0, ids, -1),
     jnp.where(key_ids > 0, key_ids, -2),
@@ -137,10 +131,6 @@ def flash_attention(
       check_vma=False,
     )
   return attend(query, key, value, bias, who)[:, :tokens]
-
-
-def _padded(x: jax.Array, axis: int, by: int) -> jax.Array:
-  return jnp.pad(x, [(0, by if axis == i else 0) for i in range(x.ndim)]) if by else x
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

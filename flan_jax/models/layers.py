@@ -327,6 +327,31 @@ def _masked_gather(
   return jax.lax.psum(rows, vocab)
 
 
+def attention_cuts(
+  query: Float[Array, "B T N H"], key: Float[Array, "B S K H"], value: Float[Array, "B S K H"]
+) -> tuple[tuple[tuple[str, ...], ...], jax.Array, jax.Array]:
+  """How the mesh in force cuts what a kernel for attention is given.
+
+  Returns:
+    The mesh axes that cut rows, queries and heads; and keys and values, repeated for each query head where a device's
+    query heads would not find theirs among the key heads.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  batch, length, heads = (
+    mesh_axes(name, mesh, size)
+    for name, size in zip(("batch", "length", "heads"), query.shape[:3], strict=True)
+  )
+  if heads != mesh_axes("kv", mesh, key.shape[2]):
+    groups = query.shape[2] // key.shape[2]
+    key, value = jnp.repeat(key, groups, axis=2), jnp.repeat(value, groups, axis=2)
+  return (batch, length, heads), key, value
+
+
+def padded(x: jax.Array, axis: int, by: int) -> jax.Array:
+  """With so many zeros behind."""
+  return jnp.pad(x, [(0, by if axis == i else 0) for i in range(x.ndim)]) if by else x
+
+
 def platform() -> str:
   """Of the mesh in force, be its devices there or not; without one, of what there is: "cpu", "gpu" or "tpu"."""
   device = jax.sharding.get_abstract_mesh().abstract_device

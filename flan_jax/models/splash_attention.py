@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from flan_jax.models.layers import mesh_axes, platform
+from flan_jax.models.layers import attention_cuts, platform
 
 _LANES = 128  # What a block's sides are multiples of.
 _LARGEST_BLOCK = 512
@@ -50,13 +50,7 @@ def splash_attention(
     window: a token sees at most so many, itself counted; None: all.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  batch = mesh_axes("batch", mesh, query.shape[0])
-  length = mesh_axes("length", mesh, query.shape[1])
-  heads = mesh_axes("heads", mesh, query.shape[2])
-  if heads != mesh_axes("kv", mesh, key.shape[2]):
-    # A device's query heads would not find theirs among the key heads.
-    groups = query.shape[2] // key.shape[2]
-    key, value = jnp.repeat(key, groups, axis=2), jnp.repeat(value, groups, axis=2)
+  (batch, length, heads), key, value = attention_cuts(query, key, value)
   pieces = math.prod(mesh.shape[axis] for axis in length)
   head_shards = math.prod(mesh.shape[axis] for axis in heads)
   tokens = query.shape[1]
