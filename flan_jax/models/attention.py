@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from flan_jax.models.blockwise_attention import HIDDEN
 from flan_jax.models.cudnn_attention import cudnn_attention
 from flan_jax.models.dot_product_attention import (
-  HIDDEN,
   LowerTriangular,
   Mask,
   dot_product_attention,

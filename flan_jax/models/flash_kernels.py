@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float, UInt32
 
-from flan_jax.models.dot_product_attention import HIDDEN
+from flan_jax.models.blockwise_attention import HIDDEN
 
 
 class Blocks(NamedTuple):

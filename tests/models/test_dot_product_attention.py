@@ -1,4 +1,4 @@
-"""Attention in blocks, with a gradient of its own, against attention written out."""
+"""Attention in blocks and in a loop over tiles, with a gradient of its own, against attention written out."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 
 from flan_jax.models.dot_product_attention import LowerTriangular, dot_product_attention
 
-LENGTHS = [5, 64, 130, 517]
+LENGTHS = [5, 64, 130, 256, 517]  # From 256 on by the loop, on one CPU.
 
 
 def plain(query, key, value, mask, bias=None, scale=1.0, kept=None, rate=0.0, softcap=None):
@@ -63,7 +63,7 @@ def test_blocks_under_a_triangle_give_what_whole_arrays_give(length: int):
 
 
 @pytest.mark.parametrize("triangle", [False, True])
-@pytest.mark.parametrize("length", [5, 130])
+@pytest.mark.parametrize("length", [5, 130, 300])
 def test_bias_softcap_and_dropout_have_their_part_in_value_and_gradient(length, triangle):
   arguments, draw = arrays(length)
   bias = jnp.asarray(draw.standard_normal((1, 4, length, length)), jnp.float32)
@@ -77,11 +77,43 @@ def test_bias_softcap_and_dropout_have_their_part_in_value_and_gradient(length, 
   )
 
 
-def test_other_keys_than_queries_and_an_added_mask_that_all_queries_share():
-  (query, key, value), draw = arrays(9)
-  query = query[:, :4]
-  mask = jnp.asarray(draw.standard_normal((2, 1, 9)), jnp.float32)
+@pytest.mark.parametrize(("length", "source"), [(4, 9), (260, 600)])
+def test_other_keys_than_queries_and_an_added_mask_that_all_queries_share(length, source):
+  (query, key, value), draw = arrays(source)
+  query = query[:, :length]
+  mask = jnp.asarray(draw.standard_normal((2, 1, source)), jnp.float32)
   assert_alike(dot_product_attention, plain, [query, key, value, mask])
+
+
+@pytest.mark.parametrize("rows_of_bias", [1, 2])
+def test_the_loop_goes_over_examples_that_lie_elsewhere_among_queries_and_keys(rows_of_bias):
+  (query, key, value), draw = arrays(600)
+  query = query[:, :300]
+  ids = jnp.arange(300)[None] >= jnp.array([[40], [290]])
+  key_ids = jnp.arange(600)[None] >= jnp.array([[550], [100]])
+  mask = ids[:, :, None] == key_ids[:, None, :]
+  bias = jnp.asarray(draw.standard_normal((rows_of_bias, 4, 300, 600)), jnp.float32)
+  assert_alike(
+    lambda q, k, v, b: dot_product_attention(q, k, v, mask, b),
+    lambda q, k, v, b: plain(q, k, v, mask, b),
+    [query, key, value, bias],
+  )
+
+
+@pytest.mark.parametrize("triangle", [False, True])
+def test_the_loop_passes_over_keys_that_no_query_of_a_tile_sees(triangle):
+  arguments, _ = arrays(512)
+  ids = jnp.arange(512) >= 256
+  mask = jnp.broadcast_to(ids[:, None] == ids[None, :], (2, 512, 512))
+  mask = LowerTriangular(mask & jnp.tril(mask)) if triangle else mask
+
+  def of_the_first_example(query, key, value):
+    key, value = (x.at[:, 256:].set(jnp.nan) for x in (key, value))
+    return dot_product_attention(query, key, value, mask)[:, :256]
+
+  out, backward = jax.vjp(of_the_first_example, *arguments)
+  assert np.isfinite(out).all()
+  assert all(np.isfinite(x[:, :256]).all() for x in backward(jnp.ones_like(out)))
 
 
 def test_narrow_numbers_are_summed_in_float32():
