@@ -62,7 +62,6 @@ ROWS = {"decoder": 8, "encoder_decoder": 32}
 EXAMPLE = (200, 48)
 LONGEST = (768, 192)
 WARM_UP = 2  # Steps.
-LOGITS = (2048, 16384)  # Tokens by words at a time: a GPU has room for more than the default.
 PROMPT, SHORT, LONG = 64, 64, 192
 
 
@@ -103,8 +102,7 @@ def tune(name: str, args: argparse.Namespace) -> None:
     config = dataclasses.replace(config, vocab_size=words)
   model = build_model(config)
   optimizer = adamw(optax.constant_schedule(1e-5), clip_norm=1.0)
-  loss = SupervisedLoss(model, token_block=LOGITS[0], vocabulary_block=LOGITS[1])
-  step = make_train_step(loss, optimizer)
+  step = make_train_step(SupervisedLoss(model), optimizer)
   # The same parameters, for less compilation.
   plain = build_model(dataclasses.replace(config, attention="xla", scan_layers=True))
   state = TrainState.create(jax.jit(plain.init)(jax.random.key(0)), optimizer)

@@ -4,13 +4,14 @@ The logits of B x T tokens over V words are the largest array of a training step
 are not asked for: in instruction tuning nine tokens of ten are inputs, which carry no loss. So:
 
   1. each device sorts its own tokens: those that are asked for come first;
-  2. a loop over blocks of `token_block` tokens ends after the last block that holds one (its trip
-     count is a value, not a shape: short answers cost less, and no batch overflows a budget);
-  3. within it, a loop over blocks of `vocabulary_block` words keeps a running log-sum-exp;
-  4. the backward pass runs the same two loops and computes the logits of each block again.
+  2. a loop goes over blocks of `vocabulary_block` words; within it another over blocks of
+     `token_block` tokens, which keeps a running log-sum-exp of each and ends after the last block
+     that holds one asked for (its trip count is a value, not a shape: short answers cost less, and
+     no batch overflows a budget);
+  3. the backward pass runs the same two loops and computes the logits of each block again.
 
-On a mesh no token leaves its device for this, and each block of the unembedding is gathered once a
-block of tokens.
+On a mesh no token leaves its device for this, and of each block of words the unembedding is gathered, and
+its gradient summed over the devices, once.
 """
 
 import functools
@@ -25,6 +26,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
 from flan_jax.models import LMHead
+from flan_jax.models.layers import platform
 from flan_jax.training.partitioning import current_shards
 
 
@@ -51,8 +53,8 @@ def token_scores(
   targets: Int[Array, "B T"],
   asked: Bool[Array, "B T"] | None = None,
   *,
-  token_block: int = 512,
-  vocabulary_block: int = 8192,
+  token_block: int | None = None,
+  vocabulary_block: int | None = None,
 ) -> TokenScores:
   """Scores of `targets` under the softmax of the logits, exact in value and gradient.
 
@@ -61,9 +63,12 @@ def token_scores(
 
   Args:
     asked: which tokens to score; the others get zeros and give no gradient. None: all.
-    token_block: tokens of one device whose logits exist at a time.
-    vocabulary_block: words of one device whose logits exist at a time.
+    token_block, vocabulary_block: tokens and words of one device whose logits exist at a time; None: as
+      `logits_at_a_time`.
   """
+  tokens_at_a_time, words_at_a_time = logits_at_a_time()
+  token_block = token_block or tokens_at_a_time
+  vocabulary_block = vocabulary_block or words_at_a_time
   hidden, unembedding = _with_bias(hidden, head)
   grouping = _Grouping.of(targets.shape, token_block)
   hidden, targets = grouping.split(hidden), grouping.split(targets)
@@ -87,6 +92,12 @@ def token_scores(
   return TokenScores(
     *(grouping.join(jnp.where(asked, _unsorted(x, order, inverse), 0.0)) for x in scores)
   )
+
+
+def logits_at_a_time() -> tuple[int, int]:
+  """Tokens and words of a block, for the devices of the mesh in force: those that a GPU needs to be busy would on a
+  CPU be mostly tokens that nobody asks for."""
+  return {"cpu": (128, 8192), "gpu": (2048, 16_384)}.get(platform(), (512, 8192))
 
 
 def _with_bias(hidden: jax.Array, head: LMHead) -> tuple[jax.Array, jax.Array]:
@@ -196,35 +207,34 @@ def _blockwise_scores(
 def _forward(hidden, unembedding, targets, trips, words, softcap):
   table = unembedding.reshape(-1, words.shards, words.held)
 
-  def score_block(i, scores):
-    x, target = _block(hidden, i), _block(targets, i)
+  def score_words(j, running):
+    columns, (word, fresh) = words.take(table, j, hidden.dtype), words.words(j)
 
-    def score_words(j, carry):
-      top, total, at_target, everything = carry
-      logits = _logits(x, words.take(table, j, x.dtype), softcap)
-      word, fresh = words.words(j)
+    def score_tokens(i, running):
+      top, total, at_target, everything = (_block(each, i) for each in running)
+      logits = _logits(_block(hidden, i), columns, softcap)
       seen = jnp.where(fresh, logits, -jnp.inf)
       new_top = jnp.maximum(top, jnp.max(seen, axis=(-2, -1)))
       total = total * jnp.exp(top - new_top)
       total = total + jnp.sum(jnp.exp(seen - new_top[..., None, None]), axis=(-2, -1))
-      hit = (target[..., None, None] == word) & fresh
+      hit = (_block(targets, i)[..., None, None] == word) & fresh
       at_target = at_target + jnp.sum(jnp.where(hit, logits, 0.0), axis=(-2, -1))
       everything = everything + jnp.sum(jnp.where(fresh, logits, 0.0), axis=(-2, -1))
-      return new_top, total, at_target, everything
+      new = (new_top, total, at_target, everything)
+      return tuple(_with_block(old, fresh, i) for old, fresh in zip(running, new, strict=True))
 
-    zero = jnp.zeros(target.shape, jnp.float32)
-    start = (jnp.full(target.shape, -jnp.inf, jnp.float32), zero, zero, zero)
-    top, total, at_target, everything = _each(words.blocks, score_words, start)
-    log_z = top + jnp.log(total)
-    mean = everything / np.float32(words.shards * words.held)
-    found = (at_target - log_z, log_z, mean - log_z, top - log_z)
-    return tuple(
-      jax.lax.dynamic_update_index_in_dim(old, new, i, 2)
-      for old, new in zip(scores, found, strict=True)
-    )
+    return jax.lax.fori_loop(0, trips, score_tokens, running)
 
-  empty = _constrain(jnp.zeros(targets.shape, jnp.float32), "batch", "length")
-  scores = jax.lax.fori_loop(0, trips, score_block, (empty,) * 4)
+  zero = _constrain(jnp.zeros(targets.shape, jnp.float32), "batch", "length")
+  top, total, at_target, everything = _each(
+    words.blocks, score_words, (zero - jnp.inf, zero, zero, zero)
+  )
+  log_z = top + jnp.log(total)
+  mean = everything / np.float32(words.shards * words.held)
+  scores = tuple(
+    jnp.where(total > 0, each, 0.0)
+    for each in (at_target - log_z, log_z, mean - log_z, top - log_z)
+  )
   return scores, (hidden, unembedding, targets, trips, scores[1])
 
 
@@ -249,43 +259,48 @@ def _backward(words, softcap, residuals, cotangents):
   ]
   table = unembedding.reshape(-1, words.shards, words.held)
 
-  def pull_block(i, carry):
+  def pull_words(j, carry):
     d_hidden, d_table = carry
-    x, target, block_log_z = _block(hidden, i), _block(targets, i), _block(log_z, i)
-    to_target, to_z, to_mean = (_block(g, i)[..., None, None] for g in cotangents[:3])
-    uniform = to_mean / np.float32(words.shards * words.held)
+    columns, (word, fresh) = words.take(table, j, hidden.dtype), words.words(j)
 
-    def pull_words(j, carry):
-      d_x, d_table = carry
-      columns = words.take(table, j, x.dtype)
-      word, fresh = words.words(j)
+    def pull_tokens(i, carry):
+      d_hidden, d_columns = carry
+      x, target = _block(hidden, i), _block(targets, i)[..., None, None]
+      to_target, to_z, to_mean = (_block(g, i)[..., None, None] for g in cotangents[:3])
       logits = _logits(x, columns, softcap)
-      chance = jnp.exp(logits - block_log_z[..., None, None])
-      pull = chance * (to_z - to_target - to_mean) + uniform
-      pull = pull + jnp.where(target[..., None, None] == word, to_target, 0.0)
+      chance = jnp.exp(logits - _block(log_z, i)[..., None, None])
+      pull = chance * (to_z - to_target - to_mean) + to_mean / np.float32(words.shards * words.held)
+      pull = pull + jnp.where(target == word, to_target, 0.0)
       if softcap is not None:
         pull = pull * (1 - jnp.square(logits / np.float32(softcap)))
       pull = jnp.where(fresh, pull, 0.0).astype(x.dtype)
-      d_x = d_x + jnp.einsum("rscvw,dvw->rscd", pull, columns, preferred_element_type=jnp.float32)
-      if d_table is None:
-        return d_x, None
-      d_columns = jnp.einsum("rscd,rscvw->dvw", x, pull, preferred_element_type=jnp.float32)
-      old = jax.lax.dynamic_slice_in_dim(d_table, words.start(j), words.size, axis=2)
-      new = _constrain(old + d_columns, "embed", "vocab")
-      return d_x, jax.lax.dynamic_update_slice_in_dim(d_table, new, words.start(j), axis=2)
+      d_x = jnp.einsum("rscvw,dvw->rscd", pull, columns, preferred_element_type=jnp.float32)
+      d_hidden = _with_block(d_hidden, _block(d_hidden, i) + d_x, i)
+      if d_columns is None:
+        return d_hidden, None
+      new = jnp.einsum("rscd,rscvw->rsdvw", x, pull, preferred_element_type=jnp.float32)
+      return d_hidden, _constrain(d_columns + new, "batch", "length", None, "vocab")
 
-    d_x, d_table = _each(words.blocks, pull_words, (jnp.zeros(x.shape, jnp.float32), d_table))
-    d_x = jax.lax.dynamic_update_index_in_dim(d_hidden, d_x.astype(hidden.dtype), i, 2)
-    return _constrain(d_x, "batch", "length"), d_table
+    nothing = None
+    if d_table is not None:
+      # Each device sums over its own tokens, and all together once a block of words.
+      nothing = jnp.zeros((*hidden.shape[:2], *columns.shape), jnp.float32)
+      nothing = _constrain(nothing, "batch", "length", None, "vocab")
+    d_hidden, d_columns = jax.lax.fori_loop(0, trips, pull_tokens, (d_hidden, nothing))
+    if d_columns is None:
+      return d_hidden, None
+    old = jax.lax.dynamic_slice_in_dim(d_table, words.start(j), words.size, axis=2)
+    new = _constrain(old + jnp.sum(d_columns, axis=(0, 1)), "embed", "vocab")
+    return d_hidden, jax.lax.dynamic_update_slice_in_dim(d_table, new, words.start(j), axis=2)
 
   start = (
-    _constrain(jnp.zeros_like(hidden), "batch", "length"),
+    _constrain(jnp.zeros(hidden.shape, jnp.float32), "batch", "length"),
     None if asked is None else _constrain(jnp.zeros(table.shape, jnp.float32), "embed", "vocab"),
   )
-  d_hidden, d_table = jax.lax.fori_loop(0, trips, pull_block, start)
+  d_hidden, d_table = _each(words.blocks, pull_words, start)
   if d_table is not None:
     d_table = d_table.reshape(unembedding.shape).astype(unembedding.dtype)
-  return d_hidden, d_table, None, None
+  return d_hidden.astype(hidden.dtype), d_table, None, None
 
 
 _blockwise_scores.defvjp(_forward_of_some, _backward, symbolic_zeros=True)
@@ -324,6 +339,10 @@ def _logits(x: jax.Array, columns: jax.Array, softcap: float | None) -> Float[Ar
 
 def _block(x: jax.Array, i: jax.Array) -> jax.Array:
   return jax.lax.dynamic_index_in_dim(x, i, axis=2, keepdims=False)
+
+
+def _with_block(x: jax.Array, fresh: jax.Array, i: jax.Array) -> jax.Array:
+  return jax.lax.dynamic_update_index_in_dim(x, fresh, i, axis=2)
 
 
 def _each(count: int, body, start):

@@ -104,8 +104,8 @@ class SupervisedLoss:
   label_smoothing: float = 0.0
   normalising_factor: float | None = None
   tasks: int = 0
-  token_block: int = 512
-  vocabulary_block: int = 8192
+  token_block: int | None = None
+  vocabulary_block: int | None = None
 
   def __post_init__(self) -> None:
     if not self.z_loss >= 0:
@@ -114,7 +114,7 @@ class SupervisedLoss:
       raise ConfigError(f"label_smoothing={self.label_smoothing} must lie in [0, 1)")
     if self.normalising_factor is not None and not self.normalising_factor > 0:
       raise ConfigError(f"normalising_factor={self.normalising_factor} must be above 0")
-    if self.token_block < 1 or self.vocabulary_block < 1:
+    if any(size is not None and size < 1 for size in (self.token_block, self.vocabulary_block)):
       raise ConfigError("token_block and vocabulary_block must be 1 or more")
 
   def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
@@ -162,8 +162,8 @@ def token_logprobs(
   key: jax.Array | None = None,
   *,
   asked: Array | None = None,
-  token_block: int = 512,
-  vocabulary_block: int = 8192,
+  token_block: int | None = None,
+  vocabulary_block: int | None = None,
 ) -> Float[Array, "B T"]:
   """log p of each of `decoder_target_tokens`, by the very computation that `SupervisedLoss` trains.
 

@@ -30,10 +30,10 @@ from flan_jax.training.activations import (
   in_forward_pass_again,
   stacks,
 )
+from flan_jax.training.cross_entropy import logits_at_a_time
 from flan_jax.training.partitioning import Layout, path_of
 
 PyTree = Any
-_TOKEN_BLOCK, _VOCABULARY_BLOCK = 512, 8192
 _BATCH_KEYS = (
   6  # int32 and float32 arrays [rows, length]: tokens, targets, weights, segments, positions, tasks
 )
@@ -214,8 +214,9 @@ def _of_logits(
   size, d = jnp.dtype(config.dtype).itemsize, config.emb_dim
   tokens = work.microbatch * work.length / layout.shards("batch") / layout.shards("length")
   words = -(-config.vocab_size // layout.shards("vocab"))
-  block, width = min(tokens, _TOKEN_BLOCK), min(words, _VOCABULARY_BLOCK)
-  return block * width * (8 + size) + d * width * (size + 4) + 4 * tokens * d * size
+  with layout.active():
+    block, width = map(min, (tokens, words), logits_at_a_time())
+  return block * width * (8 + size) + d * width * (size + 8) + tokens * d * (3 * size + 4)
 
 
 def batch_bytes(work: Workload, layout: Layout) -> int:

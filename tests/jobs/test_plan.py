@@ -14,7 +14,7 @@ from flan_jax.jobs.gin_files import CONFIG_DIRECTORY
 from flan_jax.jobs.optimizer import as_optimizer
 from flan_jax.jobs.plan import Setup, advised, make_plan, make_plans, setups
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig, LoraConfig, build_model
-from flan_jax.training import optimizers, schedules
+from flan_jax.training import cross_entropy, optimizers, schedules
 from flan_jax.training.activations import Workload, kept_bytes, stacks
 from flan_jax.training.devices import DEVICES
 from flan_jax.training.lora import Lora
@@ -195,13 +195,15 @@ def test_layers_keep_what_the_partial_evaluation_of_jax_saves_of_them(kind, rema
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "length"), [("decoder", 48), ("decoder", 400), ("t5", 48)])
-def test_executed_flops_are_those_that_the_compiler_counts(family, length):
+@pytest.mark.parametrize(("family", "length"), [("decoder", 48), ("decoder", 250), ("t5", 48)])
+def test_executed_flops_are_those_that_the_compiler_counts(family, length, monkeypatch):
   config = (
     dataclasses.replace(CONFIGS[family], emb_dim=256, mlp_dim=768, head_dim=32, num_kv_heads=8)
     if family == "decoder"
     else dataclasses.replace(T5, emb_dim=256, mlp_dim=768, head_dim=32)
   )
+  # The compiler counts what is in a loop once: those that are scored, 8 rows of 48, are one block.
+  monkeypatch.setattr(cross_entropy, "logits_at_a_time", lambda: (512, config.vocab_size))
   setup = setup_of(config, "lion", length=length)
   ours = make_plan(setup, CPU, 1).flops.executed
   theirs = compile_step(setup, jax.devices()[:1], "CPU").flops

@@ -1,5 +1,7 @@
 """Blockwise scores against optax on whole logits."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import DECODER
 
 from flan_jax.models import LMHead
 from flan_jax.training.cross_entropy import token_scores
+from flan_jax.training.partitioning import MeshConfig, make_layout, make_mesh
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +134,29 @@ def test_no_array_is_as_large_as_the_logits():
   compiled = jax.jit(jax.grad(total, (0, 1))).lower(hidden, unembedding).compile()
   logits = batch * length * words * 4
   assert compiled.memory_analysis().temp_size_in_bytes < logits / 4
+
+
+def test_devices_exchange_nothing_while_they_go_over_blocks_of_tokens():
+  layout = make_layout(DECODER, make_mesh(MeshConfig(data=1, fsdp=8), jax.devices()))
+  shapes = [((16, 64, 16), "float32"), ((16, 512), "float32"), ((16, 64), "int32")]
+  axes = [("batch", "length", None), ("embed", "vocab"), ("batch", "length")]
+  hidden, table, targets = (
+    jax.ShapeDtypeStruct(*shape, sharding=layout.sharding(*names))
+    for shape, names in zip(shapes, axes, strict=True)
+  )
+
+  def total(h, w, t):
+    return token_scores(h, LMHead(w), t, token_block=16, vocabulary_block=32).logprob.sum()
+
+  with layout.active():
+    gradient = jax.jit(jax.grad(total, (0, 1)), out_shardings=(hidden.sharding, table.sharding))
+    program = gradient.lower(hidden, table, targets).compile().as_text()
+  parts = {part.split(" ", 1)[0].strip("%"): part for part in re.split(r"\n(?=%)", program)}
+  loops = [parts[name] for name in re.findall(r"body=%([\w.\-]+)", program)]
+  over_tokens = [loop for loop in loops if "body=" not in loop]
+  assert len(loops) == 4 and len(over_tokens) == 2
+  assert any("all-reduce" in loop for loop in loops)
+  assert not any(re.search("all-|scatter", loop) for loop in over_tokens)
 
 
 def test_a_frozen_table_costs_no_gradient_of_its_size():
