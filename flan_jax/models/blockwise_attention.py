@@ -10,12 +10,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 HIDDEN = -1e30
-"""A score that is never seen. Finite, so that a row which may see nothing averages its values instead of turning
-into NaN."""
+"""A score that is never seen. Finite, so that a row which may see nothing averages values instead of turning into
+NaN."""
 
+_LOWEST = float(np.finfo(np.float32).min)
 _TILE = 128
 _WHOLE = 256  # Tokens that are not cut.
 
@@ -101,7 +103,8 @@ def tile(tokens: int) -> int:
 
 
 def attend_in_loop(rules: Rules, block: Block, masks: Masks) -> tuple[Rows, Softmax]:
-  """As `attend`, of tokens that are whole tiles; but a query that sees nothing averages the values of some keys."""
+  """As `attend`, of tokens that are whole tiles. A query that sees nothing averages the values of some keys, and the
+  zeros that fill a tile."""
   tiles = _Tiles(block, masks)
 
   def of_queries(n: Int[Array, ""], found: tuple[Rows, Softmax]) -> tuple[Rows, Softmax]:
@@ -119,7 +122,7 @@ def attend_in_loop(rules: Rules, block: Block, masks: Masks) -> tuple[Rows, Soft
       return summed, Softmax(highest, total)
 
     nothing = jnp.zeros((*query.shape[:-1], 1), jnp.float32)
-    begin = (jnp.zeros(query.shape, jnp.float32), Softmax(nothing - jnp.inf, nothing))
+    begin = (jnp.zeros(query.shape, jnp.float32), Softmax(nothing + _LOWEST, nothing))
     summed, softmax = jax.lax.fori_loop(*tiles.keys_of(row, i), of_keys, begin)
     fresh = (summed / softmax.total, softmax)
     return jax.tree.map(lambda x, y: _put(x, y, row, {2: (i, tiles.queries)}), found, fresh)

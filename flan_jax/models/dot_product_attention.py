@@ -55,7 +55,8 @@ def dot_product_attention(
 
   The backward pass makes the scores again, and the weights of them with each row's maximum and sum, which are
   all that is kept (arXiv 2205.14135, appendix B.2). Under a `LowerTriangular` mask queries go in blocks, each
-  with the keys before its end alone. On one device that is a CPU long rows go through `attend_in_loop`.
+  with the keys before its end alone. On one device that is a CPU long rows go through `attend_in_loop`,
+  which has first derivatives only.
 
   Args:
     mask: [B, T, S], batch 1 for all rows alike; boolean (True: seen) or float (added).
@@ -76,7 +77,7 @@ def dot_product_attention(
     seen = mask[:, None, :, None]
   else:
     added = (*added, mask[:, None, :, None])
-  looped = min(length, source) >= _LOOP_FROM and _on_one_cpu()
+  looped = min(length, source) >= _LOOP_FROM and _on_one_cpu(query)
   more = {2: -length % tile(length), 4: -source % tile(source)} if looped else {}
   if any(more.values()):
     seen = jnp.ones((1, 1, 1, 1, source), jnp.bool_) if seen is None else seen
@@ -128,9 +129,9 @@ def _triangle(length: int) -> tuple[_Place, ...]:
   )
 
 
-def _on_one_cpu() -> bool:
-  mesh = jax.sharding.get_abstract_mesh()
-  return platform() == "cpu" and (mesh.empty or mesh.size == 1)
+def _on_one_cpu(x: jax.Array) -> bool:
+  meshes = jax.sharding.get_abstract_mesh(), jax.typeof(x).sharding.mesh
+  return platform() == "cpu" and all(mesh.size <= 1 for mesh in meshes)
 
 
 def _padded_pairs(more: dict[int, int], x: jax.Array) -> jax.Array:

@@ -229,11 +229,12 @@ def _forward(hidden, unembedding, targets, trips, words, softcap):
   top, total, at_target, everything = _each(
     words.blocks, score_words, (zero - jnp.inf, zero, zero, zero)
   )
+  reached = (jnp.arange(targets.shape[2], dtype=jnp.int32) < trips)[None, None, :, None]
+  top, total = jnp.where(reached, top, 0.0), jnp.where(reached, total, 1.0)
   log_z = top + jnp.log(total)
   mean = everything / np.float32(words.shards * words.held)
   scores = tuple(
-    jnp.where(total > 0, each, 0.0)
-    for each in (at_target - log_z, log_z, mean - log_z, top - log_z)
+    jnp.where(reached, each, 0.0) for each in (at_target - log_z, log_z, mean - log_z, top - log_z)
   )
   return scores, (hidden, unembedding, targets, trips, scores[1])
 

@@ -85,6 +85,26 @@ def test_other_keys_than_queries_and_an_added_mask_that_all_queries_share(length
   assert_alike(dot_product_attention, plain, [query, key, value, mask])
 
 
+@pytest.mark.parametrize("length", [300, 512])
+def test_added_minus_infinity_hides_a_key_however_long_the_row(length):
+  arguments, _ = arrays(length)
+  mask = packed(length)
+  added = jnp.where(mask, 0.0, -jnp.inf)
+  assert_alike(
+    lambda q, k, v: dot_product_attention(q, k, v, added),
+    lambda q, k, v: plain(q, k, v, mask),
+    arguments,
+  )
+
+
+@pytest.mark.parametrize("length", [256, 512])
+def test_a_row_that_the_lowest_number_hides_from_every_key_is_finite(length):
+  arguments, _ = arrays(length)
+  added = jnp.zeros((1, length, length)).at[:, -5:].set(jnp.finfo(jnp.float32).min)
+  out, backward = jax.vjp(lambda *x: dot_product_attention(*x, added), *arguments)
+  assert all(np.isfinite(x).all() for x in (out, *backward(jnp.ones_like(out))))
+
+
 @pytest.mark.parametrize("rows_of_bias", [1, 2])
 def test_the_loop_goes_over_examples_that_lie_elsewhere_among_queries_and_keys(rows_of_bias):
   (query, key, value), draw = arrays(600)

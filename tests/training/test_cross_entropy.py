@@ -110,6 +110,18 @@ def test_nothing_asked_is_nothing_scored_and_pulls_on_nothing():
   assert all(not np.any(gradient) for gradient in gradients)
 
 
+@pytest.mark.parametrize("broken", ["hidden", "table"])
+def test_what_is_no_number_is_no_score_and_tokens_that_nobody_asks_for_are_none(broken):
+  hidden, unembedding, targets, asked, _ = problem(batch=4, length=16)
+  arrays = {"hidden": hidden, "table": unembedding}
+  arrays[broken].flat[0] = np.nan
+  asked[0, 0] = True
+  asked[:, 8:] = False
+  got = token_scores(hidden, LMHead(unembedding), targets, asked, token_block=8)
+  assert np.isnan(got.logprob[0, 0])
+  assert not np.any(np.stack(got)[:, ~asked])
+
+
 def test_logits_as_large_as_float32_holds_do_not_overflow():
   hidden, unembedding, targets, asked, _ = problem()
   got = token_scores(hidden * 1e18, LMHead(unembedding * 1e18), targets, asked, vocabulary_block=5)
