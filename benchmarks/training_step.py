@@ -6,10 +6,10 @@ The decoder has the shape of SmolLM2-135M, and its rows of `length` tokens end w
 is 1.1 small, with inputs of `length` tokens and targets of `targets`. Weights are fresh, and there is no dropout. Ours
 is the trainer's own step; the peer is transformers' model, not compiled, with its own loss, labels of -100 where
 nothing is learnt, attention by SDPA where the model has it, torch's fused AdamW, and denormal numbers flushed to zero,
-as XLA does (with them T5's step takes torch 2.8 s at first and 10 s five steps later). Both take turns, and medians are
-told, by the clock and by CPU seconds of all threads. The loss of the peer's decoder makes logits of all tokens; once
-more it is told that the last of each row alone are learnt, which a packed batch could not say. With `--parts` also the
-forward pass, and forward and backward, apart. The floor is the time that the FLOPs of our step
+as XLA does (with them T5's step takes torch 2.8 s at first and 10 s five steps later). Each has a process of its own,
+and medians are told, by the clock and by CPU seconds of all threads. The loss of the peer's decoder makes logits of all
+tokens; once more it is told that the last of each row alone are learnt, which a packed batch could not say. With
+`--parts` also the forward pass, and forward and backward, apart. The floor is the time that the FLOPs of our step
 (`flan_jax.training.flops`) take at the rate of XLA's best product of the model's own widths.
 """
 
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
-from figures import Figure, tell
+from figures import Figure, alone, tell
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from flan_jax.models import DecoderConfig, EncoderDecoderConfig, build_model
@@ -37,6 +37,8 @@ from flan_jax.training.optimizers import adamw
 from flan_jax.training.step import TrainState, make_train_step
 
 RATE = 1e-4
+OURS, TORCH, TORCH_TOLD = "flan-jax", "torch", "torch with the logits of targets alone"
+PEERS = {"decoder": (TORCH, TORCH_TOLD), "t5": (TORCH,)}
 SMOLLM2 = DecoderConfig(49_152, 576, 30, 9, 3, 64, 1536, rope_theta=1e5)
 T5_SMALL = EncoderDecoderConfig(32_128, 512, 6, 64, 8, 8, 1024)
 PARTS = ("forward", "forward and backward", "step")
@@ -54,16 +56,12 @@ def main() -> None:
   parser.add_argument("--parts", action="store_true")
   parser.add_argument("--turns", type=int, default=3)
   args = parser.parse_args()
-  torch.set_num_threads(len(os.sched_getaffinity(0)))
-  torch.set_flush_denormal(True)
   for family in args.families:
-    numerics = {"remat": args.remat, "scan_layers": not args.unrolled}
-    config, batch = FAMILIES[family](args, numerics)
-    runs = {"flan-jax": ours(config, batch), **theirs(config, batch, args.targets)}
+    config, _ = problem(family, args)
     for part in PARTS if args.parts else PARTS[-1:]:
-      spent = compare({kind: each[part] for kind, each in runs.items()}, args.turns)
-      clock, cpu = spent.pop("flan-jax")
-      for peer, (peers, peers_cpu) in spent.items():
+      clock, cpu = alone(spent, OURS, family, part, args)
+      for peer in PEERS[family]:
+        peers, peers_cpu = alone(spent, peer, family, part, args)
         found = f"{clock:.2f} s against {peers:.2f} s by the clock, {cpu:.1f} against {peers_cpu:.1f} CPU s"
         if part == "step":
           found += f"; the floor is {floor(config, args) / clock:.0%} of it"
@@ -72,20 +70,24 @@ def main() -> None:
           print(f"{family}, {part}, against {peer}: {found}")
 
 
-def compare(runs: Runs, turns: int) -> dict[str, list[float]]:
-  """Medians of seconds by the clock and of CPU seconds; everyone has had a turn before."""
-  for run in runs.values():
-    run()
-  spent: dict[str, list[tuple[float, float]]] = {kind: [] for kind in runs}
-  for _ in range(turns):
-    for kind, run in runs.items():
-      clock, busy = time.perf_counter(), time.process_time()
-      run()
-      spent[kind].append((time.perf_counter() - clock, time.process_time() - busy))
-  return {
-    kind: [statistics.median(each) for each in zip(*times, strict=True)]
-    for kind, times in spent.items()
-  }
+def problem(family: str, args: argparse.Namespace) -> tuple[Any, dict]:
+  """The model's config, and a batch."""
+  return FAMILIES[family](args, {"remat": args.remat, "scan_layers": not args.unrolled})
+
+
+def spent(kind: str, family: str, part: str, args: argparse.Namespace) -> list[float]:
+  """Medians of seconds by the clock and of CPU seconds, after a turn that does not count."""
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  torch.set_flush_denormal(True)
+  config, batch = problem(family, args)
+  runs = ours(config, batch) if kind == OURS else theirs(kind, config, batch, args.targets)
+  runs[part]()
+  turns = []
+  for _ in range(args.turns):
+    clock, busy = time.perf_counter(), time.process_time()
+    runs[part]()
+    turns.append((time.perf_counter() - clock, time.process_time() - busy))
+  return [statistics.median(each) for each in zip(*turns, strict=True)]
 
 
 def floor(config: DecoderConfig | EncoderDecoderConfig, args: argparse.Namespace) -> float:
@@ -173,8 +175,8 @@ def ours(config: DecoderConfig | EncoderDecoderConfig, batch: dict) -> Runs:
 
 
 def theirs(
-  config: DecoderConfig | EncoderDecoderConfig, batch: dict, targets: int
-) -> dict[str, Runs]:
+  peer: str, config: DecoderConfig | EncoderDecoderConfig, batch: dict, targets: int
+) -> Runs:
   model = (
     llama(config) if isinstance(config, DecoderConfig) else t5_for_conditional_generation(config)
   ).train()
@@ -187,30 +189,29 @@ def theirs(
     ids = np.concatenate([ids, batch["decoder_target_tokens"][:, -1:]], axis=1)
   else:
     ids = batch["encoder_input_tokens"]
-  arguments = {"input_ids": torch.tensor(ids).long(), "labels": torch.tensor(learnt).long()}
+  arguments: dict[str, Any] = {
+    "input_ids": torch.tensor(ids).long(),
+    "labels": torch.tensor(learnt).long(),
+  }
   arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])
 
-  def runs(arguments: dict[str, Any]) -> Runs:
-    def forward() -> None:
-      with torch.no_grad():
-        model(**arguments)
-
-    def gradient() -> None:
-      optimizer.zero_grad()
-      model(**arguments).loss.backward()
-
-    def step() -> None:
-      gradient()
-      optimizer.step()
-
-    return {"forward": forward, "forward and backward": gradient, "step": step}
-
-  found = {"torch": runs(arguments)}
-  if isinstance(config, DecoderConfig):
+  if peer == TORCH_TOLD:
     last = targets + 1
-    told = {"labels": arguments["labels"][:, -last:], "logits_to_keep": last}
-    found["torch with the logits of targets alone"] = runs({**arguments, **told})
-  return found
+    arguments |= {"labels": arguments["labels"][:, -last:], "logits_to_keep": last}
+
+  def forward() -> None:
+    with torch.no_grad():
+      model(**arguments)
+
+  def gradient() -> None:
+    optimizer.zero_grad()
+    model(**arguments).loss.backward()
+
+  def step() -> None:
+    gradient()
+    optimizer.step()
+
+  return {"forward": forward, "forward and backward": gradient, "step": step}
 
 
 def llama(c: DecoderConfig) -> LlamaForCausalLM:

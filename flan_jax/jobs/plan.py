@@ -198,6 +198,7 @@ def make_plan(setup: Setup, device: Device, devices: int) -> Plan:
       optimizer=share(placed(shapes.opt_state, shardings.opt_state)),
       learnt=placed(*learnt),
       kernels=kernels,
+      platform=device.platform,
       accumulator_dtype=setup.accumulator_dtype,
     ),
     step_flops(

@@ -66,7 +66,7 @@ def token_scores(
     token_block, vocabulary_block: tokens and words of one device whose logits exist at a time; None: as
       `logits_at_a_time`.
   """
-  tokens_at_a_time, words_at_a_time = logits_at_a_time()
+  tokens_at_a_time, words_at_a_time = logits_at_a_time(platform())
   token_block = token_block or tokens_at_a_time
   vocabulary_block = vocabulary_block or words_at_a_time
   hidden, unembedding = _with_bias(hidden, head)
@@ -94,10 +94,10 @@ def token_scores(
   )
 
 
-def logits_at_a_time() -> tuple[int, int]:
-  """Tokens and words of a block, for the devices of the mesh in force: those that a GPU needs to be busy would on a
-  CPU be mostly tokens that nobody asks for."""
-  return {"cpu": (128, 8192), "gpu": (2048, 16_384)}.get(platform(), (512, 8192))
+def logits_at_a_time(platform: str) -> tuple[int, int]:
+  """Tokens and words of a block: those that a GPU needs to be busy would on a CPU be mostly tokens that nobody asks
+  for."""
+  return {"cpu": (128, 8192), "gpu": (2048, 16_384)}.get(platform, (512, 8192))
 
 
 def _with_bias(hidden: jax.Array, head: LMHead) -> tuple[jax.Array, jax.Array]:

@@ -35,6 +35,13 @@ class Device:
   peak: float | None = None
   interconnect: float | None = None
 
+  @property
+  def platform(self) -> str:
+    """As JAX calls it: "cpu", "gpu" or "tpu"."""
+    if self.name == "cpu":
+      return "cpu"
+    return "tpu" if re.match(r"v\d|TPU", self.name) else "gpu"
+
 
 DEVICES = {
   device.name: device

@@ -108,6 +108,7 @@ def step_memory(
   learnt: Sequence[Placed],
   kernels: Sequence[Placed],
   parameters: int,
+  platform: str,
   accumulator_dtype: str = "float32",
 ) -> Memory:
   """All of it on one device.
@@ -116,10 +117,11 @@ def step_memory(
     optimizer, parameters: bytes on one device.
     learnt: what has gradients.
     kernels: all parameters of the model, frozen ones included.
+    platform: of the device.
     accumulator_dtype: of the sums of gradients.
   """
   sums = jnp.dtype(accumulator_dtype).itemsize
-  moments = _moments(config, work, layout, learnt, kernels, sums)
+  moments = _moments(config, work, layout, learnt, kernels, sums, platform)
   peak = max(moments, key=lambda moment: sum(moment[:-1]))
   return Memory(parameters, optimizer, batch_bytes(work, layout), *peak)
 
@@ -131,6 +133,7 @@ def _moments(
   learnt: Sequence[Placed],
   kernels: Sequence[Placed],
   sums: int,
+  platform: str,
 ) -> Iterator[_Moment]:
   """In the order of a step.
 
@@ -148,7 +151,7 @@ def _moments(
     _gradients(learnt, begun, work.accumulation, sums),
     sum(casts),
     sum(kept),
-    _of_logits(config, work, layout),
+    _of_logits(config, work, layout, platform),
     "the logits",
   )
   for i in reversed(range(len(there))):
@@ -209,13 +212,12 @@ def _of_layer(
 
 
 def _of_logits(
-  config: DecoderConfig | EncoderDecoderConfig, work: Workload, layout: Layout
+  config: DecoderConfig | EncoderDecoderConfig, work: Workload, layout: Layout, platform: str
 ) -> float:
   size, d = jnp.dtype(config.dtype).itemsize, config.emb_dim
   tokens = work.microbatch * work.length / layout.shards("batch") / layout.shards("length")
   words = -(-config.vocab_size // layout.shards("vocab"))
-  with layout.active():
-    block, width = map(min, (tokens, words), logits_at_a_time())
+  block, width = map(min, (tokens, words), logits_at_a_time(platform))
   return block * width * (8 + size) + d * width * (size + 8) + tokens * d * (3 * size + 4)
 
 

@@ -203,7 +203,7 @@ def test_executed_flops_are_those_that_the_compiler_counts(family, length, monke
     else dataclasses.replace(T5, emb_dim=256, mlp_dim=768, head_dim=32)
   )
   # The compiler counts what is in a loop once: those that are scored, 8 rows of 48, are one block.
-  monkeypatch.setattr(cross_entropy, "logits_at_a_time", lambda: (512, config.vocab_size))
+  monkeypatch.setattr(cross_entropy, "logits_at_a_time", lambda _: (512, config.vocab_size))
   setup = setup_of(config, "lion", length=length)
   ours = make_plan(setup, CPU, 1).flops.executed
   theirs = compile_step(setup, jax.devices()[:1], "CPU").flops
