@@ -300,16 +300,15 @@ sys.path.insert(0, {folder!r})
 import jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 1)
-from flan_jax.jobs.processes import join
-join()
 import numpy as np
 import run_tiny
 from tiny import TABLE
+from flan_jax.jobs.clusters import find_place
+from flan_jax.jobs.processes import joined
 from flan_jax.training.partitioning import rows_of_process
-layout = run_tiny.layout_of(TABLE)
-share = rows_of_process(run_tiny.ROWS, layout)
 
 def batches(start):
+  share = rows_of_process(run_tiny.ROWS, run_tiny.layout_of(TABLE))
   for i, batch in enumerate(run_tiny.batches(start), start // run_tiny.ROWS):
     batch = {{name: np.array(value) for name, value in batch.items()}}
     if i in {steps!r}:
@@ -317,7 +316,9 @@ def batches(start):
       batch["decoder_loss_weights"][6] = np.nan  # a row of the second process
     yield {{name: value[share] for name, value in batch.items()}}
 
-run_tiny.make_trainer(sys.argv[1], batches=batches, config={{"steps": 6, "max_bad_steps": 2}}).run()
+with joined(find_place()):
+  config = {{"steps": 6, "max_bad_steps": 2}}
+  run_tiny.make_trainer(sys.argv[1], batches=batches, config=config).run()
 """
 
 
