@@ -70,7 +70,8 @@ def test_a_run_is_followed_to_its_end(flan_jax, folder):
   follower = subprocess.Popen([*command, "follow", *FOLLOW], stderr=subprocess.PIPE, text=True)
   time.sleep(8)
   flan_jax("train", *RECIPE, "--gin.train.checkpoint_every=3", "--gin.train.keep=9")
-  assert follower.wait(timeout=240) == 0, follower.stderr.read()
+  _, errors = follower.communicate(timeout=240)
+  assert follower.returncode == 0, errors
   assert [line["step"] for line in judged(folder)] == [3, 6]
 
 
