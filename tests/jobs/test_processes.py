@@ -66,7 +66,8 @@ def run_together(run_dir: str, *settings: str, processes: int, devices: int) -> 
   said = [process.communicate(timeout=300) for process in running]
   for process, (_, errors) in zip(running, said, strict=True):
     assert process.returncode == 0, errors
-  for output, errors in said[1:]:  # Gloo itself says that it is connected, its threads into each other's lines
+  # Gloo itself says that it is connected, its threads into each other's lines.
+  for output, errors in said[1:]:
     lines = filter(None, output.splitlines())
     assert [line for line in lines if not re.search("Gloo|peer ranks", line)] == []
     assert errors == ""
