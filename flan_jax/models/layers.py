@@ -241,7 +241,7 @@ class Embedding(nn.Module):
     )
 
   def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    return embed_tokens(self.embedding.astype(self.dtype), tokens, self.rows)
+    return embed_tokens(self.embedding, tokens, self.dtype, self.rows)
 
 
 class Unembedding(nn.Module):
@@ -284,9 +284,9 @@ def dropout_mask(
 
 
 def embed_tokens(
-  table: Float[Array, "V D"], tokens: Int[Array, "B T"], rows: str | None = "vocab"
+  table: Float[Array, "V D"], tokens: Int[Array, "B T"], dtype: str, rows: str | None = "vocab"
 ) -> Float[Array, "B T D"]:
-  """The rows of `table` at `tokens`.
+  """The rows of `table` at `tokens`, in `dtype`. Their gradients are summed in float32.
 
   On a mesh, where the logical axis rules shard the table, each device looks up the tokens whose
   rows it holds and the results are summed over the vocabulary's mesh axes. The partitioner's own
@@ -298,9 +298,9 @@ def embed_tokens(
   batch = mesh_axes("batch", mesh, tokens.shape[0])
   length = mesh_axes("length", mesh, tokens.shape[1])
   if not vocab + embed + batch + length:
-    return constrain(table[tokens], "batch", "length", None)
+    return constrain(_lookup(table, tokens, dtype), "batch", "length", None)
   lookup = jax.shard_map(
-    partial(_masked_gather, vocab=vocab, embed=embed),
+    partial(_masked_gather, dtype=dtype, vocab=vocab, embed=embed),
     in_specs=(
       PartitionSpec(vocab or None, embed or None),
       PartitionSpec(batch or None, length or None),
@@ -314,17 +314,46 @@ def embed_tokens(
 def _masked_gather(
   table: Float[Array, "V D"],
   tokens: Int[Array, "B T"],
+  dtype: str,
   vocab: tuple[str, ...],
   embed: tuple[str, ...],
 ) -> Float[Array, "B T D"]:
-  if embed:
-    table = jax.lax.all_gather(table, embed, axis=1, tiled=True)
   if not vocab:
-    return table[tokens]
+    return _lookup(table, tokens, dtype, embed)
   local = tokens - jax.lax.axis_index(vocab) * table.shape[0]
   held: Bool[Array, "B T"] = (local >= 0) & (local < table.shape[0])
-  rows = jnp.where(held[..., None], table[jnp.where(held, local, 0)], jnp.zeros((), table.dtype))
-  return jax.lax.psum(rows, vocab)
+  rows = _lookup(table, jnp.where(held, local, 0), dtype, embed)
+  return jax.lax.psum(jnp.where(held[..., None], rows, jnp.zeros((), rows.dtype)), vocab)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _lookup(
+  table: Float[Array, "V D/E"], index: Int[Array, "B T"], dtype: str, embed: tuple[str, ...] = ()
+) -> Float[Array, "B T D"]:
+  """Rows of a table whose columns lie on the E devices of `embed`, and are gathered in `dtype`.
+
+  A frequent word has thousands of tokens in a batch. Their sum would stand still in bfloat16, of which GPUs besides
+  have no sums in memory: they compare and swap until no other came between.
+  """
+  if not embed:
+    return table[index].astype(dtype)
+  return jax.lax.all_gather(table.astype(dtype), embed, axis=1, tiled=True)[index]
+
+
+def _lookup_forward(table, index, dtype, embed):
+  return _lookup(table, index, dtype, embed), (table, index)
+
+
+def _lookup_backward(dtype, embed, saved, gradient):
+  table, index = saved
+  total = jnp.zeros((len(table), gradient.shape[-1]), jnp.float32)
+  total = total.at[index].add(gradient.astype(jnp.float32))
+  if embed:
+    total = jax.lax.psum_scatter(total, embed, scatter_dimension=1, tiled=True)
+  return total.astype(table.dtype), None
+
+
+_lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 def attention_cuts(

@@ -42,8 +42,8 @@ if __name__ == "__main__":
   jax.config.update("jax_num_cpu_devices", 8)
   *files, last = sys.argv[1:]
   if last == "--plain_lookup":
-    layers.embed_tokens = lambda table, tokens, rows="vocab": layers.constrain(
-      table[tokens], "batch", "length", None
+    layers.embed_tokens = lambda table, tokens, dtype, rows="vocab": layers.constrain(
+      table.astype(dtype)[tokens], "batch", "length", None
     )
   else:
     files.append(last)

@@ -1,14 +1,16 @@
 """Layers against closed forms."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType
 
 from flan_jax.models.dot_product_attention import dot_product_attention
-from flan_jax.models.layers import matmul
+from flan_jax.models.layers import embed_tokens, matmul
 from flan_jax.models.positions import relative_bucket, rotary_angles, rotate
 
 
@@ -32,6 +34,24 @@ def test_a_bfloat16_product_gives_a_float32_kernel_a_float32_gradient(width, out
   exact = jnp.broadcast_to(x.astype(jnp.float32).sum((0, 1))[:, None], (width, out))
   assert gradient.dtype == jnp.float32
   np.testing.assert_allclose(gradient, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2), (1, 8, 1)], ids=str)
+def test_a_bfloat16_lookup_sums_gradients_in_float32_on_every_mesh(sizes, dtype):
+  # 8 x 700 tokens of one word: in bfloat16 a sum of ones ends at 256.
+  tokens = jnp.tile(jnp.array([3] * 700 + [1, 6], jnp.int32), (8, 1))
+  table = normal(8, 16).astype(dtype)
+  rules = (("batch", ("data", "fsdp")), ("embed", "fsdp"), ("vocab", "tensor"))
+  mesh = jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+  with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+    rows, pull = jax.vjp(jax.jit(lambda table: embed_tokens(table, tokens, "bfloat16")), table)
+    [gradient] = pull(jnp.ones_like(rows))
+  np.testing.assert_array_equal(rows, table.astype(jnp.bfloat16)[tokens])
+  exact = np.zeros((8, 16), np.float32)
+  exact[[3, 1, 6]] = [[8 * 700], [8], [8]]
+  assert gradient.dtype == dtype
+  np.testing.assert_array_equal(gradient.astype(jnp.float32), exact)
 
 
 def test_rotary_scores_depend_on_the_distance_alone():
