@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from flan_jax.errors import ConfigError, UnknownName
+from flan_jax.models.layers import platform
 from flan_jax.training.losses import Loss
 from flan_jax.training.partitioning import Layout, ShardedModel, param_shardings, state_shardings
 
@@ -120,14 +121,7 @@ def make_train_step(
       spike = good & _is_spike(total, recent, spike_sigmas)
       good &= ~spike
       recent = jnp.where(good, jnp.append(recent[1:], total), recent)
-    params, opt_state = jax.lax.cond(
-      good,
-      functools.partial(_update, tx),
-      lambda gradients, opt_state, params: (params, opt_state),
-      gradients,
-      state.opt_state,
-      state.params,
-    )
+    params, opt_state = _updated_if(good, tx, gradients, state.opt_state, state.params)
     made = good.astype(jnp.int32)
     after = TrainState(params, opt_state, state.step + 1, state.updates + made, recent)
     metrics = {
@@ -240,6 +234,23 @@ def in_microbatches(batch: PyTree, count: int) -> PyTree:
     return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
 
   return jax.tree.map(cut, batch)
+
+
+def _updated_if(
+  good: Bool[Array, ""],
+  tx: optax.GradientTransformation,
+  gradients: PyTree,
+  opt_state: PyTree,
+  params: PyTree,
+) -> tuple[PyTree, PyTree]:
+  """Parameters and optimizer state after the update, or as they were."""
+  arrays = (gradients, opt_state, params)
+  if platform() == "gpu":
+    # A branch would write its results elsewhere, to be copied: the state would be there twice.
+    after = _update(tx, *arrays)
+    return jax.tree.map(functools.partial(jnp.where, good), after, (params, opt_state))
+  update = functools.partial(_update, tx)
+  return jax.lax.cond(good, update, lambda _, opt_state, params: (params, opt_state), *arrays)
 
 
 def _update(

@@ -9,6 +9,7 @@ import optax
 import pytest
 from tiny import DECODER, assert_trees_close, assert_trees_equal, batch_of
 
+import flan_jax.training.step as step_module
 from flan_jax.errors import ConfigError, UnknownName
 from flan_jax.training import optimizers, schedules
 from flan_jax.training.losses import LossSums, SupervisedLoss, Term
@@ -109,8 +110,10 @@ def test_the_loss_in_the_metrics_is_the_weighted_mean_of_the_tasks():
   np.testing.assert_allclose(metrics["loss"], mean, rtol=1e-5)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("poison", [np.inf, np.nan])
-def test_a_step_that_is_not_finite_advances_the_step_alone(poison):
+def test_a_step_that_is_not_finite_advances_the_step_alone(poison, platform, monkeypatch):
+  monkeypatch.setattr(step_module, "platform", lambda: platform)
   tx, bad = optimizers.adamw(SCHEDULE, ema_decay=0.9), line_batch()
   bad["y"] = bad["y"].copy()
   bad["y"][3], bad["weight"][3] = poison, 1
