@@ -6,8 +6,8 @@ at once, and its text begins with the begin token. Everything has one of a few s
 once each has been seen:
 
   read    [rows, width] tokens of prompts    rows: 1 or 8, width: 32, 64, 128, ...
-  write   `block` steps of [rows] slots      rows: 1, 4, 16, ..., as many as are being written; what ends does so
-                                             within the block, and is told after it
+  write   `block` steps of [rows] slots      rows: 1, 4, 16, ... (on GPUs 2, 8, 32, ...), as many as are being
+                                             written; what ends does so within the block, and is told after it
 """
 
 import collections
@@ -26,6 +26,7 @@ from flan_jax.inference import slots as on_devices
 from flan_jax.inference.sampling import GREEDY, Sampling, SamplingRows
 from flan_jax.inference.slots import MAX_STOPS, Block, Hook
 from flan_jax.models import LanguageModel, Params
+from flan_jax.models.layers import platform
 from flan_jax.training.partitioning import Layout
 
 T = TypeVar("T")
@@ -33,6 +34,9 @@ T = TypeVar("T")
 _SHORTEST = 32
 _FULL = 0.75  # of those rows are filled, or prompts are read one by one
 _TOGETHER = 8
+_FEWEST = {
+  "gpu": 2
+}  # rows on a device: of one XLA makes no product but terms in memory and a slow sum
 
 FINISHES = ("stop", "length", "broken")
 """Why a text ends: a stop token, its length, or logits that are not finite."""
@@ -132,9 +136,11 @@ class Engine:
     self._both_ways = model.bidirectional_inputs
     self._widths = _sizes(_SHORTEST, length if self._both_ways else min(chunk, length), 2)
     self._source_widths = _sizes(_SHORTEST, source_length, 2)
-    self._rows = -(-slots // self._shards) * self._shards
+    with self._active():
+      fewest = _FEWEST.get(platform(), 1)
+    self._rows = max(-(-slots // self._shards), fewest) * self._shards
     # Where a mesh holds rows apart, all of them are written always.
-    self._counts = _sizes(1, self._rows, 4) if self._shards == 1 else [self._rows]
+    self._counts = _sizes(fewest, self._rows, 4) if self._shards == 1 else [self._rows]
     self._numbers = itertools.count()
     self.reset()
 
@@ -310,7 +316,7 @@ class Engine:
     count = next(count for count in self._counts if len(writing) <= count)
     if count == self._rows:
       return None
-    rows = np.full(count, self._rows, np.int32)
+    rows = self._rows + np.arange(count, dtype=np.int32)
     rows[: len(writing)] = [request.slot for request in writing]
     return rows
 
@@ -372,7 +378,7 @@ class Engine:
     self, rows: int, width: int, parts: Sequence[tuple[_Request, Sequence[int]]]
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Slots, tokens and their number, of rows that may be more than there are parts."""
-    places = np.full(rows, self._rows, np.int32)
+    places = self._rows + np.arange(rows, dtype=np.int32)
     tokens, counts = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
     for row, (request, part) in enumerate(parts):
       places[row], counts[row] = request.slot, len(part)

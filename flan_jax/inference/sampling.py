@@ -130,14 +130,29 @@ def choose(
 
   What no row asks for is not computed.
   """
-  scores = without_repeats(logits, text, rows)
-  best = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+  changes = (rows.repetition_penalty != 1) | (rows.no_repeat_ngram > 0)
+  # One question first: on GPUs the host waits for each answer.
   token = jax.lax.cond(
-    jnp.any(rows.temperature > 0), _drawn, lambda *_: best, scores, text.ends, rows
+    jnp.any(changes | (rows.temperature > 0)),
+    _chosen,
+    lambda logits, *_: _best(logits),
+    logits,
+    text,
+    rows,
   )
-  token = jnp.where(rows.temperature > 0, token, best)
   log_probs = jax.nn.log_softmax(logits, axis=-1)
   return token, jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]
+
+
+def _chosen(logits: Float[Array, "B V"], text: Text, rows: SamplingRows) -> Int[Array, "B"]:
+  scores = without_repeats(logits, text, rows)
+  best, draws = _best(scores), rows.temperature > 0
+  drawn = jax.lax.cond(jnp.any(draws), _drawn, lambda *_: best, scores, text.ends, rows)
+  return jnp.where(draws, drawn, best)
+
+
+def _best(scores: Float[Array, "B V"]) -> Int[Array, "B"]:
+  return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
 
 def without_repeats(

@@ -1,7 +1,8 @@
 """What an `Engine` has on the devices, and the compiled functions that change it.
 
-A slot is a row of every array. Rows that a function is given but does not want lie behind the last slot: what is
-gathered for them is anything, and nothing is scattered back.
+A slot is a row of every array. Rows that a function is given but does not want lie behind the last slot, each at a
+place of its own: what is gathered for them is anything, and nothing is scattered back. So no place is written twice,
+which XLA is told; else GPUs write what is narrower than 32 bits by comparing and swapping.
 """
 
 from collections.abc import Callable
@@ -107,11 +108,11 @@ def encode(
   assert new.cross_mask is not None and held_mask is not None
 
   def write(held: Float[Array, "B N S H"], fresh: Float[Array, "R N W H"]) -> jax.Array:
-    return held.at[rows, :, : tokens.shape[1]].set(fresh, mode="drop")
+    return held.at[rows, :, : tokens.shape[1]].set(fresh, mode="drop", unique_indices=True)
 
   padding = held_mask.shape[2] - tokens.shape[1]
   whole = jnp.pad(new.cross_mask, ((0, 0), (0, 0), (0, padding)))
-  mask = held_mask.at[rows].set(whole, mode="drop")
+  mask = held_mask.at[rows].set(whole, mode="drop", unique_indices=True)
   cross = jax.tree.map(write, slots.cache.cross, new.cross)
   return _settled(slots._replace(cache=slots.cache._replace(cross=cross, cross_mask=mask)))
 
@@ -135,7 +136,7 @@ def read(
   index = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
   length = slots.text.tokens.shape[1]
   # Positions past the cache are not written.
-  places = jnp.where(index < counts[:, None], starts[:, None] + index, length)
+  places = jnp.where(index < counts[:, None], starts[:, None] + index, length + index)
   _, mine = model.decode_hidden(params, _taken(slots.cache, rows), tokens, places, prefixes)
   own = _put(slots.cache.own, rows, mine.own)
   return _settled(slots._replace(cache=slots.cache._replace(own=own)))
@@ -244,7 +245,7 @@ def _advanced(
   text = Text(
     text.tokens.at[row, place].set(token, mode="drop"),
     ends,
-    text.seen.at[row, token].max(goes_on),
+    text.seen.at[row, token].max(goes_on, unique_indices=True),
   )
   slots = slots._replace(cache=cache, text=text, running=goes_on & (ends < slots.limits))
   return slots, token, logprob, stopped, broken
@@ -255,7 +256,10 @@ def _taken(arrays: T, rows: Int[Array, "R"]) -> T:
 
 
 def _put(arrays: T, rows: Int[Array, "R"], fresh: T) -> T:
-  return jax.tree.map(lambda held, new: held.at[rows].set(new, mode="drop"), arrays, fresh)
+  def put(held: Array, new: Array) -> Array:
+    return held.at[rows].set(new, mode="drop", unique_indices=True)
+
+  return jax.tree.map(put, arrays, fresh)
 
 
 def _settled(slots: Slots) -> Slots:

@@ -17,7 +17,7 @@ from flan_jax.models.dot_product_attention import (
   dot_product_attention,
 )
 from flan_jax.models.flash_attention import SameSegment, flash_attention
-from flan_jax.models.layers import Dense, Initializer, constrain, dropout_mask
+from flan_jax.models.layers import Dense, Initializer, constrain, dropout_mask, platform
 from flan_jax.models.positions import Angles, rotate
 from flan_jax.models.splash_attention import Causal, splash_attention
 
@@ -186,14 +186,17 @@ def same_segment(
 
 
 def _written(cache: KeyValues, new: Sequence[jax.Array], slots: Int[Array, "B T"]) -> KeyValues:
-  """The cache with new keys and values [B, T, K, H]; a slot outside it is dropped."""
+  """The cache with new keys and values [B, T, K, H]; a slot outside it is dropped, one inside is given once a row."""
   rows = jnp.arange(slots.shape[0])[:, None]
-  if slots.size == 1:
+  doubled = slots.size == 1 and platform() == "cpu"
+  if doubled:
     # Twice, for XLA on CPU makes a slice of a scatter to one place, and four copies of the cache around it.
     slots, *new = (jnp.repeat(x, 2, axis=1) for x in (slots, *new))
 
   def write(held: Float[Array, "B K S H"], fresh: Float[Array, "B T K H"]) -> jax.Array:
-    return held.at[rows, :, slots].set(fresh.astype(held.dtype), mode="drop")
+    # Where two could meet, GPUs write bfloat16 by comparing and swapping.
+    place = held.at[rows, :, slots]
+    return place.set(fresh.astype(held.dtype), mode="drop", unique_indices=not doubled)
 
   return KeyValues(*map(write, cache, new))
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import flan_jax.inference.engine as engine_module
 from flan_jax.errors import ConfigError
 from flan_jax.inference import Engine, Sampling, generate
 from flan_jax.inference import slots as on_devices
@@ -53,6 +54,15 @@ def test_each_gets_the_text_that_it_gets_alone(family, slots, chunk, same):
   assert [len(text.tokens) for text in texts] == LENGTHS
   assert {text.finish for text in texts} == {"length"}
   assert len({text.tokens[0] for text in texts}) > 1
+
+
+@pytest.mark.parametrize("slots", [1, 7])
+def test_where_a_product_needs_two_rows_texts_are_the_same(slots, monkeypatch):
+  monkeypatch.setattr(engine_module, "platform", lambda: "gpu")
+  engine = Engine(*trained("decoder"), slots=slots, **SIZES | {"length": 125})
+  texts = [engine.run([PROMPTS[0]], settings()[0])[0], *engine.run(PROMPTS[1:], settings()[1:])]
+  monkeypatch.undo()
+  assert [text.tokens for text in texts] == alone("decoder")
 
 
 @pytest.mark.parametrize(
