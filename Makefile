@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install oracles quickstart test test-oracles test-parity test-network test-slow test-scale test-tpu-compiler test-browser benchmarks lint lock wheel-check
+.PHONY: install oracles quickstart test test-oracles test-parity test-network test-slow test-scale test-tpu-compiler test-gpu-compiler test-browser benchmarks lint lock wheel-check
 
 install: .venv/installed
 
@@ -26,7 +26,7 @@ quickstart: install
 
 test: install
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not oracle and not network and not slow and not scale and not tpu_compiler and not browser"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not oracle and not network and not slow and not scale and not tpu_compiler and not gpu_compiler and not browser"
 
 test-oracles: install oracles
 	$(BIN)/python -m pytest -n auto --dist load -m "oracle and not slow"
@@ -38,7 +38,7 @@ test-network: install
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "network and not oracle and not slow"
 
 test-slow: install
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "slow and not oracle and not scale and not tpu_compiler and not browser"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "slow and not oracle and not scale and not tpu_compiler and not gpu_compiler and not browser"
 
 # Real processes that are killed, stopped and misled; one loss curve on every mesh; an hour.
 test-scale: install
@@ -51,6 +51,14 @@ test-scale: install
 
 test-tpu-compiler: install .venv/libtpu
 	PYTHONPATH=.venv/libtpu $(BIN)/python -m pytest -m tpu_compiler --durations=0
+
+# The compiler in JAX's CUDA plugin: no GPU, and none of CUDA's libraries.
+.venv/cuda: .venv/installed
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target $@ $$($(BIN)/python -c 'import jax; print(*(f"jax-cuda13-{part}=={jax.__version__}" for part in ("plugin", "pjrt")))')
+	touch $@
+
+test-gpu-compiler: install .venv/cuda
+	JAX_PLATFORMS=cpu PYTHONPATH=.venv/cuda $(BIN)/python -m pytest -m gpu_compiler --durations=0
 
 # The pages in headless Chromium, where there is one: apt-get install chromium.
 test-browser: install

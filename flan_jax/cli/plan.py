@@ -113,8 +113,9 @@ def _compiled_rows(plan: Plan, compiled: Compiled) -> Iterator[tuple[str, str, s
     _gib(compiled.peak),
     f"{_gib(memory.total)} ({memory.total / compiled.peak:.2f} of it)",
   )
-  each = plan.flops.executed / plan.devices
-  yield "FLOPs", f"{compiled.flops:.3g}", f"{each:.3g}; the compiler counts a loop once"
+  if compiled.flops is not None:
+    each = plan.flops.executed / plan.devices
+    yield "FLOPs", f"{compiled.flops:.3g}", f"{each:.3g}; the compiler counts a loop once"
 
 
 def _as_json(plan: Plan, compiled: Compiled | None, options: argparse.Namespace) -> dict[str, Any]:

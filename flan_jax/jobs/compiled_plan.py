@@ -1,18 +1,16 @@
 """`flan-jax plan --compile`: what the compiler says of a step, on devices that are not there.
 
-It runs in a process of its own, for devices have to be faked before JAX looks for any. For a TPU its own
-compiler is asked, ahead of time, if `libtpu` is installed; for everything else that of the CPU.
+It runs in a process of its own, for devices have to be faked before JAX looks for any. TPUs and GPUs have compilers of
+their own, which are asked if they are installed.
 """
 
 import json
-import math
 import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from flan_jax.errors import ConfigError
+from flan_jax.jobs.fake_devices import WITHOUT_DEVICES, check_compiler, fake_devices
 from flan_jax.jobs.plan import Setup, setups
 from flan_jax.training.devices import Device, parse_devices
 from flan_jax.training.lora import AdaptedLoss
@@ -33,11 +32,6 @@ from flan_jax.training.partitioning import (
 )
 from flan_jax.training.step import abstract_state, make_train_step
 
-_TPUS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}  # dimensions of the network
-
-# No metadata server is asked, and no TPU is held that another process could want.
-_WITHOUT_TPU = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-
 
 class Compiled(NamedTuple):
   """What the compiler says of one device, in bytes and FLOPs.
@@ -45,14 +39,15 @@ class Compiled(NamedTuple):
   Args:
     arguments: parameters, optimizer state and batch, which the step is called with.
     temporary: what it needs beside them at the peak.
-    flops: of one pass through the program: the body of a loop counts once, however often it runs.
+    flops: of one pass through the program: the body of a loop counts once, however often it runs; None: it does
+      not say.
     seconds: that compiling took.
   """
 
   compiler: str
   arguments: int
   temporary: int
-  flops: float
+  flops: float | None
   seconds: float
 
   @property
@@ -66,17 +61,15 @@ def compiled_plans(
   """For each phase of a launch, in the order of `make_plans`.
 
   Raises:
-    ConfigError: the TPU compiler is not installed, or the compiler gave up; its last words are told.
+    ConfigError: the compiler is not installed, or it gave up; its last words are told.
   """
-  if device.name in _TPUS and find_spec("libtpu") is None:
-    raise ConfigError(
-      f"--compile for {device.name} asks the TPU compiler, which is not installed: pip install libtpu "
-      f"(no TPU is needed), or ask that of the CPU with --devices={devices}."
-    )
+  check_compiler(device, devices)
   asked = json.dumps([f"{device.name}-{devices}", list(files), list(bindings)])
-  environment = {**os.environ, "JAX_PLATFORMS": "cpu", **_WITHOUT_TPU}
   done = subprocess.run(
-    [sys.executable, "-m", __name__, asked], capture_output=True, text=True, env=environment
+    [sys.executable, "-m", __name__, asked],
+    capture_output=True,
+    text=True,
+    env={**os.environ, **WITHOUT_DEVICES},
   )
   if done.returncode:
     errors = [
@@ -90,20 +83,25 @@ def compiled_plans(
   return [Compiled(*each) for each in json.loads(done.stdout.splitlines()[-1])]
 
 
-def compile_step(setup: Setup, fake: Sequence[jax.Device], compiler: str) -> Compiled:
-  """Compiles one training step for devices that it will never run on."""
+def program_of(setup: Setup, fake: Sequence[jax.Device]) -> jax.stages.Compiled:
+  """One training step, compiled for devices that it will never run on."""
   mesh = make_mesh(setup.mesh, fake)
   check_kernels(setup.model.config, mesh)
   layout = setup.layout(mesh)
   step, arguments = _lowerable(setup, layout)
-  begun = time.perf_counter()
   # Devices that are not there cannot be given the constants that tracing makes on the way.
   with (
     jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh),
     nn.logical_axis_rules(layout.rules),
   ):
-    made = step.lower(*arguments).compile()
-  memory, costs = made.memory_analysis(), made.cost_analysis() or {}
+    return step.lower(*arguments).compile()
+
+
+def compile_step(setup: Setup, fake: Sequence[jax.Device], compiler: str) -> Compiled:
+  begun = time.perf_counter()
+  made = program_of(setup, fake)
+  memory: Any = made.memory_analysis()
+  costs = made.cost_analysis() or {}
   if fake[0].platform == "tpu":
     # Its `temp_size_in_bytes` counts what never exists together, as the CPU's peak leaves loops out.
     temporary = memory.peak_memory_in_bytes - memory.argument_size_in_bytes
@@ -113,7 +111,7 @@ def compile_step(setup: Setup, fake: Sequence[jax.Device], compiler: str) -> Com
     compiler,
     memory.argument_size_in_bytes,
     temporary,
-    costs.get("flops", math.nan),
+    costs.get("flops"),
     time.perf_counter() - begun,
   )
 
@@ -162,37 +160,11 @@ def _batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
   return batch
 
 
-def _fake_devices(device: Device, devices: int) -> tuple[str, Sequence[jax.Device]]:
-  """The compiler that is asked, and devices for it."""
-  if device.name not in _TPUS:
-    jax.config.update("jax_num_cpu_devices", devices)
-    return "CPU", jax.devices()
-  from jax.experimental import topologies
-
-  sides = _sides(devices, _TPUS[device.name])
-  host = (*(min(2, side) for side in sides[:2]), 1)
-  slice_ = topologies.get_topology_desc(
-    platform="tpu",
-    topology_name=f"{device.name}:{'x'.join(map(str, sides))}",
-    chips_per_host_bounds=host,
-  )
-  return f"TPU {device.name}", slice_.devices
-
-
-def _sides(devices: int, dimensions: int) -> list[int]:
-  """The most even box of so many chips, each side a power of two: 32 are 4 x 8."""
-  power = devices.bit_length() - 1
-  if devices != 1 << power:
-    raise ConfigError(f"--compile knows slices of 2, 4, 8, ... TPU chips, and not of {devices}.")
-  part, more = divmod(power, dimensions)
-  return [1 << (part + (i >= dimensions - more)) for i in range(dimensions)]
-
-
 def _main(asked: str) -> None:
   import flan_jax.jobs.configurables  # noqa: F401  what gin files name
 
   kind, files, bindings = json.loads(asked)
-  compiler, fake = _fake_devices(*parse_devices(kind))
+  compiler, fake = fake_devices(*parse_devices(kind))
   print(json.dumps([compile_step(setup, fake, compiler) for setup in setups(files, bindings)]))
 
 

@@ -346,7 +346,12 @@ def test_what_cannot_be_planned_is_refused(flan_jax, arguments, words):
   assert words in flan_jax("plan", "--gin_file=recipes/t5_tiny.gin", *arguments, status=2).stderr
 
 
-def test_the_tpu_compiler_is_asked_for_by_name_where_it_is_not_installed(flan_jax, monkeypatch):
-  monkeypatch.setattr("flan_jax.jobs.compiled_plan.find_spec", lambda _: None)
-  recipe = ("--gin_file=recipes/t5_tiny.gin", "--devices=v5e-8", "--compile")
-  assert "pip install libtpu" in flan_jax("plan", *recipe, status=2).stderr
+@pytest.mark.parametrize(
+  ("devices", "package"), [("v5e-8", "libtpu"), ("h100-8", "jax-cuda13-plugin==")]
+)
+def test_a_compiler_is_asked_for_by_name_where_it_is_not_installed(
+  flan_jax, monkeypatch, devices, package
+):
+  monkeypatch.setattr("flan_jax.jobs.fake_devices.find_spec", lambda _: None)
+  recipe = ("--gin_file=recipes/t5_tiny.gin", f"--devices={devices}", "--compile")
+  assert f"pip install {package}" in flan_jax("plan", *recipe, status=2).stderr
