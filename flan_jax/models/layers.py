@@ -63,7 +63,9 @@ class Dense(nn.Module):
     if self.bias:
       zeros = partitioned(nn.initializers.zeros_init(), self.axes[1:])
       bias = self.param("bias", zeros, (self.features,), jnp.dtype(self.param_dtype))
-      out = out + _along_last(bias.astype(out.dtype), out)
+      # In float32, so that its gradient is summed there.
+      wide = out.astype(jnp.float32) + _along_last(bias.astype(jnp.float32), out)
+      out = wide.astype(out.dtype)
     return out
 
   def _adapted(

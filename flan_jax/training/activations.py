@@ -16,10 +16,11 @@ with g = 2 where the layer is gated, else 1. With "none" dropout adds a byte a n
 in attention. These are what JAX's partial evaluation saves of `flan_jax.models`, and a test holds them against it.
 
 While the backward pass is in a layer, there is beside it what its products read and give; what stands between
-products is fused into them (`in_backward_pass`; read off the schedules of the TPU compiler):
+products is fused into them (`in_backward_pass`; read off the schedules of the TPU and the GPU compiler):
 
   full        b (2P + 2) D: the stream before and behind each of P norms, and its gradient
-              b (2NH + 2KH), and 4 N S of scores, for each attention, and b N S for the gradient of one's scores
+              b (2NH + 2KH), and 4 N S of scores, for each attention, and b N S for the gradient of one's scores,
+              on GPUs 8 N S more
               b (g + 2) F for the feed-forward layer
   dots        as much without what it keeps
   none        the scores and their gradient alone
@@ -134,14 +135,15 @@ class Stack(NamedTuple):
     return self.layers * kept_bytes(self.arrays, remat, layout) + outside + bias
 
 
-def in_backward_pass(stack: Stack, remat: str, size: int, layout: Layout) -> float:
+def in_backward_pass(stack: Stack, remat: str, size: int, layout: Layout, platform: str) -> float:
   """Bytes on one device of what exists of a layer while its backward pass runs, beside what is kept.
 
   Args:
     size: bytes of a number of `dtype`.
   """
-  # The gradient of the attention weights has their dtype.
-  return kept_bytes(stack.arrays, f"again {remat}", layout) + _scores(stack, layout) * size / 4
+  # The gradient of the attention weights has their dtype. On GPUs both it and the weights are in float32 before.
+  arrays = size / 4 + (2 if platform == "gpu" else 0)
+  return kept_bytes(stack.arrays, f"again {remat}", layout) + arrays * _scores(stack, layout)
 
 
 def in_forward_pass_again(stack: Stack, remat: str, layout: Layout) -> float:

@@ -160,7 +160,7 @@ def _moments(
       _gradients(learnt, begun, work.accumulation, sums),
       sum(casts[: i + 1]),
       sum(kept[: i + 1]),
-      _of_layer(config, layout, there[i], kernels),
+      _of_layer(config, layout, there[i], kernels, platform),
       f"a layer's backward pass, {there[i].name}",
     )
   words, size = -(-config.vocab_size // layout.shards("vocab")), jnp.dtype(config.dtype).itemsize
@@ -196,6 +196,7 @@ def _of_layer(
   layout: Layout,
   stack: Stack,
   kernels: Iterable[Placed],
+  platform: str,
 ) -> float:
   size, fsdp = jnp.dtype(config.dtype).itemsize, layout.mesh.shape["fsdp"]
   widest = max(
@@ -207,7 +208,9 @@ def _of_layer(
   bias = 0.0 if stack.bias is None else stack.bias.share(layout)
   return max(
     in_forward_pass_again(stack, config.remat, layout) + bias + gathered * size,
-    in_backward_pass(stack, config.remat, size, layout) + 2 * bias + gathered * (size + 4),
+    in_backward_pass(stack, config.remat, size, layout, platform)
+    + 2 * bias
+    + gathered * (size + 4),
   )
 
 

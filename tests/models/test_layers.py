@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType
 
 from flan_jax.models.dot_product_attention import dot_product_attention
-from flan_jax.models.layers import embed_tokens, matmul
+from flan_jax.models.layers import Dense, embed_tokens, matmul
 from flan_jax.models.positions import relative_bucket, rotary_angles, rotate
 
 
@@ -34,6 +34,14 @@ def test_a_bfloat16_product_gives_a_float32_kernel_a_float32_gradient(width, out
   exact = jnp.broadcast_to(x.astype(jnp.float32).sum((0, 1))[:, None], (width, out))
   assert gradient.dtype == jnp.float32
   np.testing.assert_allclose(gradient, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_bias_of_bfloat16_products_has_a_gradient_summed_in_float32():
+  layer = Dense(5, ("embed", "mlp"), nn.initializers.ones_init(), "bfloat16", "float32", bias=True)
+  x = normal(8, 705, 4)
+  params = layer.init(jax.random.key(0), x)
+  gradient = jax.grad(lambda params: layer.apply(params, x).astype(jnp.float32).sum())(params)
+  np.testing.assert_array_equal(nn.unbox(gradient)["params"]["bias"], np.full(5, 8 * 705))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
