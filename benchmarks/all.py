@@ -31,7 +31,7 @@ SCRIPTS = {
   "training_step": ["--turns", "3"],
   "mixture_tuning": [],
   "start_up": ["--turns", "2"],
-  "generation": ["--turns", "1", "--new", "64"],
+  "generation": ["--turns", "2", "--new", "64"],
 }
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- written by benchmarks/all.py -->", "<!-- until here -->"

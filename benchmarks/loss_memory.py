@@ -81,7 +81,9 @@ def main() -> None:
       f"memory of loss and gradients, beside themselves, over that of the logits, {VOCABULARIES[-1]:,} words",
       "; ".join(
         f"{share:.2f} at {words:,}" for share, words in zip(shares, VOCABULARIES, strict=True)
-      ),
+      )
+      + f", where the loss of logits takes {needed['logits'] / size:.2f} and T5X's of one-hot targets "
+      f"{needed['one-hot'] / size:.2f}",
       shares[-1],
       1,
       at_most=True,

@@ -9,8 +9,9 @@ nothing is learnt, attention by SDPA where the model has it, torch's fused AdamW
 as XLA does (with them T5's step takes torch 2.8 s at first and 10 s five steps later). Each has a process of its own,
 and medians are told, by the clock and by CPU seconds of all threads. The loss of the peer's decoder makes logits of all
 tokens; once more it is told that the last of each row alone are learnt, which a packed batch could not say. With
-`--parts` also the forward pass, and forward and backward, apart. The floor is the time that the FLOPs of our step
-(`flan_jax.training.flops`) take at the rate of XLA's best product of the model's own widths.
+`--parts` also the forward pass, and forward and backward, apart. The floor is the time that the FLOPs of the
+mathematics (`flan_jax.training.flops`: nothing is computed twice) take at the rate of XLA's best product of the model's
+own widths.
 """
 
 import argparse
@@ -91,14 +92,14 @@ def spent(kind: str, family: str, part: str, args: argparse.Namespace) -> list[f
 
 
 def floor(config: DecoderConfig | EncoderDecoderConfig, args: argparse.Namespace) -> float:
-  """Seconds that the products of our step take at the best rate of one with the model's widths."""
+  """Seconds that the products of a step take at the best rate of one with the model's widths."""
   inputs = 0 if isinstance(config, DecoderConfig) else args.length
   length = args.targets if inputs else args.length
   shapes = shapes_by_path(build_model(config).shapes())
   flops = step_flops(config, Workload(args.rows, 1, inputs, length, args.targets), shapes, shapes)
   tokens = args.rows * args.length
   wide = [(tokens, config.emb_dim, config.mlp_dim), (tokens, config.mlp_dim, config.emb_dim)]
-  return flops.executed / max(rate(*shape) for shape in wide)
+  return flops.model.total / max(rate(*shape) for shape in wide)
 
 
 def rate(m: int, k: int, n: int) -> float:

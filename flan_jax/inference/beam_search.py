@@ -125,7 +125,7 @@ def _prefill(
     length = width + max_new_tokens
     cache = model.init_cache(params, {"decoder_input_tokens": prompts}, length)
     # Positions past the cache are not written.
-    places = jnp.where(real, index, length)
+    places = jnp.where(real, index, length + index)
     prefix = prompt_lengths if model.bidirectional_inputs else None
     hidden, cache = model.decode_hidden(params, cache, prompts, places, prefix)
     positions = jnp.maximum(prompt_lengths - 1, 0)

@@ -61,7 +61,7 @@ def compiled_plans(
   """For each phase of a launch, in the order of `make_plans`.
 
   Raises:
-    ConfigError: the compiler is not installed, or it gave up; its last words are told.
+    ConfigError: the compiler is not installed, devices that it does not know, or it gave up; its last words are told.
   """
   check_compiler(device, devices)
   asked = json.dumps([f"{device.name}-{devices}", list(files), list(bindings)])
@@ -76,6 +76,11 @@ def compiled_plans(
       line for line in done.stderr.splitlines() if re.match(r"[\w.]+(Error|Exception): ", line)
     ]
     words = (errors or done.stderr.splitlines() or ["it said nothing"])[-1]
+    kind, _, own = words.partition(": ")
+    if kind == f"{ConfigError.__module__}.{ConfigError.__name__}":
+      raise ConfigError(own)
+    if "cuDNN not found" in words:
+      words += " It compiles its attention itself: pip install nvidia-cudnn-cu13, or set attention='flash'."
     raise ConfigError(f"the compiler gave up on this launch: {words[:600]}")
   # A layout that no collective leads to: the compiler gathers the whole array instead.
   surprises = (line for line in done.stderr.splitlines() if "full rematerialization" in line)

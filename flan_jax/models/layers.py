@@ -1,6 +1,6 @@
 """The layers that both families are made of, with the logical axes of their parameters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -293,7 +293,9 @@ def embed_tokens(
   On a mesh, where the logical axis rules shard the table, each device looks up the tokens whose
   rows it holds and the results are summed over the vocabulary's mesh axes. The partitioner's own
   gather would rebuild the whole table on every device, and a one-hot product is as large as the
-  logits.
+  logits. Where columns are cut, devices look up theirs for each other's tokens and exchange them,
+  which are fewer than the words; but for TPUs, which are slow at many narrow rows: there columns
+  are gathered.
   """
   mesh = jax.sharding.get_abstract_mesh()
   vocab, embed = mesh_axes(rows, mesh), mesh_axes("embed", mesh)
@@ -301,8 +303,11 @@ def embed_tokens(
   length = mesh_axes("length", mesh, tokens.shape[1])
   if not vocab + embed + batch + length:
     return constrain(_lookup(table, tokens, dtype), "batch", "length", None)
+  gathered, exchanged = (embed, ()) if platform() == "tpu" else ((), embed)
+  cut = {axis: [axis in axes for axes in (batch, length)] for axis in exchanged}
+  dims = {axis: cuts.index(True) if any(cuts) else None for axis, cuts in cut.items()}
   lookup = jax.shard_map(
-    partial(_masked_gather, dtype=dtype, vocab=vocab, embed=embed),
+    partial(_masked_gather, dtype=dtype, vocab=vocab, gathered=gathered, exchanged=dims),
     in_specs=(
       PartitionSpec(vocab or None, embed or None),
       PartitionSpec(batch or None, length or None),
@@ -318,14 +323,32 @@ def _masked_gather(
   tokens: Int[Array, "B T"],
   dtype: str,
   vocab: tuple[str, ...],
-  embed: tuple[str, ...],
+  gathered: tuple[str, ...],
+  exchanged: Mapping[str, int | None],
 ) -> Float[Array, "B T D"]:
+  """On a device, which has some rows and some columns of the table.
+
+  Args:
+    gathered: axes that cut columns, which are gathered before the lookup.
+    exchanged: those over which they are exchanged after it, and the dimension of the tokens that each cuts; None: it
+      cuts neither, and the devices have the same tokens.
+  """
+  for axis, dim in exchanged.items():
+    if dim is not None:
+      tokens = jax.lax.all_gather(tokens, axis, axis=dim, tiled=True)
   if not vocab:
-    return _lookup(table, tokens, dtype, embed)
-  local = tokens - jax.lax.axis_index(vocab) * table.shape[0]
-  held: Bool[Array, "B T"] = (local >= 0) & (local < table.shape[0])
-  rows = _lookup(table, jnp.where(held, local, 0), dtype, embed)
-  return jax.lax.psum(jnp.where(held[..., None], rows, jnp.zeros((), rows.dtype)), vocab)
+    rows = _lookup(table, tokens, dtype, gathered)
+  else:
+    local = tokens - jax.lax.axis_index(vocab) * table.shape[0]
+    held: Bool[Array, "B T"] = (local >= 0) & (local < table.shape[0])
+    rows = _lookup(table, jnp.where(held, local, 0), dtype, gathered)
+    rows = jax.lax.psum(jnp.where(held[..., None], rows, jnp.zeros((), rows.dtype)), vocab)
+  for axis, dim in reversed(exchanged.items()):
+    if dim is None:
+      rows = jax.lax.all_gather(rows, axis, axis=2, tiled=True)
+    else:
+      rows = jax.lax.all_to_all(rows, axis, split_axis=dim, concat_axis=2, tiled=True)
+  return rows
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

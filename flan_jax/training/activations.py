@@ -20,7 +20,7 @@ products is fused into them (`in_backward_pass`; read off the schedules of the T
 
   full        b (2P + 2) D: the stream before and behind each of P norms, and its gradient
               b (2NH + 2KH), and 4 N S of scores, for each attention, and b N S for the gradient of one's scores,
-              on GPUs 8 N S more
+              on GPUs 8 N S more, and that of all blocks
               b (g + 2) F for the feed-forward layer
   dots        as much without what it keeps
   none        the scores and their gradient alone
@@ -141,9 +141,11 @@ def in_backward_pass(stack: Stack, remat: str, size: int, layout: Layout, platfo
   Args:
     size: bytes of a number of `dtype`.
   """
-  # The gradient of the attention weights has their dtype. On GPUs both it and the weights are in float32 before.
-  arrays = size / 4 + (2 if platform == "gpu" else 0)
-  return kept_bytes(stack.arrays, f"again {remat}", layout) + arrays * _scores(stack, layout)
+  # The gradient of the attention weights has their dtype.
+  found = kept_bytes(stack.arrays, f"again {remat}", layout) + _scores(stack, layout) * size / 4
+  if platform == "gpu":  # Both are in float32 before, and XLA has all blocks of them at once.
+    found += 2 * max(_all_blocks(array, layout) for array in stack.arrays if array.name == "scores")
+  return found
 
 
 def in_forward_pass_again(stack: Stack, remat: str, layout: Layout) -> float:
@@ -155,6 +157,14 @@ def in_forward_pass_again(stack: Stack, remat: str, layout: Layout) -> float:
 
 def _scores(stack: Stack, layout: Layout) -> float:
   return max(array.share(layout) for array in stack.arrays if array.name == "scores")
+
+
+def _all_blocks(scores: Kept, layout: Layout) -> float:
+  """Bytes of the scores of all blocks of queries, each of which is compared with the keys before its end."""
+  blocks = 1
+  if _BLOCKS in scores.axes and layout.shards("length") == 1:
+    blocks = causal_blocks(scores.shape[scores.axes.index(_BLOCKS)])
+  return scores.share(layout) * (blocks + 1) / 2
 
 
 def stacks(config: DecoderConfig | EncoderDecoderConfig, work: Workload) -> list[Stack]:

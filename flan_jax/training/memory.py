@@ -8,7 +8,7 @@ sharding cuts it. What else there is depends on the moment, and the peak is an e
                      those after it; what `activations.in_backward_pass` says; of T5 the gradient of the stack's
                      bias and a layer's part of it; over fsdp the kernels that are multiplied side by side,
                      gathered, and their float32 gradients before they are scattered
-  the embedding      all gradients; the table gathered over fsdp, its gradient, and what reduces that
+  the embedding      all gradients; on TPUs the table gathered over fsdp, its gradient, and what reduces that
 
 Where parameters are wider than products are, compilers cast the kernels of a stack before the loop over its layers:
 those casts are there as long as what the stack keeps.
@@ -164,7 +164,8 @@ def _moments(
       f"a layer's backward pass, {there[i].name}",
     )
   words, size = -(-config.vocab_size // layout.shards("vocab")), jnp.dtype(config.dtype).itemsize
-  gathered = 3 * words * config.emb_dim * size if layout.mesh.shape["fsdp"] > 1 else 0
+  gathers = platform == "tpu" and layout.mesh.shape["fsdp"] > 1
+  gathered = 3 * words * config.emb_dim * size if gathers else 0
   yield _Moment(
     _gradients(learnt, learnt, work.accumulation, sums), 0, 0, gathered, "the embedding"
   )

@@ -50,6 +50,7 @@ LAUNCHES = {
   "7B on 16, tensor 8": ("a100-80", 16, launch("decoder_7b", "megatron", 16, *DECODER, *FLASH)),
   "T5 large on an H200": ("h200", 1, launch("t5_1_1_large", "single", 32, *T5, *FLASH)),
   "T5 large on 8, no kernel": ("h100", 8, launch("t5_1_1_large", "fsdp", 64, *T5)),
+  "1B on 8, no kernel": ("h100", 8, launch("decoder_1b", "fsdp", 16, *DECODER)),
   "T5 xl on 8, fsdp": ("h100", 8, launch("t5_1_1_xl", "fsdp", 64, *T5, *FLASH)),
 }
 

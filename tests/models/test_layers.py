@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 
+import flan_jax.models.layers as layers
 from flan_jax.models.dot_product_attention import dot_product_attention
 from flan_jax.models.layers import Dense, embed_tokens, matmul
 from flan_jax.models.positions import relative_bucket, rotary_angles, rotate
@@ -45,21 +46,36 @@ def test_a_bias_of_bfloat16_products_has_a_gradient_summed_in_float32():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize(
+  ("cut", "rows"),
+  [
+    ([("batch", ("data", "fsdp"))], 8),
+    ([("batch", ("data", "fsdp"))], 3),
+    ([("batch", "data"), ("length", "fsdp")], 4),
+    ([("batch", "data")], 4),
+  ],
+  ids=["batch", "rows that do not divide", "length", "neither"],
+)
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2), (1, 8, 1)], ids=str)
-def test_a_bfloat16_lookup_sums_gradients_in_float32_on_every_mesh(sizes, dtype):
-  # 8 x 700 tokens of one word: in bfloat16 a sum of ones ends at 256.
-  tokens = jnp.tile(jnp.array([3] * 700 + [1, 6], jnp.int32), (8, 1))
+def test_a_bfloat16_lookup_sums_gradients_in_float32_on_every_mesh(
+  sizes, cut, rows, platform, dtype, monkeypatch
+):
+  monkeypatch.setattr(layers, "platform", lambda: platform)
+  # Hundreds of tokens of one word: in bfloat16 a sum of ones ends at 256.
+  tokens = jnp.tile(jnp.array([3] * 701 + [1, 6, 7], jnp.int32), (rows, 1)).at[0, 0].set(2)
   table = normal(8, 16).astype(dtype)
-  rules = (("batch", ("data", "fsdp")), ("embed", "fsdp"), ("vocab", "tensor"))
+  axes = (*cut, ("embed", "fsdp"), ("vocab", "tensor"))
   mesh = jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-  with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
-    rows, pull = jax.vjp(jax.jit(lambda table: embed_tokens(table, tokens, "bfloat16")), table)
-    [gradient] = pull(jnp.ones_like(rows))
-  np.testing.assert_array_equal(rows, table.astype(jnp.bfloat16)[tokens])
+  factors = normal(rows, 704, 16, seed=1).round()  # whose sums are exact
+  with jax.set_mesh(mesh), nn.logical_axis_rules(axes):
+    found, pull = jax.vjp(jax.jit(lambda table: embed_tokens(table, tokens, "bfloat16")), table)
+    [gradient] = pull(factors.astype(jnp.bfloat16))
+  np.testing.assert_array_equal(found, table.astype(jnp.bfloat16)[tokens])
   exact = np.zeros((8, 16), np.float32)
-  exact[[3, 1, 6]] = [[8 * 700], [8], [8]]
+  np.add.at(exact, tokens, factors)
   assert gradient.dtype == dtype
-  np.testing.assert_array_equal(gradient.astype(jnp.float32), exact)
+  np.testing.assert_array_equal(gradient, jnp.asarray(exact).astype(dtype))
 
 
 def test_rotary_scores_depend_on_the_distance_alone():
