@@ -1,6 +1,6 @@
 """The layers that both families are made of, with the logical axes of their parameters."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -294,8 +294,8 @@ def embed_tokens(
   rows it holds and the results are summed over the vocabulary's mesh axes. The partitioner's own
   gather would rebuild the whole table on every device, and a one-hot product is as large as the
   logits. Where columns are cut, devices look up theirs for each other's tokens and exchange them,
-  which are fewer than the words; but for TPUs, which are slow at many narrow rows: there columns
-  are gathered.
+  which are fewer than the words; on TPUs, whose lanes narrow rows would leave empty, columns are
+  gathered first.
   """
   mesh = jax.sharding.get_abstract_mesh()
   vocab, embed = mesh_axes(rows, mesh), mesh_axes("embed", mesh)
@@ -304,8 +304,8 @@ def embed_tokens(
   if not vocab + embed + batch + length:
     return constrain(_lookup(table, tokens, dtype), "batch", "length", None)
   gathered, exchanged = (embed, ()) if platform() == "tpu" else ((), embed)
-  cut = {axis: [axis in axes for axes in (batch, length)] for axis in exchanged}
-  dims = {axis: cuts.index(True) if any(cuts) else None for axis, cuts in cut.items()}
+  cuts = {axis: dim for dim, axes in enumerate((batch, length)) for axis in axes}
+  dims = {axis: cuts.get(axis) for axis in exchanged}
   lookup = jax.shard_map(
     partial(_masked_gather, dtype=dtype, vocab=vocab, gathered=gathered, exchanged=dims),
     in_specs=(
@@ -324,7 +324,7 @@ def _masked_gather(
   dtype: str,
   vocab: tuple[str, ...],
   gathered: tuple[str, ...],
-  exchanged: Mapping[str, int | None],
+  exchanged: dict[str, int | None],
 ) -> Float[Array, "B T D"]:
   """On a device, which has some rows and some columns of the table.
 
