@@ -34,9 +34,8 @@ T = TypeVar("T")
 _SHORTEST = 32
 _FULL = 0.75  # of those rows are filled, or prompts are read one by one
 _TOGETHER = 8
-_FEWEST = {
-  "gpu": 2
-}  # rows on a device: of one XLA makes no product but terms in memory and a slow sum
+# Rows on a device: of one, XLA on GPUs makes no product, but writes its terms and sums them slowly.
+_FEWEST = {"gpu": 2}
 
 FINISHES = ("stop", "length", "broken")
 """Why a text ends: a stop token, its length, or logits that are not finite."""

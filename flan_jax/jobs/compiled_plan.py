@@ -80,7 +80,7 @@ def compiled_plans(
     if kind == f"{ConfigError.__module__}.{ConfigError.__name__}":
       raise ConfigError(own)
     if "cuDNN not found" in words:
-      words += " It compiles its attention itself: pip install nvidia-cudnn-cu13, or set attention='flash'."
+      words += " cuDNN compiles its attention itself: pip install nvidia-cudnn-cu13, or set attention='flash'."
     raise ConfigError(f"the compiler gave up on this launch: {words[:600]}")
   # A layout that no collective leads to: the compiler gathers the whole array instead.
   surprises = (line for line in done.stderr.splitlines() if "full rematerialization" in line)
@@ -103,6 +103,7 @@ def program_of(setup: Setup, fake: Sequence[jax.Device]) -> jax.stages.Compiled:
 
 
 def compile_step(setup: Setup, fake: Sequence[jax.Device], compiler: str) -> Compiled:
+  """What the compiler of that name says of `program_of`."""
   begun = time.perf_counter()
   made = program_of(setup, fake)
   memory: Any = made.memory_analysis()

@@ -86,7 +86,11 @@ def check_compiler(device: Device, count: int) -> None:
 
 
 def fake_devices(device: Device, count: int) -> tuple[str, Sequence[jax.Device]]:
-  """The compiler that is asked, and devices for it; of CPUs only where JAX has not looked for any yet."""
+  """The compiler that is asked, and devices for it; of CPUs only where JAX has not looked for any yet.
+
+  Raises:
+    ConfigError: as many TPUs or GPUs as no slice and no machines have.
+  """
   from jax.experimental import topologies
 
   if device.name in _TPUS:
