@@ -353,9 +353,9 @@ def _masked_gather(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _lookup(
-  table: Float[Array, "V D/E"], index: Int[Array, "B T"], dtype: str, embed: tuple[str, ...] = ()
+  table: Float[Array, "V C"], index: Int[Array, "B T"], dtype: str, embed: tuple[str, ...] = ()
 ) -> Float[Array, "B T D"]:
-  """Rows of a table whose columns lie on the E devices of `embed`, and are gathered in `dtype`.
+  """Rows of a table of whose columns every device of `embed` has C; they are gathered in `dtype`.
 
   A frequent word has thousands of tokens in a batch. Their sum would stand still in bfloat16, of which GPUs besides
   have no sums in memory: they compare and swap until no other came between.
