@@ -60,6 +60,7 @@ def test_each_gets_the_text_that_it_gets_alone(family, slots, chunk, same):
 def test_where_a_product_needs_two_rows_texts_are_the_same(slots, monkeypatch):
   monkeypatch.setattr(engine_module, "platform", lambda: "gpu")
   engine = Engine(*trained("decoder"), slots=slots, **SIZES | {"length": 125})
+  assert engine._rows == max(slots, 2) and engine._counts[0] == 2
   texts = [engine.run([PROMPTS[0]], settings()[0])[0], *engine.run(PROMPTS[1:], settings()[1:])]
   monkeypatch.undo()
   assert [text.tokens for text in texts] == alone("decoder")

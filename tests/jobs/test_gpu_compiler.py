@@ -125,7 +125,7 @@ def test_a_step_copies_no_state_and_sums_nothing_narrow_in_memory(model, gpu):
   assert not scatters(text, "bf16")
 
 
-@pytest.mark.parametrize("rows", [2, 32])
+@pytest.mark.parametrize("rows", [1, 2, 32])
 def test_writing_compares_and_swaps_nothing_of_the_cache_and_makes_products(rows, gpu):
   config = DecoderConfig(1024, 256, 2, 4, 2, 64, 512, dtype="bfloat16", param_dtype="bfloat16")
   model = build_model(config)
@@ -150,7 +150,9 @@ def test_writing_compares_and_swaps_nothing_of_the_cache_and_makes_products(rows
       slots.write.lower(model, shaped(params), shaped(state), None, hurry, 8).compile().as_text()
     )
   cache = rf"bf16\[{rows},2,128,64\]"
-  assert len(re.findall(rf" = {cache}\S* scatter\(", text)) == 4
+  # One row is written as a slice.
+  assert len(re.findall(rf" = {cache}\S* scatter\(", text)) == (4 if rows > 1 else 0)
   assert not scatters(text, "bf16")
-  # Of one row the terms of a product with a kernel would be written down before they are summed.
-  assert not re.findall(r" = bf16\[(?:256,512|512,256|256,256|256,128)\]\S* multiply\(", text)
+  # Of one row the terms of a product with a kernel are written down before they are summed: why engines have two.
+  terms = re.findall(r" = bf16\[(?:256,512|512,256|256,256|256,128)\]\S* multiply\(", text)
+  assert bool(terms) == (rows == 1)
